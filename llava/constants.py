@@ -1,0 +1,32 @@
+"""Token strings and indices, under LLaVA's names. Defined here and nowhere else."""
+
+IGNORE_INDEX = -100
+
+DEFAULT_IMAGE_TOKEN = "<image>"
+DEFAULT_VIDEO_TOKEN = "<video>"
+
+DEFAULT_IM_START_TOKEN = "<im_start>"
+DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
+DEFAULT_IM_END_TOKEN = "<im_end>"
+
+DEFAULT_VID_START_TOKEN = "<vid_start>"
+DEFAULT_VIDEO_PATCH_TOKEN = "<vid_patch>"
+DEFAULT_VID_END_TOKEN = "<vid_end>"
+
+DEFAULT_SLOW_VID_START_TOKEN = "<slow_vid_start>"
+DEFAULT_SLOW_VID_END_TOKEN = "<slow_vid_end>"
+
+PLACEHOLDERS = (DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN)
+"""What a record's text may contain, once for each file that the record names."""
+
+VISUAL_TOKENS = (
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+    DEFAULT_VIDEO_PATCH_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_SLOW_VID_START_TOKEN,
+    DEFAULT_SLOW_VID_END_TOKEN,
+)
+"""The eight tokens whose positions hold vision features; never written by a record's author."""

@@ -1,0 +1,111 @@
+"""Text to tokens: placeholders become spans, conversations become one plain-LM sequence, visual tokens are masked.
+
+Letters in shapes: L positions of one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava.config import VideoSpec
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_SLOW_VID_END_TOKEN,
+    DEFAULT_SLOW_VID_START_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+    DEFAULT_VIDEO_PATCH_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
+    IGNORE_INDEX,
+    VISUAL_TOKENS,
+)
+
+
+def image_span(spec: VideoSpec) -> str:
+    """The text of one image: as many tokens as it has rows."""
+    return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_PATCH_TOKEN * (spec.image_rows - 2) + DEFAULT_IM_END_TOKEN
+
+
+def video_span(spec: VideoSpec) -> str:
+    """The text of one video, the fast span and then the slow one: as many tokens as it has rows."""
+    fast = DEFAULT_VID_START_TOKEN + DEFAULT_VIDEO_PATCH_TOKEN * (spec.fast_rows - 2) + DEFAULT_VID_END_TOKEN
+    slow = DEFAULT_SLOW_VID_START_TOKEN + DEFAULT_VIDEO_PATCH_TOKEN * (spec.slow_rows - 2) + DEFAULT_SLOW_VID_END_TOKEN
+    return fast + slow
+
+
+def expand_placeholders(text: str, spec: VideoSpec) -> str:
+    """Replaces every `<video>` and `<image>` by its span of visual tokens."""
+    return text.replace(DEFAULT_VIDEO_TOKEN, video_span(spec)).replace(DEFAULT_IMAGE_TOKEN, image_span(spec))
+
+
+def reserved_tokens(tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[str, ...]:
+    """Strings that a record's text must not contain: the visual tokens and the tokenizer's own special tokens."""
+    own = tokenizer.all_special_tokens if tokenizer is not None else ["<|endoftext|>"]
+    return tuple(dict.fromkeys((*VISUAL_TOKENS, *own)))
+
+
+def visual_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids of the eight visual tokens.
+
+    Raises:
+        ValueError: when the tokenizer lacks one of them, so that it would become an unknown token or `<|endoftext|>`,
+            or when one shares its id with the unknown, end-of-text or padding token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in VISUAL_TOKENS if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the tokenizer does not know the special tokens {', '.join(missing)}: register them first with "
+            "llava.model.builder.add_visual_tokens(tokenizer, model)"
+        )
+    ids = {token: vocabulary[token] for token in VISUAL_TOKENS}
+    taken = {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    shared = [token for token, i in ids.items() if i in taken]
+    if shared:
+        raise ValueError(f"the special tokens {', '.join(shared)} share an id with the unk, eos or pad token")
+    return ids
+
+
+def join_turns(conversation: Sequence[Mapping[str, str]]) -> str:
+    """Plain-LM text of a conversation: the values of its turns joined by one space, empty turns left out."""
+    return " ".join(value for turn in conversation if (value := turn["value"].strip()))
+
+
+def mask_visual(input_ids: torch.Tensor, visual_ids: Sequence[int]) -> torch.Tensor:
+    """Labels (L,) for `input_ids` (L,): the same ids, with `IGNORE_INDEX` at the positions of visual tokens."""
+    visual = torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype))
+    return input_ids.masked_fill(visual, IGNORE_INDEX)
+
+
+def count_supervised(labels: torch.Tensor) -> int:
+    """How many positions of `labels` (..., L) are targets of the loss.
+
+    Position 0 is never predicted, since nothing comes before it, so it does not count whatever its label.
+    """
+    return int((labels[..., 1:] != IGNORE_INDEX).sum())
+
+
+def truncate(input_ids: torch.Tensor, labels: torch.Tensor, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cuts text at the end of a sequence (L,) so that at most `max_length` positions remain; the last, EOS, is kept.
+
+    Raises:
+        ValueError: when the cut would reach into a visual span, or leave no word to learn.
+    """
+    if len(input_ids) <= max_length:
+        return input_ids, labels
+    kept = torch.cat([labels[: max_length - 1], labels[-1:]])
+    lost = labels[max_length - 1 : -1]
+    if (lost == IGNORE_INDEX).any() or count_supervised(kept) < 2:
+        visual = int((labels == IGNORE_INDEX).sum())
+        raise ValueError(
+            f"{len(input_ids)} positions, {visual} of them visual, do not fit model_max_length {max_length}: "
+            "no visual span may be cut and a word must remain; raise --model_max_length (and the model's positions), "
+            "or lower --num_frames or --mm_perceiver_latents"
+        )
+    return torch.cat([input_ids[: max_length - 1], input_ids[-1:]]), kept
