@@ -1,0 +1,131 @@
+"""Making and loading models: token registration, what trains, and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AddedToken, AutoTokenizer, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase
+
+from llava.constants import VISUAL_TOKENS
+from llava.data.prompt import visual_token_ids
+from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
+
+MM_PARTS = {
+    "mm_language_model": ("transformer.", "lm_head."),
+    "mm_mlp_adapter": ("mm_projector.",),
+    "mm_vision_resampler": ("vision_resampler.",),
+    "mm_vision_tower": ("vision_tower.",),
+}
+"""What `mm_tunable_parts` may name, and the parameters of each; together they hold every parameter."""
+
+
+def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> dict[str, int]:
+    """Registers the eight visual tokens on any tokenizer and grows the model's embeddings to hold them.
+
+    Calling it again changes nothing. Tied input and output embeddings stay tied, and both keep their
+    `requires_grad`. Returns the ids, which are also written into the model's config.
+
+    Raises:
+        ValueError: when the tokenizer has no end-of-text token, which plain-LM training must learn.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token: set one, since a caption must learn to end")
+    tokens = [AddedToken(t, special=True, normalized=False) for t in VISUAL_TOKENS]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        trainable = model.get_input_embeddings().weight.requires_grad
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.get_input_embeddings().weight.requires_grad_(trainable)
+        model.get_output_embeddings().weight.requires_grad_(trainable)
+    ids = visual_token_ids(tokenizer)
+    model.config.visual_token_ids = ids
+    return ids
+
+
+def select_parts(names: str | Iterable[str]) -> list[str]:
+    """The parts that a comma-separated `mm_tunable_parts` names.
+
+    Raises:
+        ValueError: for an unknown name, or none at all.
+    """
+    parts = [p.strip() for p in (names.split(",") if isinstance(names, str) else names) if p.strip()]
+    unknown = sorted(set(parts) - set(MM_PARTS))
+    if unknown or not parts:
+        raise ValueError(
+            f"mm_tunable_parts: {'unknown ' + ', '.join(unknown) if unknown else 'nothing to train'}; "
+            f"use a comma-separated list of {', '.join(MM_PARTS)}"
+        )
+    return list(dict.fromkeys(parts))
+
+
+def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
+    """Lets exactly the parameters of `parts` train and freezes all others.
+
+    Raises:
+        ValueError: when a part is unknown, or a parameter belongs to none.
+    """
+    chosen = tuple(prefix for part in select_parts(parts) for prefix in MM_PARTS[part])
+    for name, parameter in model.named_parameters():
+        part_of(name)
+        parameter.requires_grad_(name.startswith(chosen))
+
+
+def part_of(parameter_name: str) -> str:
+    """The part of `MM_PARTS` that a parameter belongs to; ValueError when there is none."""
+    for part, prefixes in MM_PARTS.items():
+        if parameter_name.startswith(prefixes):
+            return part
+    raise ValueError(f"parameter {parameter_name!r} belongs to no part of {tuple(MM_PARTS)}")
+
+
+def load_language_model(
+    name_or_path: str, from_scratch: bool = False, attn_implementation: str = "sdpa", load_vision_tower: bool = True
+) -> LlavaGPT2ForCausalLM:
+    """A `LlavaGPT2ForCausalLM` from a GPT-2 or llava_gpt2 folder, in fp32.
+
+    Args:
+        from_scratch: keep the folder's config and draw fresh weights (from torch's global generator).
+        load_vision_tower: False leaves a llava checkpoint's tower out.
+
+    Raises:
+        ValueError: when the folder holds another kind of model, or incomplete weights.
+    """
+    config = GPT2Config.get_config_dict(name_or_path)[0]
+    kind = config.get("model_type")
+    if kind not in ("gpt2", "llava_gpt2"):
+        raise ValueError(f"--model_name_or_path {name_or_path}: model type {kind!r}, expected gpt2 or llava_gpt2")
+    config.pop("model_type")
+    llava_config = LlavaGPT2Config(**config)
+    if from_scratch:
+        # The vision modules of an earlier model are not part of a fresh one.
+        language_only = {k: v for k, v in config.items() if not k.startswith("mm_") and k != "video_spec"}
+        fresh = LlavaGPT2Config(**language_only)
+        fresh._attn_implementation = attn_implementation
+        return LlavaGPT2ForCausalLM(fresh).float()
+    return LlavaGPT2ForCausalLM.from_pretrained(
+        name_or_path,
+        config=llava_config,
+        dtype=torch.float32,
+        attn_implementation=attn_implementation,
+        load_vision_tower=load_vision_tower,
+    )
+
+
+def load_pretrained_model(
+    model_path: str | Path, device: str | torch.device = "cpu", vision_tower: str | None = None
+) -> tuple[PreTrainedTokenizerBase, LlavaGPT2ForCausalLM]:
+    """Tokenizer and model of a finished run or checkpoint, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: when the folder is not a checkpoint.
+        ValueError: when weights are missing, or the tower is not the one of training.
+    """
+    path = Path(model_path)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: no config.json; --model-path is the folder of a finished run or a checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = LlavaGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
+    return tokenizer, model.to(device).eval()

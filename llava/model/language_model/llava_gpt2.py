@@ -1,0 +1,228 @@
+"""`LlavaGPT2ForCausalLM`: a GPT-2 that also takes video.
+
+Letters in shapes: B batch, L positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+
+from llava.constants import IGNORE_INDEX
+from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.multimodal_resampler.fast_slow import StreamResampler
+
+TOWER_PREFIX = "vision_tower."
+
+
+class LlavaGPT2Config(GPT2Config):
+    """A GPT-2 config that also describes the tower, projector, resampler and visual tokens.
+
+    `mm_hidden_size` is None on a model without vision. The other `mm_*` fields carry the launch flags of the same
+    name; `video_spec` and `mm_processor` are `VideoSpec` and `ProcessorSpec` as dictionaries.
+    """
+
+    model_type = "llava_gpt2"
+
+    mm_vision_tower: str | None = None
+    mm_vision_tower_checksum: str | None = None
+    mm_vision_tower_storage: str = "reference"
+    mm_vision_config: dict | None = None
+    mm_vision_select_layer: int = -2
+    mm_vision_select_feature: str = "patch"
+    mm_hidden_size: int | None = None
+    mm_patch_grid: list | None = None
+    mm_processor: dict | None = None
+    mm_projector_type: str = "mlp2x_gelu"
+    mm_resampler_type: str = "fast_slow_resampler"
+    mm_perceiver_depth: int = 1
+    video_spec: dict | None = None
+    visual_token_ids: dict | None = None
+
+
+class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
+    """GPT-2 with a DINOv2 tower, a projector and a fast/slow resampler; text-only when the config names no tower."""
+
+    config_class = LlavaGPT2Config
+    # The tower of a checkpoint that keeps it by reference is absent on purpose.
+    _keys_to_ignore_on_load_missing = [r"^vision_tower\."]
+
+    def __init__(self, config: LlavaGPT2Config) -> None:
+        super().__init__(config)
+        self.build_vision_modules()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, StreamResampler):
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, vision_tower: str | None = None, load_vision_tower: bool = True, **kwargs: Any):
+        """As in transformers, and then the tower is attached, checked and frozen.
+
+        Args:
+            vision_tower: where the tower lies now, when it is not where the checkpoint says.
+            load_vision_tower: False leaves it out, for training from cached features.
+
+        Raises:
+            ValueError: when weights are missing from the checkpoint, or the tower is another one.
+            FileNotFoundError: when the tower cannot be found.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        problems = {k: info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys") if info.get(k)}
+        if problems:
+            listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
+            raise ValueError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
+        if model.vision_tower is not None:
+            model.vision_tower.requires_grad_(False)
+        elif model.config.mm_hidden_size is not None and load_vision_tower:
+            model.attach_vision_tower(vision_tower)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, state_dict: dict | None = None, **kwargs: Any) -> Any:
+        """As in transformers; a tower that is kept by reference stays out of the files."""
+        if self.config.mm_vision_tower_storage == "reference":
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
+        return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        num_images: torch.Tensor | None = None,
+        num_videos: torch.Tensor | None = None,
+        sample_ids: list[str] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Next-token prediction over text and video.
+
+        Args:
+            input_ids: (B, L); visual positions are swapped for features as
+                `prepare_inputs_labels_for_multimodal_video` describes, whose arguments are taken here too.
+            labels: (B, L), `IGNORE_INDEX` where nothing is predicted; shifted inside, so `labels` may equal the ids.
+            return_logits: full logits (B, L, V) beside the loss; by default only in evaluation. In training the head
+                sees supervised positions alone.
+            num_items_in_batch: supervised tokens of the whole accumulated batch over all ranks; the loss is the sum
+                over it. Without it, the mean over this batch's.
+
+        Raises:
+            ValueError: when counts do not match, or `labels` supervise nothing.
+        """
+        if inputs_embeds is None:
+            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(
+                input_ids,
+                labels,
+                pixel_values=pixel_values,
+                pixel_values_videos=pixel_values_videos,
+                image_features=image_features,
+                video_features=video_features,
+                num_images=num_images,
+                num_videos=num_videos,
+                sample_ids=sample_ids,
+            )
+        output = self.transformer(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = output.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            loss = supervised_loss(hidden, labels, self.lm_head, num_items_in_batch)
+        if labels is None or (return_logits if return_logits is not None else not self.training):
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, keep])
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' generation (greedy, sampling, beam search), with video.
+
+        The visual arguments of `forward` are taken beside transformers' own. The prompt is encoded once, so that
+        neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        visual = {
+            name: kwargs.pop(name, None)
+            for name in ("pixel_values", "pixel_values_videos", "image_features", "video_features")
+        }
+        visual |= {name: kwargs.pop(name, None) for name in ("num_images", "num_videos", "sample_ids")}
+        if input_ids is not None and self.mm_projector is not None:
+            kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, **visual)
+        elif any(value is not None for name, value in visual.items() if name != "sample_ids"):
+            raise ValueError("this model was trained on text alone: it takes no video or image")
+        return super().generate(input_ids, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        prompt_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; while nothing is cached, the prompt enters as embeddings with its video in them."""
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if prompt_embeds is None or cached >= prompt_embeds.shape[1]:
+            return inputs
+        ids = inputs.pop("input_ids")
+        if cached or ids.shape[1] < prompt_embeds.shape[1]:
+            raise ValueError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
+        new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
+        return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
+
+
+def supervised_loss(
+    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, num_items: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the next token at supervised positions only.
+
+    Args:
+        hidden: (B, L, D) states of the language model.
+        labels: (B, L), unshifted; position 0 is never a target.
+        head: (..., D) -> (..., V) logits; sees the states before supervised tokens and no others.
+        num_items: what the sum is divided by; the number of supervised tokens here when None.
+
+    Raises:
+        ValueError: when no position is supervised, where a mean would be NaN.
+    """
+    targets = labels[:, 1:]
+    supervised = targets != IGNORE_INDEX
+    states = hidden[:, :-1][supervised]
+    if states.shape[0] == 0:
+        raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
+    loss = F.cross_entropy(head(states).float(), targets[supervised], reduction="sum")
+    return loss / (states.shape[0] if num_items is None else num_items)
+
+
+AutoConfig.register("llava_gpt2", LlavaGPT2Config)
+AutoModelForCausalLM.register(LlavaGPT2Config, LlavaGPT2ForCausalLM)

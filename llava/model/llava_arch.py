@@ -1,0 +1,280 @@
+"""What vision adds to a language model: modules, encoding, splicing, and the record of both in the config.
+
+Letters in shapes: B batch, L positions, D width of the language model, V videos, I images, T frames, S pixels,
+P patches, Dv width of the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from llava.config import ProcessorSpec, VideoSpec
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_SLOW_VID_END_TOKEN,
+    DEFAULT_SLOW_VID_START_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+    DEFAULT_VIDEO_PATCH_TOKEN,
+)
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_projector.builder import build_projector
+from llava.model.multimodal_resampler.fast_slow import build_resampler
+from llava.model.splice import check_positions, splice, visual_positions
+
+TOWER_STORAGE = ("reference", "checkpoint")
+
+
+class LlavaMetaForCausalLM:
+    """Mixin for a `PreTrainedModel` with `transformer` and `lm_head`; adds tower, projector and resampler.
+
+    The modules exist when `config.mm_hidden_size` is set, apart from the tower: stored by reference, it is attached
+    by `attach_vision_tower`, which training from cached features never needs.
+    """
+
+    vision_tower: DINOv2VisionTower | None
+    mm_projector: nn.Module | None
+    vision_resampler: nn.Module | None
+
+    def build_vision_modules(self) -> None:
+        """Builds what `config` describes, with weights still to be drawn or loaded."""
+        config = self.config
+        self.vision_tower = self.mm_projector = self.vision_resampler = None
+        if config.mm_hidden_size is None:
+            return
+        width = config.hidden_size
+        self.mm_projector = build_projector(config.mm_projector_type, config.mm_hidden_size, width)
+        self.vision_resampler = build_resampler(
+            config.mm_resampler_type, width, self.video_spec, tuple(config.mm_patch_grid), config.mm_perceiver_depth
+        )
+        if config.mm_vision_tower_storage == "checkpoint":
+            tower_config = AutoConfig.for_model(**config.mm_vision_config)
+            self.vision_tower = DINOv2VisionTower.from_config(
+                tower_config, config.mm_vision_select_layer, config.mm_vision_select_feature
+            )
+
+    def initialize_vision_modules(
+        self,
+        tower: DINOv2VisionTower,
+        name_or_path: str,
+        spec: VideoSpec,
+        processor: ProcessorSpec,
+        projector_type: str = "mlp2x_gelu",
+        resampler_type: str = "fast_slow_resampler",
+        depth: int = 1,
+        storage: str = "reference",
+    ) -> None:
+        """Gives a language model its eyes: writes the settings into the config, draws projector and resampler.
+
+        Args:
+            tower: the loaded vision tower, from `name_or_path`.
+            storage: `reference` keeps the tower out of checkpoints and remembers its checksum, `checkpoint` keeps it
+                in.
+
+        Raises:
+            ValueError: for settings that do not go together, each named.
+        """
+        tower_config = tower.vision_model.config
+        patch = tower_config.patch_size
+        if processor.image_size % patch:
+            raise ValueError(f"{name_or_path}: image size {processor.image_size} is not a multiple of patch size {patch}")
+        if storage not in TOWER_STORAGE:
+            raise ValueError(f"mm_vision_tower_storage must be one of {TOWER_STORAGE}, got {storage!r}")
+        config = self.config
+        config.mm_vision_tower = name_or_path
+        config.mm_vision_tower_checksum = tower.checksum()
+        config.mm_vision_tower_storage = storage
+        config.mm_vision_config = tower_config.to_dict()
+        config.mm_vision_select_layer = tower.select_layer
+        config.mm_vision_select_feature = tower.select_feature
+        config.mm_hidden_size = tower_config.hidden_size
+        config.mm_patch_grid = [processor.image_size // patch] * 2
+        config.mm_processor = processor.to_dict()
+        config.mm_projector_type = projector_type
+        config.mm_resampler_type = resampler_type
+        config.mm_perceiver_depth = depth
+        config.video_spec = spec.to_dict()
+        self.build_vision_modules()
+        for module in (self.mm_projector, self.vision_resampler):
+            module.apply(self._init_weights)
+            module.to(self.device)
+        self.vision_tower = tower.to(self.device)
+
+    def attach_vision_tower(self, name_or_path: str | None = None) -> None:
+        """Loads the tower that the config refers to (or the same one from `name_or_path`), frozen.
+
+        Raises:
+            ValueError: when the weights found are not the ones that the model was trained with.
+            FileNotFoundError: when the folder or hub name cannot be loaded.
+        """
+        config = self.config
+        name = name_or_path or config.mm_vision_tower
+        try:
+            tower = DINOv2VisionTower.from_pretrained(
+                name, config.mm_vision_select_layer, config.mm_vision_select_feature
+            )
+        except OSError as error:
+            raise FileNotFoundError(
+                f"the vision tower {name!r} of this model cannot be loaded ({error}); the tower is kept by reference: "
+                "give its present place with --vision_tower (from Python: from_pretrained(..., vision_tower=PATH))"
+            ) from error
+        checksum = tower.checksum()
+        if checksum != config.mm_vision_tower_checksum:
+            raise ValueError(
+                f"the vision tower {name!r} is not the one that this model was trained with: its weights have checksum "
+                f"{checksum[:12]}, expected {config.mm_vision_tower_checksum[:12]}; point --vision_tower at the "
+                "original weights"
+            )
+        self.vision_tower = tower.to(self.device)
+
+    @property
+    def video_spec(self) -> VideoSpec:
+        """The frame and token counts that the model was built with.
+
+        Raises:
+            ValueError: on a model without vision.
+        """
+        if not self.config.video_spec:
+            raise ValueError("this model was trained on text alone: it has no vision tower and takes no video or image")
+        return VideoSpec.from_dict(self.config.video_spec)
+
+    @property
+    def processor_spec(self) -> ProcessorSpec:
+        """The pixel values that the tower expects."""
+        return ProcessorSpec.from_dict(self.config.mm_processor)
+
+    def encode_videos(
+        self, pixel_values_videos: torch.Tensor | None = None, video_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(V, T, 3, S, S) pixels or (V, T, P, Dv) tower features -> (V, rows, D)."""
+        return self.vision_resampler(self._project(pixel_values_videos, video_features))
+
+    def encode_images(
+        self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(I, 3, S, S) pixels or (I, P, Dv) tower features -> (I, image_rows, D)."""
+        pixels = None if pixel_values is None else pixel_values.unsqueeze(1)
+        features = None if image_features is None else image_features.unsqueeze(1)
+        return self.vision_resampler.image(self._project(pixels, features))
+
+    def _project(self, pixels: torch.Tensor | None, features: torch.Tensor | None) -> torch.Tensor:
+        """(V, T, 3, S, S) or (V, T, P, Dv) -> (V, T, P, D)."""
+        if self.mm_projector is None:
+            raise ValueError("this model was trained on text alone: it takes no video or image")
+        if features is None:
+            if self.vision_tower is None:
+                raise ValueError("no vision tower is attached: call attach_vision_tower() or pass tower features")
+            flat = self.vision_tower(pixels.flatten(0, 1).to(self.vision_tower.vision_model.dtype))
+            features = flat.unflatten(0, pixels.shape[:2])
+        parameter = next(self.mm_projector.parameters(), None)
+        return self.mm_projector(features if parameter is None else features.to(parameter.dtype))
+
+    def prepare_inputs_labels_for_multimodal_video(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        num_images: torch.Tensor | None = None,
+        num_videos: torch.Tensor | None = None,
+        sample_ids: Sequence[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Swaps the embeddings at visual positions for vision features.
+
+        Args:
+            input_ids: (B, L) token ids, placeholders expanded.
+            labels: (B, L), passed through: splicing keeps every position where it is.
+            pixel_values: (I, 3, S, S), the images of the batch in reading order; or `image_features` (I, P, Dv).
+            pixel_values_videos: (V, T, 3, S, S), the videos likewise; or `video_features` (V, T, P, Dv).
+            num_images, num_videos: (B,) how many of them each sample brings; without them the text's own spans are
+                counted and the total is checked.
+            sample_ids: names of the samples for error messages.
+
+        Returns:
+            `inputs_embeds` (B, L, D) and the labels.
+
+        Raises:
+            ValueError: naming the sample and both numbers when its visual positions and feature rows differ.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        connect = self.training and torch.is_grad_enabled() and self._vision_trains()
+        for kind, template, count, pixels, features, encode in (
+            ("image", self._image_template(), num_images, pixel_values, image_features, self.encode_images),
+            ("video", self._video_template(), num_videos, pixel_values_videos, video_features, self.encode_videos),
+        ):
+            given = pixels if pixels is not None else features
+            total = 0 if given is None else given.shape[0]
+            if not template:
+                if total:
+                    raise ValueError(f"{total} {kind}(s) given, but this model was trained on text alone")
+                continue
+            positions = visual_positions(input_ids, sorted(set(template)))
+            if count is None:
+                count = (input_ids == template[0]).sum(dim=1)
+            check_positions(input_ids, positions, count, template, kind, sample_ids)
+            if int(count.sum()) != total:
+                raise ValueError(f"the batch's text has {int(count.sum())} {kind}(s), but {total} were given")
+            if total:
+                rows = encode(pixels, features).flatten(0, 1)
+                embeds = splice(embeds, positions, rows)
+                connect = connect and kind != "video"
+        if connect:
+            embeds = embeds + self._unused_rows().sum().to(embeds.dtype)
+        return embeds, labels
+
+    def _vision_trains(self) -> bool:
+        parts = (self.mm_projector, self.vision_resampler, self.vision_tower)
+        return any(p.requires_grad for part in parts if part is not None for p in part.parameters())
+
+    def _unused_rows(self) -> torch.Tensor:
+        """Zero rows (0, D) that depend on every vision parameter.
+
+        A batch without video would leave their gradients unset on this rank while other ranks wait to average
+        theirs. An empty slice gives exact zeros; multiplying by zero would turn an overflow into NaN.
+        """
+        config, frames = self.config, self.video_spec.num_frames
+        if self.vision_tower is not None and not self.vision_tower.frozen:
+            size = self.processor_spec.image_size
+            rows = self.encode_videos(pixel_values_videos=torch.zeros(1, frames, 3, size, size, device=self.device))
+        else:
+            tokens = config.mm_patch_grid[0] * config.mm_patch_grid[1] + (config.mm_vision_select_feature != "patch")
+            blank = torch.zeros(1, frames, tokens, config.mm_hidden_size, device=self.device)
+            rows = self.encode_videos(video_features=blank)
+        return rows.flatten(0, 1)[:0]
+
+    def _image_template(self) -> list[int]:
+        """Token ids of one image in order, as many as it has rows; empty on a model without vision."""
+        if self.mm_projector is None:
+            return []
+        ids = self._visual_ids()
+        start, patch, end = (ids[t] for t in (DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_END_TOKEN))
+        return [start, *[patch] * (self.video_spec.image_rows - 2), end]
+
+    def _video_template(self) -> list[int]:
+        """Token ids of one video in order, as many as it has rows; empty on a model without vision."""
+        if self.mm_projector is None:
+            return []
+        ids, spec = self._visual_ids(), self.video_spec
+        patch = ids[DEFAULT_VIDEO_PATCH_TOKEN]
+        fast = [ids[DEFAULT_VID_START_TOKEN], *[patch] * (spec.fast_rows - 2), ids[DEFAULT_VID_END_TOKEN]]
+        slow = [ids[DEFAULT_SLOW_VID_START_TOKEN], *[patch] * (spec.slow_rows - 2), ids[DEFAULT_SLOW_VID_END_TOKEN]]
+        return fast + slow
+
+    def _visual_ids(self) -> dict[str, Any]:
+        ids = self.config.visual_token_ids
+        if not ids:
+            raise ValueError(
+                "the model does not know the ids of the visual tokens: register them with "
+                "llava.model.builder.add_visual_tokens(tokenizer, model)"
+            )
+        return ids

@@ -1,0 +1,121 @@
+"""The vision tower: any DINOv2 checkpoint that transformers loads, with or without registers, frozen by default.
+
+Letters in shapes: N frames, S pixels, P patches, Dv width of the tower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from llava.config import ProcessorSpec
+
+MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+SELECT_FEATURES = ("patch", "cls_patch")
+
+
+class DINOv2VisionTower(nn.Module):
+    """Frames to patch features of one hidden layer.
+
+    `select_layer` indexes transformers' `hidden_states` (0 is the embedding, -1 the last layer's output before the
+    final LayerNorm); `select_feature` is `patch`, or `cls_patch` for the class token in front. Registers are dropped.
+    """
+
+    def __init__(self, vision_model: nn.Module, select_layer: int, select_feature: str) -> None:
+        super().__init__()
+        config = vision_model.config
+        problems = []
+        if config.model_type not in MODEL_TYPES:
+            problems.append(f"vision_tower has model type {config.model_type!r}, expected one of {MODEL_TYPES}")
+        else:
+            layers = config.num_hidden_layers
+            if not -layers - 1 <= select_layer <= layers:
+                problems.append(
+                    f"mm_vision_select_layer {select_layer} is out of range: the tower has {layers} layers, "
+                    f"so {-layers - 1} to {layers}"
+                )
+        if select_feature not in SELECT_FEATURES:
+            problems.append(f"mm_vision_select_feature must be one of {SELECT_FEATURES}, got {select_feature!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.vision_model = vision_model
+        self.select_layer = select_layer
+        self.select_feature = select_feature
+        self.prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, select_layer: int = -2, select_feature: str = "patch") -> DINOv2VisionTower:
+        """Loads a hub name or a local folder in fp32, frozen.
+
+        Raises:
+            ValueError: when it is not a DINOv2, or the layer or feature does not exist.
+            OSError: from transformers, when the files cannot be found.
+        """
+        config = AutoConfig.from_pretrained(name_or_path)
+        if config.model_type not in MODEL_TYPES:
+            raise ValueError(
+                f"--vision_tower {name_or_path}: model type {config.model_type!r}, expected one of {MODEL_TYPES}"
+            )
+        model, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+        # The mask token serves DINOv2's own pre-training only, and exports without it exist.
+        missing = [key for key in info["missing_keys"] if not key.endswith("mask_token")]
+        if missing:
+            raise ValueError(f"--vision_tower {name_or_path}: weights are missing for {', '.join(sorted(missing)[:5])}")
+        return cls(model, select_layer, select_feature)
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, select_layer: int, select_feature: str) -> DINOv2VisionTower:
+        """A tower with undefined weights, to be filled from a checkpoint that holds them."""
+        return cls(AutoModel.from_config(config, dtype=torch.float32), select_layer, select_feature)
+
+    @property
+    def frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.parameters())
+
+    def train(self, mode: bool = True) -> DINOv2VisionTower:
+        """A frozen tower stays in evaluation mode, so that its features never depend on drop path."""
+        return super().train(mode and not self.frozen)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> (N, P, Dv), or (N, 1 + P, Dv) with the class token."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            hidden = self.vision_model(pixel_values, output_hidden_states=True).hidden_states[self.select_layer]
+        patches = hidden[:, self.prefix_tokens :]
+        return patches if self.select_feature == "patch" else torch.cat([hidden[:, :1], patches], dim=1)
+
+    def checksum(self) -> str:
+        """SHA-256 of the names, shapes and values of all weights, the tower's identity wherever its files lie."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.vision_model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def processor_spec(name_or_path: str) -> ProcessorSpec:
+    """The pixel values that a tower's own image processor asks for.
+
+    Raises:
+        ValueError: when the processor's crop is not square.
+        OSError: from transformers, when there is no `preprocessor_config.json`.
+    """
+    values, _ = BaseImageProcessor.get_image_processor_dict(name_or_path)
+    size = values.get("crop_size") or values.get("size") or {}
+    height = size.get("height", size.get("shortest_edge"))
+    width = size.get("width", size.get("shortest_edge"))
+    if height is None or height != width:
+        raise ValueError(f"{Path(name_or_path) / 'preprocessor_config.json'}: no square crop_size or size: {size}")
+    return ProcessorSpec(
+        image_size=int(height),
+        image_mean=tuple(values["image_mean"]),
+        image_std=tuple(values["image_std"]),
+        resample=int(values.get("resample", 3)),
+        rescale_factor=float(values.get("rescale_factor", 1 / 255)),
+    )

@@ -1,0 +1,33 @@
+"""The projector from the vision tower's width to the language model's."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+def build_projector(projector_type: str, in_features: int, out_features: int) -> nn.Module:
+    """A module (..., Dv) -> (..., D).
+
+    `linear` is one layer, `mlp<N>x_gelu` is N layers with GELU between (LLaVA-1.5, section 3), `identity` passes
+    features through.
+
+    Raises:
+        ValueError: for another name, or for `identity` between different widths.
+    """
+    if projector_type == "linear":
+        return nn.Linear(in_features, out_features)
+    if projector_type == "identity":
+        if in_features != out_features:
+            raise ValueError(
+                f"mm_projector_type identity needs equal widths, got {in_features} and {out_features}: use mlp2x_gelu"
+            )
+        return nn.Identity()
+    match = re.fullmatch(r"mlp([1-9])x_gelu", projector_type)
+    if match is None:
+        raise ValueError(f"unknown mm_projector_type {projector_type!r}: use linear, identity or mlp<N>x_gelu")
+    layers: list[nn.Module] = [nn.Linear(in_features, out_features)]
+    for _ in range(int(match.group(1)) - 1):
+        layers += [nn.GELU(), nn.Linear(out_features, out_features)]
+    return nn.Sequential(*layers)
