@@ -53,7 +53,7 @@ class VideoSpec:
         if self.image_aspect_ratio not in IMAGE_ASPECT_RATIOS:
             problems.append(f"image_aspect_ratio must be one of {IMAGE_ASPECT_RATIOS}, got {self.image_aspect_ratio!r}")
         if not problems:
-            for name in ("fast_rows", "slow_rows", "image_rows"):
+            for name in ("fast_rows", "slow_rows"):
                 if getattr(self, name) < 2:
                     problems.append(f"{name} is {getattr(self, name)}: a span needs two rows for its delimiters")
         if problems:
@@ -110,3 +110,107 @@ class ProcessorSpec:
     def from_dict(cls, values: dict[str, Any]) -> ProcessorSpec:
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+
+
+@dataclass
+class ModelArguments:
+    """Flags that describe the model."""
+
+    model_name_or_path: str = field(metadata={"help": "A GPT-2 or llava_gpt2 folder or hub name."})
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Keep the model's config and tokenizer and draw fresh weights."}
+    )
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the language model."})
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "A DINOv2 folder or hub name; none trains on text alone."}
+    )
+    mm_tunable_parts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Comma-separated parts that train: mm_language_model, mm_mlp_adapter, mm_vision_resampler, "
+            "mm_vision_tower. Default: all that exist but the tower."
+        },
+    )
+    mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
+    mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
+    mm_vision_tower_storage: str = field(
+        default="reference",
+        metadata={"help": "reference: checkpoints name the tower and its checksum; checkpoint: they hold its weights."},
+    )
+    mm_projector_type: str = field(default="mlp2x_gelu", metadata={"help": "linear, identity or mlp<N>x_gelu."})
+    mm_resampler_type: str = field(default="fast_slow_resampler", metadata={"help": "fast_slow_resampler."})
+    mm_perceiver_latents: int = field(default=81, metadata={"help": "Latents of a frame in the slow stream."})
+    mm_perceiver_latents_fast: int = field(default=9, metadata={"help": "Latents of a frame in the fast stream."})
+    mm_perceiver_depth: int = field(
+        default=1, metadata={"help": "Cross-attention blocks of each stream; 0 is pooling alone."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Flags that describe the data."""
+
+    data_path: str = field(metadata={"help": "Training records, LLaVA JSON or JSONL."})
+    eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, the same format."})
+    text_only: bool = field(
+        default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
+    )
+    image_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' image paths."})
+    video_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' video paths."})
+    num_frames: int = field(default=4, metadata={"help": "Frames of a video that the model sees."})
+    video_fps: float = field(
+        default=1.0, metadata={"help": "Candidate frames per second of video; 0 takes every frame."}
+    )
+    frames_upbound: int = field(default=0, metadata={"help": "At most this many candidate frames; 0 is no bound."})
+    force_sample: bool = field(
+        default=False, metadata={"help": "Ignore video_fps and take frames uniformly over the whole clip."}
+    )
+    image_aspect_ratio: str = field(
+        default="pad", metadata={"help": "How a frame becomes square: pad, square (squeeze) or crop (DINOv2's own)."}
+    )
+    on_bad_sample: str = field(
+        default="stop", metadata={"help": "stop, or skip: leave bad records out, counted and listed in the run folder."}
+    )
+    feature_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Where features of a frozen tower are kept: a folder, auto (feature_cache beside output_dir), "
+            "or off."
+        },
+    )
+    use_plain_lm: bool = field(
+        default=True, metadata={"help": "Plain language modelling, no chat template; the only mode there is."}
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """`transformers.TrainingArguments` with the project's own flags and a few other defaults."""
+
+    model_max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
+    mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
+    mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
+    mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Learning rate of the tower."})
+    group_by_modality_length: bool = field(
+        default=True, metadata={"help": "Batches of one modality and of similar lengths."}
+    )
+    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "tensorboard, wandb, none."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: samples carry videos."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay False: it would replace a NaN loss by an average of earlier ones."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+
+
+def video_spec(model_args: ModelArguments, data_args: DataArguments) -> VideoSpec:
+    """The `VideoSpec` that the flags describe."""
+    return VideoSpec(
+        num_frames=data_args.num_frames,
+        fast_latents=model_args.mm_perceiver_latents_fast,
+        slow_latents=model_args.mm_perceiver_latents,
+        video_fps=data_args.video_fps,
+        frames_upbound=data_args.frames_upbound,
+        force_sample=data_args.force_sample,
+        image_aspect_ratio=data_args.image_aspect_ratio,
+    )

@@ -28,7 +28,13 @@ from llava.constants import (
 
 
 def image_span(spec: VideoSpec) -> str:
-    """The text of one image: as many tokens as it has rows."""
+    """The text of one image: as many tokens as it has rows.
+
+    Raises:
+        ValueError: when an image has a single row, which leaves no place for two delimiters.
+    """
+    if spec.image_rows < 2:
+        raise ValueError("an image needs two rows or more for its delimiters: raise --mm_perceiver_latents")
     return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_PATCH_TOKEN * (spec.image_rows - 2) + DEFAULT_IM_END_TOKEN
 
 
@@ -41,7 +47,8 @@ def video_span(spec: VideoSpec) -> str:
 
 def expand_placeholders(text: str, spec: VideoSpec) -> str:
     """Replaces every `<video>` and `<image>` by its span of visual tokens."""
-    return text.replace(DEFAULT_VIDEO_TOKEN, video_span(spec)).replace(DEFAULT_IMAGE_TOKEN, image_span(spec))
+    text = text.replace(DEFAULT_VIDEO_TOKEN, video_span(spec))
+    return text.replace(DEFAULT_IMAGE_TOKEN, image_span(spec)) if DEFAULT_IMAGE_TOKEN in text else text
 
 
 def reserved_tokens(tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[str, ...]:

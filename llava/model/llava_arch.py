@@ -216,7 +216,7 @@ class LlavaMetaForCausalLM:
             total = 0 if given is None else given.shape[0]
             if not template:
                 if total:
-                    raise ValueError(f"{total} {kind}(s) given, but this model was trained on text alone")
+                    raise ValueError(f"{total} {kind}(s) given, but this model was built without rows for any")
                 continue
             positions = visual_positions(input_ids, sorted(set(template)))
             if count is None:
@@ -253,8 +253,8 @@ class LlavaMetaForCausalLM:
         return rows.flatten(0, 1)[:0]
 
     def _image_template(self) -> list[int]:
-        """Token ids of one image in order, as many as it has rows; empty on a model without vision."""
-        if self.mm_projector is None:
+        """Token ids of one image in order, as many as it has rows; empty on a model that takes no image."""
+        if self.mm_projector is None or self.video_spec.image_rows < 2:
             return []
         ids = self._visual_ids()
         start, patch, end = (ids[t] for t in (DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_END_TOKEN))

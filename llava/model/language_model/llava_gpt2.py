@@ -168,7 +168,8 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         """transformers' generation (greedy, sampling, beam search), with video.
 
         The visual arguments of `forward` are taken beside transformers' own. The prompt is encoded once, so that
-        neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left.
+        neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left. Visual
+        tokens, which are places for features and no words, are never generated.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         visual = {
@@ -180,7 +181,8 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
             kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, **visual)
         elif any(value is not None for name, value in visual.items() if name != "sample_ids"):
             raise ValueError("this model was trained on text alone: it takes no video or image")
-        return super().generate(input_ids, **kwargs)
+        never = set(kwargs.pop("suppress_tokens", None) or ()) | set((self.config.visual_token_ids or {}).values())
+        return super().generate(input_ids, suppress_tokens=sorted(never) or None, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -1,0 +1,134 @@
+"""Records to training samples.
+
+Letters in shapes: L positions, V videos, I images, T frames, S pixels, P patches, Dv width of the vision tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from llava.config import ProcessorSpec, VideoSpec
+from llava.constants import DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, DEFAULT_VID_START_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.data.features import FeatureCache
+from llava.data.prompt import expand_placeholders, join_turns, truncate
+from llava.data.records import Problem, Record
+from llava.data.video import frames_to_pixels, read_frames, read_image
+
+Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
+
+
+class LazySupervisedDataset(Dataset):
+    """A sample is made when it is asked for: text by `preprocess`, vision from the cache or from the file.
+
+    A file that cannot be read raises `VideoError` here, inside the worker, and training stops: no other sample ever
+    takes its place.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        preprocess: Preprocess,
+        max_length: int,
+        spec: VideoSpec | None = None,
+        processor: ProcessorSpec | None = None,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.records = records
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.max_length = max_length
+        self.spec = spec
+        self.processor = processor
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`input_ids` and `labels` (L,) of a record, truncated to `max_length`.
+
+        Raises:
+            ValueError: naming the record, when its visual spans do not fit.
+        """
+        record = self.records[index]
+        has_image = bool(record.videos or record.images)
+        turns = record.conversations
+        if has_image:
+            turns = [{**turn, "value": expand_placeholders(turn["value"], self.spec)} for turn in turns]
+        sample = self.preprocess([turns], self.tokenizer, has_image=has_image)
+        try:
+            return truncate(sample["input_ids"][0], sample["labels"][0], self.max_length)
+        except ValueError as error:
+            raise ValueError(f"record {record.id!r} ({record.source}): {error}") from error
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features`
+        (V, T, P, Dv) when there are videos; `pixel_values` (I, 3, S, S) or `image_features` (I, P, Dv) likewise.
+        """
+        record = self.records[index]
+        input_ids, labels = self.tokens(index)
+        sample: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "sample_id": record.id}
+        if self.cache is not None:
+            if record.videos:
+                sample["video_features"] = torch.stack([self.cache.read(p, record.split) for p in record.videos])
+            if record.images:
+                sample["image_features"] = torch.stack([self.cache.read(p, None)[0] for p in record.images])
+            return sample
+        if record.videos:
+            sample["pixel_values_videos"] = torch.stack([self._video(p, record.split) for p in record.videos])
+        if record.images:
+            sample["pixel_values"] = torch.stack([self._image(p) for p in record.images])
+        return sample
+
+    def _video(self, path: str, split: tuple[float, float] | None) -> torch.Tensor:
+        frames = read_frames(path, self.spec, split)
+        return frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)
+
+    def _image(self, path: str) -> torch.Tensor:
+        return frames_to_pixels(read_image(path), self.processor, self.spec.image_aspect_ratio)[0]
+
+
+def sequence_lengths(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, spec: VideoSpec | None
+) -> list[tuple[int, int]]:
+    """(positions with EOS, visual positions) of every record, before truncation.
+
+    Each placeholder is tokenised as one visual token and counted as the rows of its span, which gives the length of
+    the expanded text without writing it out.
+    """
+    texts = [
+        join_turns(r.conversations)
+        .replace(DEFAULT_VIDEO_TOKEN, DEFAULT_VID_START_TOKEN)
+        .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
+        for r in records
+    ]
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    lengths = []
+    for record, tokens in zip(records, ids, strict=True):
+        items = len(record.videos) + len(record.images)
+        visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if spec and items else 0
+        lengths.append((len(tokens) - items + visual + 1, visual))
+    return lengths
+
+
+def length_problems(
+    records: Sequence[Record], lengths: Sequence[tuple[int, int]], tokens: Callable[[int], Any], max_length: int
+) -> list[Problem]:
+    """Records whose visual spans do not fit `max_length`, found before training.
+
+    Only records that are too long are tokenised in full, by `tokens` (`LazySupervisedDataset.tokens`).
+    """
+    problems = []
+    for index, (record, (length, _)) in enumerate(zip(records, lengths, strict=True)):
+        if length > max_length:
+            try:
+                tokens(index)
+            except ValueError as error:
+                problems.append(Problem(record.source, record.id, "too long", str(error)))
+    return problems

@@ -1,0 +1,235 @@
+"""Features of a frozen vision tower, computed once and memory-mapped for ever after.
+
+A cache folder holds one subfolder for each fingerprint of settings, and in it pairs of files: `NAME.npy`, the features
+of some clips (C, T, P, Dv), and `NAME.json`, their index. The index is renamed into place after its array is complete,
+so a killed extraction leaves nothing that is ever read, and what was finished is not computed again.
+
+Letters in shapes: C clips, T frames, P patches, Dv width of the tower, S pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from llava.config import ProcessorSpec, VideoSpec
+from llava.data.records import Problem, Record
+from llava.data.video import VideoError, frames_to_pixels, read_frames, read_image, reader_versions
+
+SHARD_BYTES = 256 << 20
+
+Split = tuple[float, float] | None
+
+
+class FeatureCache:
+    """Features of one tower under one set of settings.
+
+    Args:
+        root: the cache folder, shared by any number of runs.
+        settings: everything that determines a feature apart from the clip itself; a difference in any of it leads to
+            another subfolder.
+    """
+
+    def __init__(self, root: str | Path, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(root) / self.fingerprint
+        self._rows: dict[str, tuple[str, int]] = {}
+        self._hashes: dict[tuple[str, int, int], str] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Reads the indexes on disk, those of other processes included."""
+        self._rows.clear()
+        for index in sorted(self.folder.glob("*.json")):
+            if index.name == "settings.json":
+                continue
+            for row, entry in enumerate(json.loads(index.read_text())):
+                self._rows[entry["key"]] = (index.stem, row)
+                self._hashes[entry["path"], entry["size"], entry["mtime_ns"]] = entry["content"]
+
+    def key(self, path: str, split: Split) -> str:
+        """Key of a clip: the hash of its content, and the segment. Reads the file when it is new or has changed."""
+        return f"{self._content(path)}:{split[0]:g}-{split[1]:g}" if split else self._content(path)
+
+    def _content(self, path: str) -> str:
+        stat = os.stat(path)
+        known = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
+        if known not in self._hashes:
+            digest = hashlib.blake2b(digest_size=20)
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            self._hashes[known] = digest.hexdigest()
+        return self._hashes[known]
+
+    def has(self, path: str, split: Split) -> bool:
+        return self.key(path, split) in self._rows
+
+    def read(self, path: str, split: Split) -> torch.Tensor:
+        """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
+
+        Raises:
+            KeyError: when the clip as it is now was never extracted.
+        """
+        key = self.key(path, split)
+        if key not in self._rows:
+            raise KeyError(f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction")
+        shard, row = self._rows[key]
+        return torch.from_numpy(_open(str(self.folder / f"{shard}.npy"))[row].copy())
+
+    def write(self, clips: Sequence[tuple[str, Split]], features: np.ndarray) -> None:
+        """Adds a shard: `clips` (path, segment) and their features (C, T, P, Dv)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / "settings.json", lambda f: f.write(json.dumps(self.settings, indent=1).encode()))
+        name = uuid.uuid4().hex
+        entries = []
+        for path, split in clips:
+            stat = os.stat(path)
+            entries.append(
+                {
+                    "key": self.key(path, split),
+                    "content": self._content(path),
+                    "path": os.path.abspath(path),
+                    "size": stat.st_size,
+                    "mtime_ns": stat.st_mtime_ns,
+                }
+            )
+        _replace(self.folder / f"{name}.npy", lambda f: np.save(f, features))
+        _replace(self.folder / f"{name}.json", lambda f: f.write(json.dumps(entries).encode()))
+        for row, entry in enumerate(entries):
+            self._rows[entry["key"]] = (name, row)
+
+
+@lru_cache(maxsize=4096)
+def _open(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_settings(
+    tower_checksum: str, select_layer: int, select_feature: str, spec: VideoSpec, processor: ProcessorSpec
+) -> dict[str, Any]:
+    """All that determines a feature apart from the clip: tower, layer, frame choice, pixels, decoders, dtype."""
+    frames = spec.to_dict()
+    # How many latents summarise the features does not change them.
+    del frames["fast_latents"], frames["slow_latents"]
+    return {
+        "tower": tower_checksum,
+        "select_layer": select_layer,
+        "select_feature": select_feature,
+        "frames": frames,
+        "processor": ProcessorSpec.from_dict(processor.to_dict()).to_dict(),
+        "decoders": reader_versions(),
+        "dtype": "float16",
+    }
+
+
+class _Clips(Dataset):
+    """Clips as pixels (T, 3, S, S), or the error that reading one gave."""
+
+    def __init__(
+        self, clips: Sequence[tuple[str, Split, bool]], spec: VideoSpec, processor: ProcessorSpec
+    ) -> None:
+        self.clips, self.spec, self.processor = clips, spec, processor
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | str]:
+        path, split, is_image = self.clips[index]
+        try:
+            frames = read_image(path) if is_image else read_frames(path, self.spec, split)
+        except VideoError as error:
+            return index, str(error)
+        return index, frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)
+
+
+def distinct_clips(records: Iterable[Record]) -> dict[tuple[str, Split, bool], list[Record]]:
+    """(path, segment, is it an image) of every file that records name, with the records that name it."""
+    clips: dict[tuple[str, Split, bool], list[Record]] = {}
+    for record in records:
+        for path in record.videos:
+            clips.setdefault((path, record.split, False), []).append(record)
+        for path in record.images:
+            clips.setdefault((path, None, True), []).append(record)
+    return clips
+
+
+@torch.no_grad()
+def extract_features(
+    records: Sequence[Record],
+    cache: FeatureCache,
+    tower: Callable[[torch.Tensor], torch.Tensor],
+    spec: VideoSpec,
+    processor: ProcessorSpec,
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    show_progress: bool = True,
+) -> list[Problem]:
+    """Fills the cache for the clips of `records` that it lacks; under several ranks, for this rank's share.
+
+    Args:
+        tower: (N, 3, S, S) -> (N, P, Dv), on `device`.
+
+    Returns:
+        One problem for each record that names a clip that cannot be read.
+    """
+    wanted = distinct_clips(records)
+    missing = [clip for clip in wanted if not cache.has(clip[0], clip[1])][rank::world_size]
+    if not missing:
+        return []
+    loader = DataLoader(
+        _Clips(missing, spec, processor), batch_size=batch_size, num_workers=num_workers, collate_fn=list
+    )
+    problems: list[Problem] = []
+    pending: dict[int, list[tuple[tuple[str, Split], np.ndarray]]] = {}
+
+    def flush(frames: int) -> None:
+        clips = pending.pop(frames)
+        cache.write([clip for clip, _ in clips], np.stack([features for _, features in clips]))
+
+    with tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress:
+        for batch in loader:
+            good = [(index, pixels) for index, pixels in batch if isinstance(pixels, torch.Tensor)]
+            for index, error in batch:
+                if isinstance(error, str):
+                    problems += [Problem(r.source, r.id, "unreadable", error) for r in wanted[missing[index]]]
+            if good:
+                features = tower(torch.cat([pixels for _, pixels in good]).to(device)).half().cpu().numpy()
+                parts = np.split(features, np.cumsum([len(pixels) for _, pixels in good])[:-1])
+                for (index, _), part in zip(good, parts, strict=True):
+                    if not np.isfinite(part).all():
+                        raise ValueError(f"{missing[index][0]}: the vision tower gives features that are not finite in fp16")
+                    pending.setdefault(len(part), []).append((missing[index][:2], part))
+            for frames in [n for n, clips in pending.items() if len(clips) * clips[0][1].nbytes >= SHARD_BYTES]:
+                flush(frames)
+            progress.update(len(batch))
+        for frames in list(pending):
+            flush(frames)
+    return problems

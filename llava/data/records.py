@@ -1,0 +1,322 @@
+"""LLaVA JSON or JSONL to checked records. No video or image is opened here; see `llava.data.check` for that.
+
+A record is `{"id", "conversations": [{"from", "value"}, ...]}` with an optional `video` or `image` (a path or a list of
+paths), and an optional `meta.split`, the segment of the video. As in LLaVA-ST, a split counts *frames*, not seconds:
+`[first, last]`, from 0, both ends included. Keys that are not named here are left alone.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.data.prompt import reserved_tokens
+
+ROLES = ("human", "gpt", "system", "user", "assistant")
+"""`from` of a turn. LLaVA writes human and gpt; the last three are the same idea in other data sets."""
+
+MODEL_ROLES = ("gpt", "assistant")
+
+EXPECTED_FORMAT = "expected a JSON list of records, or one JSON object on each line"
+
+REMEDIES = {
+    "not JSON": "mend or delete the line",
+    "malformed": 'a record is {"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}',
+    "no id": "give every record an id of its own",
+    "duplicate id": "give every record an id of its own",
+    "count mismatch": f"write {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} once for each file that the record names",
+    "reserved token": "take the token out of the text; the program itself writes visual tokens and the end of text",
+    "empty caption": "write a caption into a gpt turn, or delete the record",
+    "bad split": "meta.split counts frames, [first, last] from 0, both included; multiply seconds by the frame rate",
+    "missing file": "put the file there, or correct the path or --video_folder / --image_folder",
+}
+"""What to do about a kind of problem, where its message does not say so itself."""
+
+
+class DatasetError(ValueError):
+    """A data file, or a set of records, that cannot be trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with one record; `source` says where the record stands."""
+
+    source: str
+    record_id: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record with its paths resolved; `split` is (first, last) frame, `source` is file and index or line."""
+
+    id: str
+    conversations: list[dict[str, str]]
+    videos: tuple[str, ...]
+    images: tuple[str, ...]
+    split: tuple[int, int] | None
+    meta: dict[str, Any]
+    source: str
+
+
+def load_records(
+    data_path: str | Path,
+    image_folder: str | Path | None = None,
+    video_folder: str | Path | None = None,
+    reserved: Sequence[str] = reserved_tokens(None),
+) -> tuple[list[Record], list[Problem]]:
+    """Reads a JSON list or JSON lines (the content decides, not the suffix) and checks every record.
+
+    Args:
+        reserved: strings that a text must not contain; pass `reserved_tokens(tokenizer)` when there is a tokenizer.
+
+    Returns:
+        Every record that could be understood, those with a problem included, and all problems; `apply_policy` decides
+        what becomes of the former.
+
+    Raises:
+        DatasetError: when the file is missing, empty, or neither format, naming line and column.
+    """
+    records: list[Record] = []
+    problems: list[Problem] = []
+    first_seen: dict[str, str] = {}
+    empty = True
+    for source, raw in _read(Path(data_path)):
+        empty = False
+        if isinstance(raw, json.JSONDecodeError):
+            problems.append(Problem(source, "", "not JSON", f"column {raw.colno}: {raw.msg}"))
+            continue
+        found: list[tuple[str, str]] = []
+        record = _parse(raw, source, image_folder, video_folder, reserved, found)
+        record_id = _id_of(raw)
+        if record_id and first_seen.setdefault(record_id, source) != source:
+            found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
+        problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
+        if record is not None:
+            records.append(record)
+    if empty:
+        raise DatasetError(f"{data_path}: holds no record; check --data_path")
+    return records, problems
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+    """(source, value) of every element of a JSON list or of every line; a line that is not JSON gives its error."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+            file.seek(0)
+            yield from _read_lines(path, file) if start == b"{" else _read_list(path, file.read())
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; check --data_path") from error
+
+
+def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    is_first = True
+    for number, line in enumerate(file, 1):
+        text = _decode(path, line, number)
+        if not text or text.isspace():
+            continue
+        value: Any
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            if is_first:
+                raise DatasetError(
+                    f"{path}: line {number}, column {error.colno}: {error.msg}; {EXPECTED_FORMAT}"
+                ) from error
+            value = error
+        is_first = False
+        yield f"{path}:{number}", value
+
+
+def _read_list(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    text = _decode(path, data)
+    if not text.strip():
+        return
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; {EXPECTED_FORMAT}"
+        ) from error
+    if not isinstance(values, list):
+        raise DatasetError(f"{path}: holds {type(values).__name__}; {EXPECTED_FORMAT}")
+    for index, value in enumerate(values):
+        yield f"{path}[{index}]", value
+
+
+def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        raise DatasetError(f"{path}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _id_of(raw: Any) -> str:
+    value = raw.get("id") if isinstance(raw, dict) else None
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+
+
+def _parse(
+    raw: Any,
+    source: str,
+    image_folder: str | Path | None,
+    video_folder: str | Path | None,
+    reserved: Sequence[str],
+    found: list[tuple[str, str]],
+) -> Record | None:
+    """The record, or None when it cannot be understood; (kind, message) of each problem is added to `found`."""
+    if not isinstance(raw, dict):
+        found.append(("malformed", f"a record must be an object, got {type(raw).__name__}"))
+        return None
+    if not _id_of(raw):
+        found.append(("no id", f"id must be a word or a number, got {raw.get('id')!r:.80}"))
+    turns = raw.get("conversations")
+    wrong = _wrong_turns(turns)
+    meta = raw.get("meta")
+    if meta is not None and not isinstance(meta, dict):
+        wrong.append(f"meta must be an object, got {type(meta).__name__}")
+    meta = meta or {}
+    paths = {}
+    for key, folder in (("video", video_folder), ("image", image_folder)):
+        value = raw.get(key)
+        files = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files):
+            wrong.append(f"{key} must be a path or a list of paths, got {value!r:.80}")
+            continue
+        paths[key] = tuple(os.path.join(folder, f) if folder else f for f in files)
+    if wrong:
+        found.extend(("malformed", message) for message in wrong)
+        return None
+    _check_text(turns, {DEFAULT_VIDEO_TOKEN: paths["video"], DEFAULT_IMAGE_TOKEN: paths["image"]}, reserved, found)
+    split = None
+    if meta.get("split") is not None:
+        split = _parse_split(meta["split"])
+        if split is None:
+            found.append(("bad split", f"expected two frame numbers [first, last], got {meta['split']!r:.80}"))
+    return Record(_id_of(raw), turns, paths["video"], paths["image"], split, meta, source)
+
+
+def _wrong_turns(turns: Any) -> list[str]:
+    if not isinstance(turns, list) or not turns:
+        return [f"conversations must be a list of turns with at least one, got {turns!r:.80}"]
+    wrong = []
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            wrong.append(f"turn {i} must be an object, got {type(turn).__name__}")
+        elif turn.get("from") not in ROLES:
+            wrong.append(f"turn {i}: from must be human or gpt, got {turn.get('from')!r:.80}")
+        elif not isinstance(turn.get("value"), str):
+            wrong.append(f"turn {i}: value must be a text, got {turn.get('value')!r:.80}")
+    return wrong
+
+
+def _check_text(
+    turns: list[dict[str, str]],
+    files: dict[str, tuple[str, ...]],
+    reserved: Sequence[str],
+    found: list[tuple[str, str]],
+) -> None:
+    text = "\n".join([turn["value"] for turn in turns])
+    for placeholder, paths in files.items():
+        count = text.count(placeholder)
+        if count != len(paths):
+            found.append(("count mismatch", f"{count} {placeholder} in the text, but {len(paths)} files in the record"))
+    for token in reserved:
+        if token in text:
+            found.append(("reserved token", f"the text contains {token!r}"))
+    caption = " ".join([turn["value"] for turn in turns if turn["from"] in MODEL_ROLES])
+    for placeholder in PLACEHOLDERS:
+        caption = caption.replace(placeholder, "")
+    if not caption.strip():
+        found.append(("empty caption", "no gpt turn has text besides placeholders"))
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found.append(("malformed", f"the text contains {text[error.start]!r}, half of a character"))
+
+
+def _parse_split(value: Any) -> tuple[int, int] | None:
+    """(first, last), or None unless `value` is two whole numbers with 0 <= first <= last."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    # Numbers such as 1.5 are seconds by mistake; 30.0 is a frame number that a table program wrote.
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or v != v or v % 1 for v in value):
+        return None
+    first, last = int(value[0]), int(value[1])
+    return (first, last) if 0 <= first <= last else None
+
+
+def missing_files(records: Sequence[Record]) -> list[Problem]:
+    """A problem for each record and file that is missing, empty or a folder; one `stat` for each distinct path."""
+    states: dict[str, str | None] = {}
+    problems = []
+    for record in records:
+        for path in (*record.videos, *record.images):
+            if path not in states:
+                states[path] = _wrong_with_file(path)
+            if (message := states[path]) is not None:
+                problems.append(Problem(record.source, record.id, "missing file", f"{path}: {message}"))
+    return problems
+
+
+def _wrong_with_file(path: str) -> str | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        return "no such file" if isinstance(error, FileNotFoundError) else str(error)
+    if not stat.S_ISREG(status.st_mode):
+        return "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+    return None if status.st_size else "is empty (0 bytes)"
+
+
+def format_problems(problems: Sequence[Problem], limit: int = 20) -> str:
+    """A text that groups the problems by kind, with counts and remedies, and shows about `limit` of them."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    sources = len({p.source for p in problems})
+    lines = [f"{_count(len(problems), 'problem')} in {_count(sources, 'record')}"]
+    share = max(limit // max(len(kinds), 1), 1)
+    for kind, group in kinds.items():
+        remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
+        lines.append(f"  {kind}: {len(group)}{remedy}")
+        lines += [f"    {p.source}{f' id {p.record_id!r}' if p.record_id else ''}: {p.message}" for p in group[:share]]
+        if len(group) > share:
+            lines.append(f"    ... and {len(group) - share} more")
+    return "\n".join(lines)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> list[Record]:
+    """The records to train on: all (`stop`, which tolerates no problem), or those that no problem names (`skip`).
+
+    Raises:
+        DatasetError: under `stop` when there is any problem; under `skip` when nothing is left.
+        ValueError: for any other policy.
+    """
+    if on_bad_sample not in ("stop", "skip"):
+        raise ValueError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
+    if problems and on_bad_sample == "stop":
+        raise DatasetError(
+            f"{format_problems(problems)}\nmend the data (python -m llava.data.check shows everything at once), or "
+            "leave these records out with --on_bad_sample skip"
+        )
+    bad = {p.source for p in problems}
+    kept = [r for r in records if r.source not in bad]
+    if not kept:
+        raise DatasetError(f"no record is left to train on: {format_problems(problems)}")
+    return kept

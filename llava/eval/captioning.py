@@ -1,0 +1,227 @@
+"""Captions for clips: from Python, and scored against references with `python -m llava.eval.captioning`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import DEFAULT_VIDEO_TOKEN
+from llava.data.features import FeatureCache, cache_settings, extract_features
+from llava.data.prompt import expand_placeholders, join_turns, reserved_tokens
+from llava.data.records import Record, apply_policy, load_records, missing_files
+from llava.data.video import frames_to_pixels, read_frames
+from llava.eval.attributes import load_lexicon, score_captions
+from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+
+
+class Captioner:
+    """Writes captions for video files with a trained model.
+
+    Args:
+        tokenizer, model: from `llava.model.builder.load_pretrained_model`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: LlavaGPT2ForCausalLM) -> None:
+        self.tokenizer, self.model, self.spec = tokenizer, model, model.video_spec
+
+    @classmethod
+    def from_pretrained(
+        cls, model_path: str | Path, device: str | torch.device | None = None, vision_tower: str | None = None
+    ) -> Captioner:
+        """Loads a finished run or a checkpoint; `vision_tower` says where its tower lies, if that has changed.
+
+        Raises:
+            FileNotFoundError, ValueError: from `load_pretrained_model`; ValueError for a text-only model.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(*load_pretrained_model(model_path, device, vision_tower))
+
+    def __call__(self, videos: Sequence[str | Path], prompt: str = "", **generation: Any) -> list[str]:
+        """One caption for each file; greedy unless `generation` (transformers' generate arguments) says otherwise.
+
+        Raises:
+            VideoError: naming a file that cannot be read.
+        """
+        return [self._caption(str(path), prompt, generation) for path in videos]
+
+    def _caption(self, path: str, prompt: str, generation: Mapping[str, Any]) -> str:
+        frames = read_frames(path, self.spec)
+        pixels = frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
+        text = expand_placeholders(f"{DEFAULT_VIDEO_TOKEN} {prompt}".strip(), self.spec)
+        return generate_texts(self.model, self.tokenizer, [text], generation, pixel_values_videos=pixels[None])[0]
+
+
+@torch.no_grad()
+def generate_texts(
+    model: LlavaGPT2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    generation: Mapping[str, Any] | None = None,
+    **vision: torch.Tensor,
+) -> list[str]:
+    """Continues expanded prompts, padded on the left, until EOS; `vision` holds `forward`'s vision tensors."""
+    ids = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    longest = max(map(len, ids))
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (longest - len(i)) + i for i in ids], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids], device=model.device)
+    room = model.config.max_position_embeddings - longest
+    options = {"do_sample": False, "max_new_tokens": min(64, room), **(generation or {})}
+    output = model.generate(
+        input_ids,
+        attention_mask=mask,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        **{k: v.to(model.device) for k, v in vision.items()},
+        **options,
+    )
+    return [t.strip() for t in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]
+
+
+def prompt_of(record: Record) -> str:
+    """The text of a record up to the first answer."""
+    turns = record.conversations
+    first = next((i for i, turn in enumerate(turns) if turn["from"] in ("gpt", "assistant")), len(turns))
+    return join_turns(turns[:first])
+
+
+def reference_of(record: Record) -> str:
+    """The text of a record's first answer."""
+    return next((t["value"].strip() for t in record.conversations if t["from"] in ("gpt", "assistant")), "")
+
+
+def other_videos(videos: Sequence[str], seed: int) -> list[int]:
+    """For each sample, the index of one whose video is another: a random rotation among distinct videos.
+
+    Raises:
+        ValueError: when there is only one video.
+    """
+    distinct = list(dict.fromkeys(videos))
+    if len(distinct) < 2:
+        raise ValueError("the control with another clip's video needs at least two different videos")
+    generator = np.random.default_rng(seed)
+    shuffled = [distinct[i] for i in generator.permutation(len(distinct))]
+    successor = {v: shuffled[(i + 1) % len(shuffled)] for i, v in enumerate(shuffled)}
+    first = {v: i for i, v in reversed(list(enumerate(videos)))}
+    return [first[successor[v]] for v in videos]
+
+
+def caption_records(
+    captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int, control: str = "true"
+) -> list[str]:
+    """A caption for each record, from its own video (`true`) or another record's (`other`); features from the cache."""
+    sources = list(range(len(records)))
+    if control == "other":
+        sources = other_videos([r.videos[0] for r in records], seed=0)
+    captions: list[str] = []
+    for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
+        chunk = range(start, min(start + batch_size, len(records)))
+        prompts = [expand_placeholders(prompt_of(records[i]), captioner.spec) for i in chunk]
+        shown = [records[sources[i]] for i in chunk]
+        features = torch.stack([cache.read(r.videos[0], r.split) for r in shown])
+        captions += generate_texts(captioner.model, captioner.tokenizer, prompts, video_features=features)
+    return captions
+
+
+def exact_match(captions: Sequence[str], records: Sequence[Record]) -> float:
+    """Share of captions that are word for word one of the references of their clip."""
+    references: dict[Any, set[str]] = {}
+    for r in records:
+        references.setdefault((r.videos, r.split), set()).add(reference_of(r))
+    hits = [c in references[r.videos, r.split] for c, r in zip(captions, records, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def score(captions: Sequence[str], records: Sequence[Record], lexicon: dict | None) -> dict[str, float]:
+    """Exact match, and with a lexicon the share of captions that name each attribute right, and all at once."""
+    scores = {"exact match": exact_match(captions, records)}
+    if lexicon is not None:
+        scores |= score_captions(captions, [r.meta["attributes"] for r in records], lexicon)
+    return scores
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Rows of named scores as aligned text."""
+    columns = list(dict.fromkeys(c for scores in rows.values() for c in scores))
+    width = max(map(len, rows))
+    lines = [" " * width + "  " + "  ".join(columns)]
+    for name, scores in rows.items():
+        cells = [f"{scores[c]:.2f}".rjust(len(c)) if c in scores else " " * len(c) for c in columns]
+        lines.append(f"{name:<{width}}  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Captions every record of one or more files and prints their scores; with `--output` writes all as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.captioning", description=main.__doc__)
+    parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
+    parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos")
+    parser.add_argument("--video_folder", help="prefix of the records' video paths")
+    parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
+    parser.add_argument("--control", action="store_true", help="also caption each record with another clip's video")
+    parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
+    parser.add_argument("--vision-tower", help="where the model's tower lies now")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode clips")
+    parser.add_argument("--limit", type=int, help="caption only the first so many records of each file")
+    parser.add_argument("--examples", type=int, default=4, help="captions to print from the last file")
+    parser.add_argument("--output", help="JSON file for all captions and scores")
+    args = parser.parse_args(argv)
+
+    captioner = Captioner.from_pretrained(args.model_path, vision_tower=args.vision_tower)
+    model, config = captioner.model, captioner.model.config
+    settings = cache_settings(
+        config.mm_vision_tower_checksum,
+        config.mm_vision_select_layer,
+        config.mm_vision_select_feature,
+        captioner.spec,
+        model.processor_spec,
+    )
+    cache = FeatureCache(args.feature_cache, settings)
+    lexicon = load_lexicon(args.attributes) if args.attributes else None
+    rows: dict[str, dict[str, float]] = {}
+    written: dict[str, Any] = {}
+    for path in args.data_path:
+        records, problems = load_records(path, None, args.video_folder, reserved=reserved_tokens(captioner.tokenizer))
+        if args.limit is not None and len(records) > args.limit:
+            print(f"{path}: the first {args.limit} of {len(records)} records")
+            records = records[: args.limit]
+        problems += missing_files(records)
+        if not problems:
+            problems = extract_features(
+                records, cache, model.vision_tower, captioner.spec, model.processor_spec, model.device,
+                num_workers=args.num_workers,
+            )  # fmt: skip
+        apply_policy(records, problems, "stop")
+        videoless = [r.id for r in records if len(r.videos) != 1]
+        if videoless:
+            raise ValueError(f"{path}: captioning takes one video a record; {videoless[:3]} have none or several")
+        for control in ("true", "other") if args.control else ("true",):
+            captions = caption_records(captioner, records, cache, args.batch_size, control)
+            name = f"{Path(path).stem}, {control} video"
+            rows[name] = score(captions, records, lexicon)
+            written[name] = [
+                {"id": r.id, "video": r.videos[0], "caption": c, "reference": reference_of(r)}
+                for c, r in zip(captions, records, strict=True)
+            ]
+    print(f"\n{format_table(rows)}\n")
+    last = next(reversed([name for name in written if name.endswith("true video")]))
+    for example in written[last][:: max(1, len(written[last]) // max(args.examples, 1))][: args.examples]:
+        print(f"{Path(example['video']).name}\n  wrote:     {example['caption']}\n  reference: {example['reference']}")
+    if args.output:
+        Path(args.output).write_text(json.dumps({"scores": rows, "captions": written}, indent=1, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Order of the samples: batches of one modality and of similar lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+WINDOW_BATCHES = 50
+"""Lengths are sorted within windows of this many batches: similar inside a batch, random across the epoch."""
+
+
+def grouped_order(
+    lengths: Sequence[int], modalities: Sequence[str], batch_size: int, generator: torch.Generator
+) -> list[int]:
+    """A permutation of the samples whose consecutive runs of `batch_size` share a modality and have similar lengths.
+
+    Each modality is shuffled, sorted by length within windows, and cut into batches; the batches are shuffled. What
+    does not fill a batch of its own modality shares mixed batches; an incomplete batch comes last, so that the others
+    keep their bounds.
+
+    Args:
+        batch_size: samples of one optimiser step, over all ranks and accumulated batches, so that the order does not
+            depend on how the step is divided.
+    """
+    batches: list[list[int]] = []
+    rest: list[int] = []
+    for modality in sorted(set(modalities)):
+        members = [i for i, m in enumerate(modalities) if m == modality]
+        shuffled = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+        full = len(shuffled) - len(shuffled) % batch_size
+        rest += shuffled[full:]
+        for start in range(0, full, batch_size * WINDOW_BATCHES):
+            window = shuffled[start : min(start + batch_size * WINDOW_BATCHES, full)]
+            window.sort(key=lambda i: -lengths[i])
+            batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    rest = [rest[i] for i in torch.randperm(len(rest), generator=generator).tolist()]
+    full = len(rest) - len(rest) % batch_size
+    batches += [rest[i : i + batch_size] for i in range(0, full, batch_size)]
+    order = torch.randperm(len(batches), generator=generator).tolist()
+    return [index for b in order for index in batches[b]] + rest[full:]
+
+
+class ModalityLengthSampler(Sampler[int]):
+    """`grouped_order`, or a plain shuffle, as a function of the seed and the epoch alone."""
+
+    def __init__(
+        self, lengths: Sequence[int], modalities: Sequence[str], batch_size: int, seed: int, grouped: bool = True
+    ) -> None:
+        self.lengths, self.modalities, self.batch_size = lengths, modalities, batch_size
+        self.seed, self.grouped, self.epoch = seed, grouped, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if not self.grouped:
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        return iter(grouped_order(self.lengths, self.modalities, self.batch_size, generator))

@@ -1,0 +1,405 @@
+"""The stages of a training run, in the order in which `train.main` calls them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+import llava
+from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
+from llava.constants import PLACEHOLDERS
+from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
+from llava.data.features import FeatureCache, cache_settings, extract_features
+from llava.data.prompt import reserved_tokens
+from llava.data.records import (
+    DatasetError,
+    Problem,
+    Record,
+    apply_policy,
+    format_problems,
+    load_records,
+    missing_files,
+)
+from llava.model.builder import add_visual_tokens, load_language_model, select_parts, set_trainable
+from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec
+from llava.train.llava_trainer import RUN_RECORD
+
+logger = logging.getLogger(__name__)
+
+Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
+
+# Flags that may differ between a run and its resumption: they change where and how it runs, not what it computes.
+FREE_FLAGS = {
+    "output_dir", "logging_dir", "run_name", "report_to", "resume_from_checkpoint", "logging_steps", "logging_strategy",
+    "save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_data_path",
+    "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "local_rank", "ddp_timeout",
+    "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
+}  # fmt: skip
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Arguments:
+    """The flags of a run.
+
+    Raises:
+        ValueError: with all wrong flags at once, each with its remedy.
+        SystemExit: from the parser, for an unknown flag.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(list(argv) if argv is not None else None)
+    problems = flag_problems(model_args, data_args, training_args)
+    if problems:
+        raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
+    return model_args, data_args, training_args
+
+
+def flag_problems(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> list[str]:
+    """What is wrong with the flags, as far as they alone can tell."""
+    problems = []
+    for name, path in (("data_path", data_args.data_path), ("eval_data_path", data_args.eval_data_path)):
+        if path is not None and not Path(path).is_file():
+            problems.append(f"--{name} {path}: no such file")
+    for name in ("image_folder", "video_folder"):
+        folder = getattr(data_args, name)
+        if folder and not Path(folder).is_dir():
+            problems.append(f"--{name} {folder}: no such folder")
+    if not data_args.use_plain_lm:
+        problems.append("--use_plain_lm False: there is no chat mode; leave the flag out")
+    if data_args.on_bad_sample not in ("stop", "skip"):
+        problems.append(f"--on_bad_sample {data_args.on_bad_sample}: use stop or skip")
+    if training_args.logging_nan_inf_filter:
+        problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
+    if training_args.remove_unused_columns:
+        problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
+    if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
+        problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
+    parts: list[str] = []
+    for check in (lambda: video_spec(model_args, data_args), lambda: parts.extend(tunable_parts(model_args))):
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    if data_args.text_only and model_args.vision_tower is not None:
+        problems.append("--text_only True leaves the videos out: leave --vision_tower out too")
+    if model_args.vision_tower is None:
+        asked = [p for p in parts if p != "mm_language_model"]
+        if asked and model_args.mm_tunable_parts is not None:
+            problems.append(f"--mm_tunable_parts names {', '.join(asked)}, but there is no --vision_tower")
+    if "mm_vision_tower" in parts and model_args.mm_vision_tower_storage == "reference":
+        problems.append("mm_vision_tower trains, so its weights must be saved: add --mm_vision_tower_storage checkpoint")
+    for part, flag in (
+        ("mm_mlp_adapter", "mm_projector_lr"),
+        ("mm_vision_resampler", "mm_vision_resampler_lr"),
+        ("mm_vision_tower", "mm_vision_tower_lr"),
+    ):
+        if getattr(training_args, flag) is not None and parts and part not in parts:
+            problems.append(f"--{flag} is set, but {part} does not train: add it to --mm_tunable_parts")
+    return problems
+
+
+def tunable_parts(model_args: ModelArguments) -> list[str]:
+    """The parts that train: those of the flag, or all but the tower."""
+    if model_args.mm_tunable_parts is not None:
+        return select_parts(model_args.mm_tunable_parts)
+    vision = ["mm_mlp_adapter", "mm_vision_resampler"] if model_args.vision_tower else []
+    return ["mm_language_model", *vision]
+
+
+def find_checkpoint(training_args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: `--resume_from_checkpoint` is a folder, True (the last one) or auto (if any).
+
+    Raises:
+        FileNotFoundError: when the checkpoint asked for is not there.
+        FileExistsError: when the folder holds a run that would be overwritten.
+    """
+    asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if asked is None or str(asked).lower() in ("false", "none", ""):
+        if last is not None:
+            raise FileExistsError(
+                f"--output_dir {folder} holds a run ({Path(last).name}): add --resume_from_checkpoint True to go on "
+                "with it, or choose another folder"
+            )
+        return None
+    if str(asked).lower() == "auto":
+        return last
+    if str(asked).lower() == "true":
+        if last is None:
+            raise FileNotFoundError(f"--resume_from_checkpoint True: no checkpoint in {folder}; start without the flag")
+        return last
+    if not (Path(asked) / "trainer_state.json").is_file():
+        raise FileNotFoundError(f"--resume_from_checkpoint {asked}: not a checkpoint folder (no trainer_state.json)")
+    return str(asked)
+
+
+def make_run_record(args: Arguments) -> dict[str, Any]:
+    """The resolved flags and the versions that a run is made with."""
+    flags: dict[str, Any] = {}
+    for group in args:
+        flags |= group.to_dict() if isinstance(group, TrainingArguments) else asdict(group)
+    return {
+        "flags": flags,
+        "versions": {
+            "llava": llava.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def check_resume(checkpoint: str, run_record: dict[str, Any]) -> None:
+    """Compares the flags of a resumed run with those it was started with.
+
+    Raises:
+        ValueError: listing the flags that changed and would make it another run.
+    """
+    path = Path(checkpoint) / RUN_RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no {RUN_RECORD}; the checkpoint was not written by this trainer")
+    before, now = json.loads(path.read_text())["flags"], json.loads(json.dumps(run_record["flags"]))
+    changed = [
+        f"  --{name}: was {before[name]!r}, is {now[name]!r}"
+        for name in sorted(set(before) & set(now) - FREE_FLAGS)
+        if before[name] != now[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} was made with other flags:\n" + "\n".join(changed) + "\nresume with the same flags, or start "
+            "a new run in another --output_dir (with --model_name_or_path set to the checkpoint to keep its weights)"
+        )
+
+
+def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    tokenizer.model_max_length = training_args.model_max_length
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def read_records(
+    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Record], list[Problem]]:
+    """Records of a file and the problems that need no file to be opened."""
+    records, problems = load_records(
+        path, data_args.image_folder, data_args.video_folder, reserved=reserved_tokens(tokenizer)
+    )
+    if data_args.text_only:
+        return [text_alone(r) for r in records], problems
+    return records, problems + missing_files(records)
+
+
+def text_alone(record: Record) -> Record:
+    """The record without its videos and images, and without their placeholders."""
+    turns = []
+    for turn in record.conversations:
+        value = turn["value"]
+        for placeholder in PLACEHOLDERS:
+            value = value.replace(placeholder, "")
+        turns.append({**turn, "value": " ".join(value.split())})
+    return replace(record, conversations=turns, videos=(), images=())
+
+
+def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2ForCausalLM:
+    """The language model with the visual tokens registered, and with vision when a tower is named; parts frozen.
+
+    Raises:
+        ValueError: when flags and model disagree, each disagreement named.
+    """
+    model_args, data_args, training_args = args
+    model = load_language_model(
+        model_args.model_name_or_path, model_args.from_scratch, model_args.attn_implementation, load_vision_tower=False
+    )
+    positions = model.config.max_position_embeddings
+    if training_args.model_max_length > positions:
+        raise ValueError(
+            f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions "
+            "(n_positions): lower it, or make a model with more positions"
+        )
+    add_visual_tokens(tokenizer, model)
+    if model_args.vision_tower is None and model.config.mm_hidden_size is not None:
+        raise ValueError(
+            f"--model_name_or_path {model_args.model_name_or_path} has vision, but there is no --vision_tower: name "
+            "its tower, or start from a model without vision"
+        )
+    if model_args.vision_tower is not None:
+        spec = video_spec(model_args, data_args)
+        if model.config.mm_hidden_size is None:
+            tower = DINOv2VisionTower.from_pretrained(
+                model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
+            )
+            model.initialize_vision_modules(
+                tower,
+                model_args.vision_tower,
+                spec,
+                processor_spec(model_args.vision_tower),
+                model_args.mm_projector_type,
+                model_args.mm_resampler_type,
+                model_args.mm_perceiver_depth,
+                model_args.mm_vision_tower_storage,
+            )
+        else:
+            _check_same_vision(model, model_args, spec)
+            if model.vision_tower is None:
+                model.attach_vision_tower(model_args.vision_tower)
+            model.config.video_spec = spec.to_dict()
+    set_trainable(model, tunable_parts(model_args))
+    return model
+
+
+def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
+    built = model.video_spec
+    pairs = [
+        ("num_frames", built.num_frames, spec.num_frames),
+        ("mm_perceiver_latents", built.slow_latents, spec.slow_latents),
+        ("mm_perceiver_latents_fast", built.fast_latents, spec.fast_latents),
+    ] + [
+        (name, getattr(model.config, name), getattr(model_args, name))
+        for name in (
+            "mm_perceiver_depth", "mm_projector_type", "mm_resampler_type", "mm_vision_select_layer",
+            "mm_vision_select_feature", "mm_vision_tower_storage",
+        )
+    ]  # fmt: skip
+    wrong = [f"--{name} {flag} (the model has {has})" for name, has, flag in pairs if has != flag]
+    if wrong:
+        raise ValueError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
+
+
+def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | None:
+    """The feature cache that the flags ask for; none without a tower, or when the tower trains.
+
+    Raises:
+        ValueError: when a cache is asked for by folder while the tower trains.
+    """
+    model_args, data_args, training_args = args
+    if model.vision_tower is None or data_args.feature_cache == "off":
+        return None
+    if not model.vision_tower.frozen:
+        if data_args.feature_cache != "auto":
+            raise ValueError("--feature_cache: the vision tower trains, so its features change; use auto or off")
+        return None
+    beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
+    root = beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
+    config = model.config
+    return FeatureCache(
+        root,
+        cache_settings(
+            config.mm_vision_tower_checksum,
+            config.mm_vision_select_layer,
+            config.mm_vision_select_feature,
+            model.video_spec,
+            model.processor_spec,
+        ),
+    )
+
+
+def fill_cache(
+    cache: FeatureCache, records: Sequence[Record], model: LlavaGPT2ForCausalLM, training_args: TrainingArguments
+) -> list[Problem]:
+    """Extracts what the cache lacks, divided over the ranks; every rank gets the problems of all."""
+    tower = model.vision_tower.to(training_args.device)
+    problems = extract_features(
+        records,
+        cache,
+        tower,
+        model.video_spec,
+        model.processor_spec,
+        training_args.device,
+        num_workers=max(training_args.dataloader_num_workers, 1),
+        rank=training_args.process_index,
+        world_size=training_args.world_size,
+        show_progress=training_args.process_index == 0,
+    )
+    if training_args.world_size > 1:
+        gathered: list[list[Problem]] = [[] for _ in range(training_args.world_size)]
+        torch.distributed.all_gather_object(gathered, problems)
+        problems = [p for part in gathered for p in part]
+        cache.reload()
+    return problems
+
+
+def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:
+    """Data and model must both have vision, or both be text alone.
+
+    Raises:
+        ValueError: naming the flag that is missing or superfluous.
+    """
+    visual = sum(bool(r.videos or r.images) for r in records)
+    if visual and model.config.mm_hidden_size is None:
+        raise ValueError(f"{visual} records have a video or image, but there is no --vision_tower")
+    trains = any(p.requires_grad for n, p in model.named_parameters() if n.startswith(("mm_", "vision_")))
+    if trains and not visual:
+        raise ValueError(
+            "no record has a video or image, so projector and resampler would never learn: leave --vision_tower out, "
+            "or freeze them with --mm_tunable_parts mm_language_model"
+        )
+
+
+def make_dataset(
+    records: list[Record],
+    problems: list[Problem],
+    args: Arguments,
+    tokenizer: PreTrainedTokenizerBase,
+    model: LlavaGPT2ForCausalLM,
+    cache: FeatureCache | None,
+    preprocess: Preprocess,
+) -> tuple[LazySupervisedDataset, list[int]]:
+    """The dataset without bad samples, with the length of each sample; stops or skips as `--on_bad_sample` says.
+
+    Raises:
+        DatasetError: with all problems at once, or when nothing is left.
+    """
+    _, data_args, training_args = args
+    spec = model.video_spec if model.config.video_spec else None
+    good = without(records, problems)
+
+    def build(chosen: list[Record]) -> LazySupervisedDataset:
+        processor = model.processor_spec if spec else None
+        return LazySupervisedDataset(
+            chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache
+        )
+
+    lengths = sequence_lengths(good, tokenizer, spec)
+    problems = problems + length_problems(good, lengths, build(good).tokens, training_args.model_max_length)
+    if problems and training_args.process_index == 0:
+        folder = Path(training_args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = "\n".join(json.dumps(asdict(p), ensure_ascii=False) for p in problems)
+        (folder / "bad_samples.jsonl").write_text(listed + "\n")
+    kept = apply_policy(records, problems, data_args.on_bad_sample)
+    if problems:
+        logger.warning("left out %d of %d records, listed in bad_samples.jsonl:\n%s",
+                       len(records) - len(kept), len(records), format_problems(problems))  # fmt: skip
+    if not kept:
+        raise DatasetError("no record is left to train on")
+    sources = {r.source for r in kept}
+    limit = training_args.model_max_length
+    kept_lengths = [min(n, limit) for r, (n, _) in zip(good, lengths, strict=True) if r.source in sources]
+    return build(kept), kept_lengths
+
+
+def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Record]:
+    """The records that no problem names."""
+    named = {p.source for p in problems}
+    return [r for r in records if r.source not in named]
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills the end of short samples; attention never sees it, so EOS serves where there is no pad token."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def modality(record: Record) -> str:
+    """`video`, `image` or `text`: what a batch is grouped by."""
+    return "video" if record.videos else "image" if record.images else "text"

@@ -1,0 +1,127 @@
+"""Training: `torchrun llava/train/train.py --flags`, or `main([...])` from Python."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from llava.constants import VISUAL_TOKENS
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.prompt import count_supervised, join_turns, mask_visual, visual_token_ids
+from llava.train import stages
+from llava.train.llava_trainer import LlavaTrainer, parameter_table
+
+logger = logging.getLogger("llava")
+
+
+def preprocess_plain_lm(
+    sources: Sequence[Sequence[Mapping[str, str]]], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> dict[str, list[torch.Tensor]]:
+    """Conversations to plain language-model samples: turns joined by one space, EOS at the end, all text supervised.
+
+    Args:
+        sources: conversations `[{"from": ..., "value": ...}, ...]`, placeholders already expanded to visual tokens.
+        tokenizer: one that knows the visual tokens, when there are any in the text.
+        has_image: whether the conversations show a video or an image.
+
+    Returns:
+        `input_ids` and `labels`, lists of LongTensors (L,). Labels equal the ids, apart from visual tokens, which are
+        `IGNORE_INDEX`. `llava.data.prompt.count_supervised(labels)` counts the targets.
+
+    Raises:
+        ValueError: when a visual token is not registered, when a sample has no word to learn, when `has_image` is set
+            and a text holds no visual token, or when the tokenizer has no EOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token, so a caption could never learn to end: set one")
+    result: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": []}
+    for conversation in sources:
+        text = join_turns(conversation)
+        is_visual = any(token in text for token in VISUAL_TOKENS)
+        if has_image and not is_visual:
+            raise ValueError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
+        visual_ids = list(visual_token_ids(tokenizer).values()) if is_visual else []
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        input_ids = torch.tensor([*ids, tokenizer.eos_token_id], dtype=torch.long)
+        labels = mask_visual(input_ids, visual_ids)
+        if count_supervised(labels[:-1]) == 0 and (is_visual or len(ids) == 0):
+            raise ValueError(f"no word to learn in {conversation!r:.200}: the caption is empty")
+        result["input_ids"].append(input_ids)
+        result["labels"].append(labels)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains as the flags say; see `--help`."""
+    args = stages.parse_arguments(argv)
+    model_args, data_args, training_args = args
+    is_main = training_args.process_index == 0
+    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
+    checkpoint = stages.find_checkpoint(training_args)
+    run_record = stages.make_run_record(args)
+    if checkpoint:
+        stages.check_resume(checkpoint, run_record)
+        logger.info("resuming from %s", checkpoint)
+
+    set_seed(training_args.seed)
+    tokenizer = stages.load_tokenizer(model_args, training_args)
+    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer)
+    eval_records, eval_problems = [], []
+    if data_args.eval_data_path:
+        eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer)
+
+    model = stages.make_model(args, tokenizer)
+    stages.check_modalities(records, model)
+    logger.info("%s", parameter_table(model, training_args))
+
+    cache = stages.make_cache(args, model)
+    if cache is not None:
+        problems += stages.fill_cache(cache, stages.without(records, problems), model, training_args)
+        eval_problems += stages.fill_cache(cache, stages.without(eval_records, eval_problems), model, training_args)
+    dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess_plain_lm)
+    eval_dataset = None
+    if data_args.eval_data_path:
+        eval_dataset, _ = stages.make_dataset(
+            eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm
+        )
+
+    trainer = LlavaTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        data_collator=DataCollatorForSupervisedDataset(stages.pad_token_id(tokenizer)),
+        processing_class=tokenizer,
+        lengths=lengths,
+        modalities=[stages.modality(r) for r in dataset.records],
+        run_record=run_record,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    trainer.save_model()
+    if eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    logger.info("done: %s", training_args.output_dir)
+
+
+def _is_message(error: BaseException) -> bool:
+    """Whether an error was raised by this package on purpose, so that its text says all that a user needs."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_globals.get("__package__", "").startswith("llava")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not _is_message(error):
+            raise
+        sys.exit(f"\n{type(error).__name__}: {error}")

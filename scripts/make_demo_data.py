@@ -1,0 +1,319 @@
+"""Makes the built-in demo: clips of one coloured shape that moves, with Italian captions in the LLaVA JSON format.
+
+    python scripts/make_demo_data.py --output_dir demo/data
+
+Some (shape, colour, direction) triples never occur in training, though each of their values and pairs does: naming
+them takes composition. `heldout_combinations` asks for that and is for the final table alone;
+`validation_combinations` asks the same of other triples, for choosing a design. `heldout_clips` and `validation` are
+unseen clips of trained triples. Each split is written as `<split>_vi_it.json` (video and caption, paths relative to
+`clips/`) and `<split>_t_it.json` (the same captions alone); `attributes.json` is the lexicon that
+`llava.eval.attributes` scores captions with.
+
+The same settings give the same files, whatever the number of processes. An interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from demo_captions import ATTRIBUTES, PHRASINGS, lexicon, render_caption
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+SIDE, FRAMES, FPS = 112, 24, 12
+"""Pixels, frames and frames a second of every clip."""
+
+SUPERSAMPLING = 4
+JITTER = 12
+"""Largest change of each channel of a colour or a background, of 255."""
+
+MIN_TRAVEL = 0.75
+"""The least share of the free range that a motion covers."""
+
+HELDOUT_TRIPLES, VALIDATION_TRIPLES = 21, 8
+"""Of the 128 (shape, colour, direction) triples: one in six for the final table, a few for choosing a design."""
+
+SPLIT_SIZES = {
+    "validation": 120,
+    "validation_combinations": 160,
+    "heldout_clips": 240,
+    "heldout_combinations": 240,
+}
+"""Clips of each split except train."""
+
+RADII = {"piccolo": 0.16, "grande": 0.27}
+"""Half the extent of a shape, as a share of the side."""
+
+RGB = {
+    "rosso": (220, 30, 30),
+    "arancione": (240, 130, 20),
+    "giallo": (242, 215, 20),
+    "verde": (40, 160, 50),
+    "azzurro": (80, 200, 242),
+    "blu": (25, 50, 200),
+    "viola": (130, 40, 170),
+    "rosa": (242, 150, 190),
+    "nero": (12, 12, 12),
+    "bianco": (243, 243, 243),
+}
+
+_ARM = 0.33
+OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "triangolo": [(0, -1), (1, 0.85), (-1, 0.85)],
+    "croce": [
+        *[(-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)],
+        *[(_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)],
+    ],
+    "stella": [
+        (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i in range(10) for r in [(1, 0.4)[i % 2]]
+    ],
+}
+"""Vertices for a radius of one, y downwards; a shape without an outline is a disc."""
+
+Triple = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One scene: what is said about it and where its shape goes; positions and radius are shares of the side."""
+
+    id: str
+    path: str
+    attributes: dict[str, str]
+    caption: str
+    colour: tuple[int, ...]
+    background: tuple[int, ...]
+    radius: float
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+
+# Planning: pure functions of the seed.
+
+
+def split_triples(seed: int) -> dict[str, list[Triple]]:
+    """Deals all (shape, colour, direction) triples to `heldout`, `validation` and `train`.
+
+    Held-out triples are spread evenly over values and pairs of values, so that each of those stays in training.
+    """
+    triples = list(product(ATTRIBUTES["shape"], ATTRIBUTES["colour"], ATTRIBUTES["direction"]))
+    rest = random.Random(f"{seed}/triples").sample(triples, len(triples))
+    taken: Counter[tuple[str, ...]] = Counter()
+    chosen: list[Triple] = []
+
+    def parts(triple: Triple) -> list[tuple[str, ...]]:
+        return [*combinations(triple, 1), *combinations(triple, 2)]
+
+    while len(chosen) < HELDOUT_TRIPLES + VALIDATION_TRIPLES:
+        triple = min(rest, key=lambda t: (max(taken[p] for p in combinations(t, 2)), sum(taken[p] for p in parts(t))))
+        taken.update(parts(triple))
+        rest.remove(triple)
+        chosen.append(triple)
+    return {"heldout": chosen[:HELDOUT_TRIPLES], "validation": chosen[HELDOUT_TRIPLES:], "train": rest}
+
+
+def plan_clip(seed: int, split: str, index: int, triple: Triple) -> Clip:
+    """Draws everything else about a clip from a generator of its own."""
+    rng = random.Random(f"{seed}/{split}/{index}")
+    attributes = dict(zip(("shape", "colour", "direction"), triple, strict=True))
+    attributes |= {name: rng.choice(ATTRIBUTES[name]) for name in ("size", "background")}
+    radius = RADII[attributes["size"]]
+    free = 1 - 2 * radius
+    travel = free * rng.uniform(MIN_TRAVEL, 1)
+    low = radius + rng.uniform(0, free - travel)
+    ends = (low, low + travel) if attributes["direction"] in ("destra", "basso") else (low + travel, low)
+    across = rng.uniform(radius, 1 - radius)
+    horizontal = attributes["direction"] in ("destra", "sinistra")
+    start, end = ((p, across) if horizontal else (across, p) for p in ends)
+
+    def shade(name: str) -> tuple[int, ...]:
+        return tuple(min(255, max(0, channel + rng.randint(-JITTER, JITTER))) for channel in RGB[name])
+
+    return Clip(
+        id=f"{split}_{index:05d}",
+        path=f"{split}/{index:05d}.mp4",
+        attributes={name: attributes[name] for name in ATTRIBUTES},
+        caption=render_caption(attributes, rng.randrange(len(PHRASINGS))),
+        colour=shade(attributes["colour"]),
+        background=shade(attributes["background"]),
+        radius=radius,
+        start=start,
+        end=end,
+    )
+
+
+def plan_split(seed: int, split: str, size: int, triples: Sequence[Triple]) -> list[Clip]:
+    """The clips of a split; its triples take turns, in a new order each round, so that all occur equally often."""
+
+    def rounds() -> Iterator[Triple]:
+        rng = random.Random(f"{seed}/{split}")
+        while True:
+            yield from rng.sample(triples, len(triples))
+
+    return [plan_clip(seed, split, i, triple) for i, triple in zip(range(size), rounds(), strict=False)]
+
+
+def plan(seed: int, sizes: dict[str, int]) -> dict[str, list[Clip]]:
+    """The clips of every split in `sizes`."""
+    triples = split_triples(seed)
+    kinds = {"validation_combinations": "validation", "heldout_combinations": "heldout"}
+    return {split: plan_split(seed, split, size, triples[kinds.get(split, "train")]) for split, size in sizes.items()}
+
+
+# Drawing and writing.
+
+
+def draw(clip: Clip) -> np.ndarray:
+    """The frames of a clip, (FRAMES, SIDE, SIDE, 3) uint8 RGB, anti-aliased."""
+    scale = SIDE * SUPERSAMPLING
+    radius = clip.radius * scale
+    coverage = np.empty((FRAMES, SIDE, SIDE), dtype=np.uint8)
+    for t, share in enumerate(np.linspace(0, 1, FRAMES).tolist()):
+        x, y = ((a + (b - a) * share) * scale for a, b in zip(clip.start, clip.end, strict=True))
+        canvas = Image.new("L", (scale, scale))
+        pen = ImageDraw.Draw(canvas)
+        if outline := OUTLINES.get(clip.attributes["shape"]):
+            pen.polygon([(x + radius * u, y + radius * v) for u, v in outline], fill=255)
+        else:
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        coverage[t] = canvas.reduce(SUPERSAMPLING)
+    mix = np.linspace(0, 1, 256)[:, None]
+    palette = np.rint((1 - mix) * np.array(clip.background) + mix * np.array(clip.colour)).astype(np.uint8)
+    return palette[coverage]
+
+
+def write_clip(clip: Clip, folder: Path) -> None:
+    """Encodes a clip as H.264; a file that stands under its final name is always whole."""
+    path = folder / clip.path
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.mp4")
+    try:
+        with av.open(str(temporary), "w") as container:
+            stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
+            stream.width = stream.height = SIDE
+            stream.pix_fmt = "yuv420p"
+            stream.thread_count = 1
+            for frame in draw(clip):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_clips(clips: Sequence[Clip], folder: Path, num_workers: int) -> None:
+    """Encodes clips on `num_workers` processes (at most one: in this one), with a progress bar."""
+    for split in {Path(clip.path).parent for clip in clips}:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+    work = partial(write_clip, folder=folder)
+
+    def follow(results: Iterable[None]) -> None:
+        for _ in tqdm(results, total=len(clips), desc="demo clips", unit="clip"):
+            pass
+
+    if num_workers <= 1:
+        follow(map(work, clips))
+        return
+    # Spawned, not forked: a fork of a process that runs threads (torch, a test runner) can hang.
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        follow(pool.map(work, clips, chunksize=16))
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def record(clip: Clip, with_video: bool) -> dict[str, Any]:
+    """A clip as a record of the LLaVA JSON format, or its text-only twin."""
+    return {
+        "id": clip.id,
+        **({"video": clip.path} if with_video else {}),
+        "conversations": [
+            {"from": "human", "value": "<video>" if with_video else ""},
+            {"from": "gpt", "value": clip.caption},
+        ],
+        "meta": {"attributes": clip.attributes},
+    }
+
+
+def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether `folder` already holds the finished data set of these settings.
+
+    Raises:
+        SystemExit: when it holds anything else.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise SystemExit(f"{folder} is not empty and holds no demo data: choose another --output_dir or empty it")
+        return False
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest["settings"] != settings:
+        found, wanted = (
+            json.dumps({key: value for key, value in a.items() if b.get(key) != value})
+            for a, b in ((manifest["settings"], settings), (settings, manifest["settings"]))
+        )
+        raise SystemExit(
+            f"{folder} holds demo data of other settings, {found} where {wanted} are asked for: "
+            "choose another --output_dir or delete that folder"
+        )
+    return manifest["complete"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--num_train", type=int, default=2600, help="training clips (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.num_train < 1:
+        parser.error(f"--num_train must be at least 1, got {args.num_train}")
+
+    splits = plan(args.seed, {"train": args.num_train, **SPLIT_SIZES})
+    clips = [clip for split in splits.values() for clip in split]
+    content = json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()
+    settings = {
+        "seed": args.seed,
+        "clips": {split: len(members) for split, members in splits.items()},
+        "format": [SIDE, FRAMES, FPS],
+        # Notices a change of the grammar or of the drawing plan, which no flag shows.
+        "plan_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    clip_folder = args.output_dir / "clips"
+    finished = check_manifest(args.output_dir, settings)
+    missing = [clip for clip in clips if not (clip_folder / clip.path).exists()]
+    if finished and not missing:
+        print(f"demo data: {len(clips)} clips in {args.output_dir}, made before")
+        return
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(args.output_dir / "manifest.json", {"settings": settings, "complete": False})
+    write_clips(missing, clip_folder, args.num_workers)
+    for split, members in splits.items():
+        write_json(args.output_dir / f"{split}_vi_it.json", [record(clip, with_video=True) for clip in members])
+        write_json(args.output_dir / f"{split}_t_it.json", [record(clip, with_video=False) for clip in members])
+    write_json(args.output_dir / "attributes.json", lexicon())
+    write_json(args.output_dir / "manifest.json", {"settings": settings, "complete": True})
+    size = sum((clip_folder / clip.path).stat().st_size for clip in clips)
+    print(f"demo data: {len(clips)} clips in {args.output_dir}, {size / len(clips) / 1024:.1f} KiB a clip")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Placeholders, registration, masking and truncation, to the token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llava.config import VideoSpec
+from llava.constants import IGNORE_INDEX, VISUAL_TOKENS
+from llava.data.prompt import (
+    count_supervised,
+    expand_placeholders,
+    image_span,
+    join_turns,
+    mask_visual,
+    truncate,
+    video_span,
+    visual_token_ids,
+)
+from llava.model.builder import add_visual_tokens
+
+
+def test_a_default_video_is_360_tokens_in_the_contract_order(tokenizer, build):
+    build(vision=False)
+    span = video_span(VideoSpec())
+    assert span == (
+        "<vid_start>" + "<vid_patch>" * 34 + "<vid_end>" + "<slow_vid_start>" + "<vid_patch>" * 322 + "<slow_vid_end>"
+    )
+    assert len(tokenizer(span)["input_ids"]) == 360
+    assert len(tokenizer(image_span(VideoSpec()))["input_ids"]) == 81
+
+
+def test_several_placeholders_expand_in_place():
+    spec = VideoSpec(num_frames=2, fast_latents=1, slow_latents=1)
+    text = expand_placeholders("prima <video> poi <video>", spec)
+    assert text == f"prima {video_span(spec)} poi {video_span(spec)}"
+
+
+@pytest.mark.parametrize("latents", [(1, 1), (9, 81), (3, 7), (2, 5)])
+@pytest.mark.parametrize("frames", [2, 3, 8])
+def test_span_lengths_follow_the_spec(tokenizer, build, frames, latents):
+    build(vision=False)
+    spec = VideoSpec(num_frames=frames, fast_latents=latents[0], slow_latents=max(latents[1], 2))
+    assert len(tokenizer(video_span(spec))["input_ids"]) == spec.rows == frames * (latents[0] + max(latents[1], 2))
+
+
+def test_an_unregistered_token_is_an_error_and_never_eos(tokenizer):
+    with pytest.raises(ValueError, match="<vid_patch>"):
+        visual_token_ids(tokenizer)
+
+
+def test_registered_ids_are_eight_and_never_unk_eos_or_pad(tokenizer, build):
+    build(vision=False)
+    ids = visual_token_ids(tokenizer)
+    assert list(ids) == list(VISUAL_TOKENS)
+    assert len(set(ids.values())) == 8
+    assert tokenizer.eos_token_id not in ids.values()
+
+
+def test_registration_is_done_once(tokenizer, build):
+    model = build(vision=False)
+    before = model.transformer.wte.weight.clone()
+    assert add_visual_tokens(tokenizer, model) == model.config.visual_token_ids
+    assert torch.equal(model.transformer.wte.weight, before)
+
+
+def test_join_turns_leaves_out_empty_turns():
+    turns = [{"value": ""}, {"value": " Un gatto. "}, {"value": "Dorme."}]
+    assert join_turns(turns) == "Un gatto. Dorme."
+
+
+def test_mask_visual_masks_exactly_the_given_ids():
+    ids = torch.tensor([7, 8, 8, 9, 1, 2, 0])
+    assert mask_visual(ids, [7, 8, 9]).tolist() == [IGNORE_INDEX] * 4 + [1, 2, 0]
+    assert mask_visual(ids, []).tolist() == ids.tolist()
+
+
+def test_count_supervised_counts_targets():
+    assert count_supervised(torch.tensor([5, 6, IGNORE_INDEX, 7])) == 2
+
+
+def test_truncation_cuts_text_and_keeps_eos():
+    ids = torch.tensor([90, 90, 1, 2, 3, 4, 0])
+    labels = mask_visual(ids, [90])
+    cut_ids, cut_labels = truncate(ids, labels, 5)
+    assert cut_ids.tolist() == [90, 90, 1, 2, 0]
+    assert cut_labels.tolist() == [IGNORE_INDEX, IGNORE_INDEX, 1, 2, 0]
+
+
+@pytest.mark.parametrize("ids", [[1, 90, 90, 90, 2, 0], [90, 90, 90, 90, 1, 2, 0]])
+def test_truncation_never_cuts_a_visual_span(ids):
+    ids = torch.tensor(ids)
+    with pytest.raises(ValueError, match="model_max_length 4"):
+        truncate(ids, mask_visual(ids, [90]), 4)
+
+
+def test_a_tokenizer_without_eos_is_refused(build):
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer(pad=None)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="eos_token"):
+        add_visual_tokens(tokenizer, build(vision=False))
