@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import random
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -41,7 +42,7 @@ SIDE, FRAMES, FPS = 112, 24, 12
 
 SUPERSAMPLING = 4
 JITTER = 12
-"""Largest change of each channel of a colour or a background, of 255."""
+"""Largest change of a channel of a colour or a background, of 255; `RGB` keeps that far from 0 and 255."""
 
 MIN_TRAVEL = 0.75
 """The least share of the free range that a motion covers."""
@@ -142,16 +143,18 @@ def plan_clip(seed: int, split: str, index: int, triple: Triple) -> Clip:
     horizontal = attributes["direction"] in ("destra", "sinistra")
     start, end = ((p, across) if horizontal else (across, p) for p in ends)
 
-    def shade(name: str) -> tuple[int, ...]:
-        return tuple(min(255, max(0, channel + rng.randint(-JITTER, JITTER))) for channel in RGB[name])
+    # Every channel of a colour moves by itself; those of a background together, so that it stays neutral.
+    colour = tuple(channel + rng.randint(-JITTER, JITTER) for channel in RGB[attributes["colour"]])
+    light = rng.randint(-JITTER, JITTER)
+    background = tuple(channel + light for channel in RGB[attributes["background"]])
 
     return Clip(
         id=f"{split}_{index:05d}",
         path=f"{split}/{index:05d}.mp4",
         attributes={name: attributes[name] for name in ATTRIBUTES},
         caption=render_caption(attributes, rng.randrange(len(PHRASINGS))),
-        colour=shade(attributes["colour"]),
-        background=shade(attributes["background"]),
+        colour=colour,
+        background=background,
         radius=radius,
         start=start,
         end=end,
@@ -201,7 +204,7 @@ def draw(clip: Clip) -> np.ndarray:
 def write_clip(clip: Clip, folder: Path) -> None:
     """Encodes a clip as H.264; a file that stands under its final name is always whole."""
     path = folder / clip.path
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.mp4")
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.mp4")
     try:
         with av.open(str(temporary), "w") as container:
             stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
@@ -235,15 +238,15 @@ def write_clips(clips: Sequence[Clip], folder: Path, num_workers: int) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 def record(clip: Clip, with_video: bool) -> dict[str, Any]:
-    """A clip as a record of the LLaVA JSON format, or its text-only twin."""
+    """A clip as a record of the LLaVA JSON format, or its text-only twin, whose id ends in `_t`."""
     return {
-        "id": clip.id,
+        "id": clip.id if with_video else f"{clip.id}_t",
         **({"video": clip.path} if with_video else {}),
         "conversations": [
             {"from": "human", "value": "<video>" if with_video else ""},
@@ -261,7 +264,8 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
     """
     path = folder / "manifest.json"
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        # Hidden files are a manifest in the making, by another job.
+        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise SystemExit(f"{folder} is not empty and holds no demo data: choose another --output_dir or empty it")
         return False
     manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -81,11 +81,11 @@ class FeatureCache:
         """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
 
         Raises:
-            KeyError: when the clip as it is now was never extracted.
+            LookupError: when the clip as it is now was never extracted.
         """
         key = self.key(path, split)
         if key not in self._rows:
-            raise KeyError(f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction")
+            raise LookupError(f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction")
         shard, row = self._rows[key]
         return torch.from_numpy(_open(str(self.folder / f"{shard}.npy"))[row].copy())
 
@@ -201,7 +201,8 @@ def extract_features(
         One problem for each record that names a clip that cannot be read.
     """
     wanted = distinct_clips(records)
-    missing = [clip for clip in wanted if not cache.has(clip[0], clip[1])][rank::world_size]
+    # Shares are fixed before looking into the cache, which other ranks are filling at the same time.
+    missing = [clip for clip in list(wanted)[rank::world_size] if not cache.has(clip[0], clip[1])]
     if not missing:
         return []
     loader = DataLoader(

@@ -180,7 +180,7 @@ def _parse(
         return None
     if not _id_of(raw):
         found.append(("no id", f"id must be a word or a number, got {raw.get('id')!r:.80}"))
-    turns = raw.get("conversations")
+    turns: Any = raw.get("conversations")
     wrong = _wrong_turns(turns)
     meta = raw.get("meta")
     if meta is not None and not isinstance(meta, dict):
@@ -259,15 +259,19 @@ def _parse_split(value: Any) -> tuple[int, int] | None:
 
 def missing_files(records: Sequence[Record]) -> list[Problem]:
     """A problem for each record and file that is missing, empty or a folder; one `stat` for each distinct path."""
-    states: dict[str, str | None] = {}
-    problems = []
-    for record in records:
-        for path in (*record.videos, *record.images):
-            if path not in states:
-                states[path] = _wrong_with_file(path)
-            if (message := states[path]) is not None:
-                problems.append(Problem(record.source, record.id, "missing file", f"{path}: {message}"))
-    return problems
+    wrong = unusable_paths(records)
+    return [
+        Problem(record.source, record.id, "missing file", f"{path}: {wrong[path]}")
+        for record in records
+        for path in (*record.videos, *record.images)
+        if path in wrong
+    ]
+
+
+def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
+    """Paths that name no file with something in it, and what is there instead."""
+    states = {path: _wrong_with_file(path) for path in {p for r in records for p in (*r.videos, *r.images)}}
+    return {path: message for path, message in states.items() if message}
 
 
 def _wrong_with_file(path: str) -> str | None:
@@ -280,14 +284,14 @@ def _wrong_with_file(path: str) -> str | None:
     return None if status.st_size else "is empty (0 bytes)"
 
 
-def format_problems(problems: Sequence[Problem], limit: int = 20) -> str:
-    """A text that groups the problems by kind, with counts and remedies, and shows about `limit` of them."""
+def format_problems(problems: Sequence[Problem], limit: int | None = 20) -> str:
+    """A text that groups the problems by kind, with counts and remedies, and shows about `limit` of them (or all)."""
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
     sources = len({p.source for p in problems})
     lines = [f"{_count(len(problems), 'problem')} in {_count(sources, 'record')}"]
-    share = max(limit // max(len(kinds), 1), 1)
+    share = len(problems) if limit is None else max(limit // max(len(kinds), 1), 1)
     for kind, group in kinds.items():
         remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
         lines.append(f"  {kind}: {len(group)}{remedy}")

@@ -1,0 +1,283 @@
+"""Checks a data set before anything trains on it: `python -m llava.data.check --data_path … --video_folder …`.
+
+Reads every record, opens every file as training would, and prints all problems at once. Exit code 0: none; 1: some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.hf_argparser import string_to_bool
+
+from llava.config import IMAGE_ASPECT_RATIOS, VideoSpec
+from llava.constants import VISUAL_TOKENS
+from llava.data.dataset import length_problems, sequence_lengths
+from llava.data.features import distinct_clips
+from llava.data.prompt import (
+    expand_placeholders,
+    join_turns,
+    mask_visual,
+    reserved_tokens,
+    truncate,
+    visual_token_ids,
+)
+from llava.data.records import (
+    DatasetError,
+    Problem,
+    Record,
+    format_problems,
+    load_records,
+    missing_files,
+    unusable_paths,
+)
+from llava.data.video import REENCODE, VideoError, probe_video, read_frames, read_image, segment_bounds, select_frames
+
+Clip = tuple[str, tuple[float, float] | None, bool]
+"""(path, segment, is it an image), as `distinct_clips` names them."""
+
+IN_FLIGHT = 2
+"""Files that are submitted for each worker; those in flight when a worker dies are opened again, one by one."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What opening a file gave: a problem (`kind` is not empty), or how many distinct frames training would see."""
+
+    kind: str = ""
+    message: str = ""
+    distinct: int = 0
+
+
+def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: int = 2) -> FileReport:
+    """Reads a clip as training would; never raises, since any exception is a problem of the file."""
+    path, split, is_image = clip
+    try:
+        if is_image:
+            read_image(path)
+            return FileReport(distinct=1)
+        info = probe_video(path)
+        frames = read_frames(path, spec, split)
+        first, last = segment_bounds(info.num_frames, split)
+        if last - first + 1 < min_frames:
+            what = "the video" if split is None else f"frames {first} to {last}"
+            return FileReport(
+                "too few frames",
+                f"{path}: {what} has {last - first + 1} of at least {min_frames} frames; use a longer clip, name a "
+                "still as image, or lower --min_frames",
+            )
+        if thorough and not np.array_equal(frames, read_frames(path, spec, split, use_decord=False)):
+            return FileReport("unreadable", f"{path}: {info.decoder} gives other frames than a full decode; {REENCODE}")
+        return FileReport(distinct=len(set(select_frames(info.num_frames, info.fps, spec, split))))
+    except VideoError as error:
+        return FileReport(error.kind, str(error))
+    except Exception as error:
+        return FileReport("unreadable", f"{path}: {type(error).__name__}: {error}; {REENCODE}")
+
+
+def open_all(
+    clips: Sequence[Clip], work: Callable[[Clip], FileReport], num_workers: int
+) -> Iterator[tuple[Clip, FileReport]]:
+    """`work` on every clip, in any order, in `num_workers` processes (0: in this one).
+
+    A worker that dies takes its pool along, so the clips that were in flight are opened again, each in a process of
+    its own; the one that dies again is the culprit and becomes a problem.
+    """
+    if num_workers < 1:
+        yield from ((clip, work(clip)) for clip in clips)
+        return
+    context = _context()
+    pending = deque(clips)
+    while pending:
+        flying: dict[Future[FileReport], Clip] = {}
+        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+            try:
+                while pending or flying:
+                    while pending and len(flying) < IN_FLIGHT * num_workers:
+                        flying[pool.submit(work, pending[0])] = pending[0]
+                        pending.popleft()
+                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                        report = future.result()
+                        yield flying.pop(future), report
+            except BrokenProcessPool:
+                pass
+        for clip in flying.values():
+            yield clip, _open_alone(clip, work, context)
+
+
+def _open_alone(clip: Clip, work: Callable[[Clip], FileReport], context: Any) -> FileReport:
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(work, clip).result()
+        except BrokenProcessPool:
+            return FileReport(
+                "reader crashed", f"{clip[0]}: the process that read it died (decoder crash or no memory); {REENCODE}"
+            )
+
+
+def _context() -> Any:
+    # A plain fork would copy the threads' locks of torch and tqdm; the server imports once for all workers.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llava.data.dataset"])
+    return context
+
+
+def inspect_files(
+    records: Sequence[Record],
+    spec: VideoSpec,
+    num_workers: int = 0,
+    thorough: bool = False,
+    min_frames: int = 2,
+    show_progress: bool = False,
+) -> tuple[list[Problem], dict[Clip, FileReport]]:
+    """Opens each distinct file, once for each segment: problems in the records' order, and the report of every clip."""
+    problems = missing_files(records)
+    absent = unusable_paths(records)
+    users = {clip: named for clip, named in distinct_clips(records).items() if clip[0] not in absent}
+    work = partial(open_file, spec=spec, thorough=thorough, min_frames=min_frames)
+    results = open_all(list(users), work, num_workers)
+    hidden = not (show_progress and users)
+    reports = dict(tqdm(results, total=len(users), desc="files", unit="file", disable=hidden))
+    for clip, named in users.items():
+        report = reports[clip]
+        if report.kind:
+            problems += [Problem(r.source, r.id, report.kind, report.message) for r in named]
+    return problems, reports
+
+
+def check_files(
+    records: Sequence[Record], spec: VideoSpec, num_workers: int = 0, thorough: bool = False, min_frames: int = 2
+) -> list[Problem]:
+    """Problems of the files that `records` name: missing, unreadable, without video stream, with too few frames.
+
+    Args:
+        num_workers: processes that open files; 0 opens them in this one, which a crashing decoder would end.
+        thorough: decode every video from start to end, which finds damage in frames that are not sampled.
+        min_frames: fewer frames in a video (or its segment) are a problem. Above that, a video that has fewer frames
+            than `spec.num_frames` is fine: some are repeated.
+    """
+    return inspect_files(records, spec, num_workers, thorough, min_frames)[0]
+
+
+def check_lengths(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, spec: VideoSpec, max_length: int
+) -> tuple[list[Problem], int]:
+    """Records whose visual spans do not fit `max_length`, and the number of tokens of all after truncation.
+
+    The tokenizer gets the visual tokens, as training gives them to it.
+    """
+    tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
+    visual_ids = list(visual_token_ids(tokenizer).values())
+
+    def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        text = expand_placeholders(join_turns(records[index].conversations), spec)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        input_ids = torch.tensor([*ids, tokenizer.eos_token_id])
+        return truncate(input_ids, mask_visual(input_ids, visual_ids), max_length)
+
+    lengths = sequence_lengths(records, tokenizer, spec)
+    return length_problems(records, lengths, tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The flags; those that training has too have its names and defaults."""
+    spec = VideoSpec()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser = argparse.ArgumentParser(prog="python -m llava.data.check", description=__doc__)
+    add = parser.add_argument
+    add("--data_path", required=True, help="records, LLaVA JSON or JSONL")
+    add("--video_folder", help="prefix of the records' video paths")
+    add("--image_folder", help="prefix of the records' image paths")
+    add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
+    add("--model_max_length", type=int, help="longest sequence, in tokens (default: the positions of the model)")
+    add("--num_frames", type=int, default=spec.num_frames)
+    add("--mm_perceiver_latents_fast", type=int, default=spec.fast_latents)
+    add("--mm_perceiver_latents", type=int, default=spec.slow_latents)
+    add("--video_fps", type=float, default=spec.video_fps)
+    add("--frames_upbound", type=int, default=spec.frames_upbound)
+    add("--force_sample", type=string_to_bool, nargs="?", const=True, default=spec.force_sample)
+    add("--image_aspect_ratio", choices=IMAGE_ASPECT_RATIOS, default=spec.image_aspect_ratio)
+    add("--min_frames", type=int, default=2, help="fewer frames in a video are a problem (default: 2, a single "
+        "frame is no video); with fewer than num_frames some are repeated, which is counted")  # fmt: skip
+    add("--num_workers", type=int, default=cpus, help=f"processes that open files (default: {cpus})")
+    add("--thorough", action="store_true", help="decode every video from start to end")
+    return parser.parse_args(argv), parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints what is wrong with the data set, or a line that nothing is; returns the exit code."""
+    args, parser = parse_arguments(argv)
+    tokenizer = None
+    try:
+        spec = VideoSpec(
+            num_frames=args.num_frames,
+            fast_latents=args.mm_perceiver_latents_fast,
+            slow_latents=args.mm_perceiver_latents,
+            video_fps=args.video_fps,
+            frames_upbound=args.frames_upbound,
+            force_sample=args.force_sample,
+            image_aspect_ratio=args.image_aspect_ratio,
+        )
+        if args.model_name_or_path:
+            tokenizer, max_length = _tokenizer(args.model_name_or_path, args.model_max_length)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    try:
+        records, problems = load_records(
+            args.data_path, args.image_folder, args.video_folder, reserved=reserved_tokens(tokenizer)
+        )
+    except DatasetError as error:
+        print(error)
+        return 1
+    file_problems, reports = inspect_files(
+        records, spec, args.num_workers, args.thorough, args.min_frames, show_progress=True
+    )
+    tokens = 0
+    if tokenizer is not None:
+        bad = {p.source for p in problems}
+        too_long, tokens = check_lengths([r for r in records if r.source not in bad], tokenizer, spec, max_length)
+        problems += too_long
+    problems += file_problems
+    if problems:
+        print(format_problems(problems, limit=None))
+        return 1
+    print(_summary(len(records), reports, spec) + (f", {tokens} tokens" if tokenizer else ""))
+    return 0
+
+
+def _summary(num_records: int, reports: dict[Clip, FileReport], spec: VideoSpec) -> str:
+    videos = {clip: report for clip, report in reports.items() if not clip[2]}
+    repeating = sum(report.distinct < spec.num_frames for report in videos.values())
+    remark = f" ({repeating} clips have fewer than {spec.num_frames} frames to choose from and repeat some"
+    remark += ")" if spec.force_sample else "; --force_sample True chooses from all)"
+    return (
+        f"no problem in {num_records} records: {len({clip[0] for clip in videos})} videos, "
+        f"{len(reports) - len(videos)} images, {sum(r.distinct for r in videos.values())} distinct frames read"
+        f"{remark if repeating else ''}"
+    )
+
+
+def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
+    positions = AutoConfig.from_pretrained(name_or_path).max_position_embeddings
+    if max_length is not None and max_length > positions:
+        raise ValueError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
+    return AutoTokenizer.from_pretrained(name_or_path), max_length or positions
+
+
+if __name__ == "__main__":
+    sys.exit(main())

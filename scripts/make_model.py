@@ -1,0 +1,276 @@
+"""Makes a fresh GPT-2 with a byte-level BPE tokenizer trained on captions, and, when asked, a random DINOv2.
+
+    python scripts/make_model.py --data_path train.json --output_dir models/gpt2-it
+    python scripts/make_model.py --make_vision_tower models/dinov2-demo --vision_hidden_size 192 --image_size 126
+
+The model is a plain `GPT2LMHeadModel` with tied embeddings; the visual tokens are registered later, by training. The
+same settings and captions give the same tokenizer, and the same seed the same weights. Each folder holds a
+`make_model.json` with the settings that it was made with; `--exist_ok` reuses a folder whose settings are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from llava.config import ProcessorSpec
+from llava.constants import PLACEHOLDERS
+from llava.data.prompt import join_turns
+from llava.data.records import apply_policy, load_records
+
+EOS, PAD = "<|endoftext|>", "<pad>"
+PATCH_SIZE = 14
+
+
+def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> list[str]:
+    """The text of every record of LLaVA JSON or JSONL files: all turns, without placeholders.
+
+    Raises:
+        DatasetError: as `apply_policy`, for bad records, and for files that cannot be read.
+    """
+    captions = []
+    for path in paths:
+        records, problems = load_records(path)
+        for record in apply_policy(records, problems, on_bad_sample):
+            text = join_turns(record.conversations)
+            for placeholder in PLACEHOLDERS:
+                text = text.replace(placeholder, " ")
+            captions.append(" ".join(text.split()))
+    return captions
+
+
+def train_tokenizer(
+    captions: Sequence[str], vocab_size: int, model_max_length: int, min_frequency: int = 2
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with at most `vocab_size` entries, `<|endoftext|>` and a `<pad>` of its own.
+
+    A space is put before the text, so that a caption has the same tokens at the start of a sequence as after a video;
+    decoding brings that space back at the front. Text is composed first (NFC): an accent typed in two ways is one.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(captions, trainer, length=len(captions))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws random numbers on the CPU from `seed` alone, and leaves the generators outside as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=args.n_positions,
+        n_embd=args.n_embd,
+        n_layer=args.n_layer,
+        n_head=args.n_head,
+        resid_pdrop=args.dropout,
+        embd_pdrop=args.dropout,
+        attn_pdrop=args.dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    with seeded(args.seed):
+        return GPT2LMHeadModel(config)
+
+
+def make_dinov2(args: argparse.Namespace) -> Dinov2Model:
+    config = Dinov2Config(
+        hidden_size=args.vision_hidden_size,
+        num_hidden_layers=args.vision_layers,
+        num_attention_heads=args.vision_heads,
+        image_size=args.image_size,
+        patch_size=PATCH_SIZE,
+    )
+    with seeded(args.vision_seed):
+        return Dinov2Model(config)
+
+
+def processor_values(image_size: int) -> dict[str, Any]:
+    """The image processor file of DINOv2 checkpoints, for frames of `image_size` pixels.
+
+    Written as a file and not by a processor object: the class of this name needs torchvision in some versions of
+    transformers, and loading falls back to another one.
+    """
+    spec = ProcessorSpec(image_size=image_size)
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": spec.resample,
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": spec.rescale_factor,
+        "do_normalize": True,
+        "image_mean": list(spec.image_mean),
+        "image_std": list(spec.image_std),
+    }
+
+
+def check_reusable(folder: Path, settings: dict[str, Any], exist_ok: bool) -> None:
+    """Refuses a folder that is in use, unless `exist_ok` and it was made with equal settings.
+
+    Raises:
+        SystemExit: saying what stands there and what to do.
+    """
+    path = folder / "make_model.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if found is None:
+        raise SystemExit(f"{folder} exists and was not made by this script: choose another folder")
+    if found != settings:
+        other = [f"{k} {found.get(k)!r}, asked for {v!r}" for k, v in settings.items() if found.get(k) != v]
+        raise SystemExit(
+            f"{folder} was made with other settings ({'; '.join(other)}): choose another folder or delete it"
+        )
+    if not exist_ok:
+        raise SystemExit(f"{folder} exists, made with these settings: --exist_ok reuses it")
+
+
+def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Callable[[Path], None]) -> bool:
+    """Fills `folder`, which appears whole or not at all; returns False when it is reused, see `check_reusable`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        check_reusable(folder, settings, exist_ok)
+        return False
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        fill(temporary)
+        (temporary / "make_model.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder)
+    except OSError:
+        # Another job may have made the same folder meanwhile.
+        if not (folder / "make_model.json").is_file():
+            raise
+        check_reusable(folder, settings, exist_ok)
+        return False
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    language = parser.add_argument_group("language model (defaults: GPT-2 small)")
+    language.add_argument("--data_path", nargs="+", type=Path, help="LLaVA JSON or JSONL files with the captions")
+    language.add_argument("--output_dir", type=Path, help="folder for tokenizer and GPT-2")
+    language.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
+    for name, value in (("vocab_size", 30000), ("min_frequency", 2), ("n_layer", 12), ("n_embd", 768), ("n_head", 12)):
+        language.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
+    language.add_argument("--n_positions", type=int, default=1024, help="longest sequence (default: %(default)s)")
+    language.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
+    language.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
+    vision = parser.add_argument_group("vision tower (random weights: for the demo and for tests)")
+    vision.add_argument("--make_vision_tower", type=Path, metavar="DIR", help="folder for a random DINOv2")
+    for name, value in (("hidden_size", 192), ("layers", 1), ("heads", 3), ("seed", 0)):
+        vision.add_argument(f"--vision_{name}", type=int, default=value, help="default: %(default)s")
+    vision.add_argument("--image_size", type=int, default=126, help="pixels, of patches of 14 (default: %(default)s)")
+    parser.add_argument("--exist_ok", action="store_true", help="reuse a folder that was made with equal settings")
+    args = parser.parse_args(argv)
+
+    least_vocabulary = len(pre_tokenizers.ByteLevel.alphabet()) + 2
+    checks = [
+        (args.output_dir or args.make_vision_tower, "nothing to make: give --output_dir, --make_vision_tower or both"),
+        (bool(args.output_dir) == bool(args.data_path), "--output_dir and --data_path go together"),
+        (args.vocab_size >= least_vocabulary, f"--vocab_size must be at least {least_vocabulary} (bytes, eos, pad)"),
+        (args.n_embd % args.n_head == 0, f"--n_embd {args.n_embd} must be a multiple of --n_head {args.n_head}"),
+        (0 <= args.dropout < 1, f"--dropout must be in [0, 1), got {args.dropout}"),
+        (
+            args.vision_hidden_size % args.vision_heads == 0,
+            f"--vision_hidden_size {args.vision_hidden_size} must be a multiple of --vision_heads {args.vision_heads}",
+        ),
+        (args.image_size % PATCH_SIZE == 0, f"--image_size must be a multiple of {PATCH_SIZE}, got {args.image_size}"),
+    ]
+    if problems := [message for is_right, message in checks if not is_right]:
+        parser.error("; ".join(problems))
+    return args
+
+
+def make_language_model(args: argparse.Namespace) -> str:
+    """Makes or reuses the GPT-2 folder; returns what to print."""
+    captions = read_captions(args.data_path, args.on_bad_sample)
+    names = ("vocab_size", "min_frequency", "n_layer", "n_embd", "n_head", "n_positions", "dropout", "seed")
+    settings = {name: getattr(args, name) for name in names}
+    settings["captions_sha256"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+
+    def fill(folder: Path) -> None:
+        tokenizer = train_tokenizer(captions, args.vocab_size, args.n_positions, args.min_frequency)
+        tokenizer.save_pretrained(folder)
+        make_gpt2(tokenizer, args).save_pretrained(folder)
+
+    made = make_folder(args.output_dir, settings, args.exist_ok, fill)
+    entries = json.loads((args.output_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    size = f"{args.n_layer} layers x {args.n_embd}, {entries:,} tokens, {args.n_positions} positions"
+    short = f"\n  {len(captions):,} captions have pairs for no more than {entries:,} of {args.vocab_size:,} entries"
+    return _line("GPT-2", args.output_dir, made, size) + (short if entries < args.vocab_size else "")
+
+
+def make_vision_tower(args: argparse.Namespace) -> str:
+    """Makes or reuses the DINOv2 folder; returns what to print."""
+    names = ("vision_hidden_size", "vision_layers", "vision_heads", "image_size", "vision_seed")
+
+    def fill(folder: Path) -> None:
+        make_dinov2(args).save_pretrained(folder)
+        processor = json.dumps(processor_values(args.image_size), indent=1)
+        (folder / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
+
+    settings = {name: getattr(args, name) for name in names}
+    made = make_folder(args.make_vision_tower, settings, args.exist_ok, fill)
+    size = f"{args.vision_layers} layers x {args.vision_hidden_size}, {args.image_size} px, random"
+    return _line("DINOv2", args.make_vision_tower, made, size)
+
+
+def _line(name: str, folder: Path, made: bool, size: str) -> str:
+    # Every tensor is a parameter: GPT-2's tied head is stored once, as the input embedding.
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        parameters = sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118
+    return f"{name:7} {parameters / 1e6:7.2f} M parameters  {size}  {'made in' if made else 'reused:'} {folder}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.output_dir:
+        print(make_language_model(args))
+    if args.make_vision_tower:
+        print(make_vision_tower(args))
+
+
+if __name__ == "__main__":
+    main()

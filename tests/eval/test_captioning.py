@@ -1,0 +1,94 @@
+"""Captions, controls and scores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from llava.data.records import load_records
+from llava.eval.captioning import Captioner, exact_match, format_table, main, other_videos, prompt_of, reference_of
+from llava.eval.loss import caption_losses
+from tests.model.test_llava_gpt2 import make_batch, pixels
+from tests.train.runs import train
+
+
+@pytest.fixture(scope="module")
+def run(assets, tmp_path_factory):
+    """A run that has memorised the six clips."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(assets, folder, max_steps=150, learning_rate=1e-2, per_device_train_batch_size=6)
+    return folder
+
+
+def test_main_scores_true_and_other_videos(assets, run, tmp_path, capsys):
+    output = tmp_path / "captions.json"
+    status = main(
+        ["--model-path", str(run), "--data_path", str(assets.video_json), "--video_folder", str(assets.clips),
+         "--feature_cache", str(tmp_path / "cache"), "--control", "--batch_size", "4", "--output", str(output),
+         "--num_workers", "0"]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    result = json.loads(output.read_text())
+    assert status == 0
+    assert result["scores"]["video, true video"]["exact match"] == 1.0
+    assert result["scores"]["video, other video"]["exact match"] == 0.0
+    assert "reference: Un gatto nero" in printed
+
+
+def test_a_data_set_with_a_problem_is_refused(assets, run, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps([{"id": "a", "video": "gone.mp4", "conversations": [
+        {"from": "human", "value": "<video>"}, {"from": "gpt", "value": "Un gatto."}]}]))  # fmt: skip
+    with pytest.raises(ValueError, match=r"gone\.mp4"):
+        main(["--model-path", str(run), "--data_path", str(path), "--feature_cache", str(tmp_path / "cache")])
+
+
+def test_a_text_model_cannot_caption(assets, tmp_path):
+    train(assets, tmp_path / "text", 1)
+    with pytest.raises(ValueError, match="text alone"):
+        Captioner.from_pretrained(tmp_path / "text")
+
+
+@pytest.mark.parametrize("videos", [["a", "b"], ["a", "a", "b", "c", "c", "c"], list("abcdefgh")])
+def test_other_videos_are_always_other(videos):
+    others = other_videos(videos, seed=3)
+    assert all(videos[j] != v for v, j in zip(videos, others, strict=True))
+    assert others == other_videos(videos, seed=3)
+    assert {videos[j] for j in others} == set(videos)
+
+
+def test_one_video_has_no_other():
+    with pytest.raises(ValueError, match="two different videos"):
+        other_videos(["a", "a"], seed=0)
+
+
+def test_exact_match_takes_any_reference_of_the_clip(assets, tmp_path):
+    records = []
+    for i, (clip, text) in enumerate([("a", "Uno."), ("a", "Due."), ("b", "Tre.")]):
+        turns = [{"from": "human", "value": "<video> Guarda"}, {"from": "gpt", "value": text}]
+        records.append({"id": str(i), "video": clip, "conversations": turns})
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(records))
+    loaded, problems = load_records(path)
+    assert problems == []
+    assert exact_match(["Due.", "Due.", "Due."], loaded) == pytest.approx(2 / 3)
+    assert prompt_of(loaded[0]) == "<video> Guarda"
+    assert reference_of(loaded[1]) == "Due."
+
+
+def test_caption_losses_are_the_models_own(tokenizer, build):
+    model = build()
+    batch = make_batch(
+        tokenizer, ["<video> Un gatto.", "<video> Due uomini giocano a scacchi."], pixel_values_videos=pixels(2)
+    )
+    losses, counts = caption_losses(model, batch)
+    assert torch.allclose(losses.sum() / counts.sum(), model(**batch).loss, atol=1e-5)
+    alone = make_batch(tokenizer, ["<video> Un gatto."], pixel_values_videos=batch["pixel_values_videos"][:1])
+    assert torch.allclose(losses[0] / counts[0], model(**alone).loss, atol=1e-5)
+
+
+def test_the_table_lines_up():
+    table = format_table({"a": {"x": 1.0}, "longer": {"x": 0.5, "shape": 0.25}})
+    assert table.splitlines() == ["        x  shape", "a       1.00       ", "longer  0.50   0.25"]

@@ -1,0 +1,200 @@
+"""The tokenizer, the GPT-2 and the random DINOv2 that `scripts/make_model.py` makes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from llava.constants import VISUAL_TOKENS
+from llava.data.records import DatasetError
+
+CAPTIONS = ["Una stella rossa va verso l'alto.", "Un cerchio blu va verso il basso.", "C'è una stella blu."] * 3
+SIZE = ["--n_layer", "2", "--n_embd", "32", "--n_head", "2", "--n_positions", "64"]
+TOWER = ["--vision_hidden_size", "24", "--vision_heads", "2", "--image_size", "56"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
+    return importlib.import_module("make_model")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    turns = [[{"from": "human", "value": "<video>"}, {"from": "gpt", "value": text}] for text in CAPTIONS]
+    path = tmp_path / "train.json"
+    path.write_text(
+        json.dumps([{"id": str(i), "video": "a.mp4", "conversations": t} for i, t in enumerate(turns)]),
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def make(script, data, tmp_path):
+    """`make("name", *options)` -> folder of a small GPT-2."""
+
+    def run(name: str, *options: str) -> Path:
+        script.main(["--data_path", str(data), "--output_dir", str(tmp_path / name), *SIZE, *options])
+        return tmp_path / name
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_captions_come_without_placeholders(script, data, tmp_path):
+    lines = tmp_path / "more.jsonl"
+    turns = [{"from": "human", "value": "Che  cosa\nvedi? <image>"}, {"from": "gpt", "value": "Un gatto."}]
+    lines.write_text(json.dumps({"id": "x", "image": "a.jpg", "conversations": turns}) + "\n")
+    assert script.read_captions([data, lines]) == [*CAPTIONS, "Che cosa vedi? Un gatto."]
+
+
+def test_bad_records_stop_or_are_left_out_as_in_training(script, data):
+    loaded = json.loads(data.read_text(encoding="utf-8"))
+    loaded[0]["conversations"][1]["value"] = "Una <vid_patch> rossa."
+    data.write_text(json.dumps(loaded), encoding="utf-8")
+    with pytest.raises(DatasetError, match="<vid_patch>"):
+        script.read_captions([data])
+    assert script.read_captions([data], "skip") == CAPTIONS[1:]
+
+
+def test_everything_reloads(make):
+    folder = make("gpt2")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    config = model.config
+    assert (config.model_type, config.n_layer, config.n_embd, config.n_head) == ("gpt2", 2, 32, 2)
+    assert config.vocab_size == len(tokenizer) == model.get_input_embeddings().num_embeddings
+    assert config.n_positions == tokenizer.model_max_length == 64
+    assert tokenizer.eos_token == tokenizer.bos_token == "<|endoftext|>"
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    ids = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == ids
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert {config.resid_pdrop, config.embd_pdrop, config.attn_pdrop} == {0.0}
+    assert not set(VISUAL_TOKENS) & set(tokenizer.get_vocab())
+
+
+def test_a_caption_has_the_same_tokens_wherever_it_stands(make):
+    tokenizer = AutoTokenizer.from_pretrained(make("gpt2"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<slow_vid_end>"]})
+    caption = CAPTIONS[0]
+    alone = tokenizer(caption).input_ids
+    assert tokenizer(f"<slow_vid_end> {caption}").input_ids[1:] == alone
+    assert tokenizer(f"<slow_vid_end>{caption}").input_ids[1:] == alone
+    assert tokenizer.decode(alone) == f" {caption}"
+    assert "Ġstella" in tokenizer.tokenize(caption)
+
+
+def test_any_text_survives_the_tokenizer(make):
+    tokenizer = AutoTokenizer.from_pretrained(make("gpt2"))
+    text = " Perché l'acqua è più blu? ☃ , ok !"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer("piu\u0300").input_ids == tokenizer("più").input_ids
+
+
+def test_a_small_corpus_makes_a_small_vocabulary_and_says_so(make, capsys):
+    folder = make("gpt2")
+    out = capsys.readouterr().out
+    size = len(AutoTokenizer.from_pretrained(folder))
+    assert 258 < size < 400
+    assert f"no more than {size} of 30,000 entries" in out
+    assert len(AutoTokenizer.from_pretrained(make("bounded", "--vocab_size", "265"))) == 265
+    assert "no more than" not in capsys.readouterr().out
+
+
+def test_weights_follow_the_seed_alone(make):
+    state = torch.random.get_rng_state()
+    first = weights(make("a"))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(7)
+    assert equal(first, weights(make("b")))
+    assert not equal(first, weights(make("c", "--seed", "1")))
+    assert (make("a2") / "tokenizer.json").read_bytes() == (make("c2", "--seed", "1") / "tokenizer.json").read_bytes()
+
+
+def test_an_existing_folder_is_reused_only_on_request_and_with_equal_settings(make, data, capsys):
+    folder = make("gpt2")
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    with pytest.raises(SystemExit, match="--exist_ok"):
+        make("gpt2")
+    with pytest.raises(SystemExit, match="n_layer 2, asked for 3"):
+        make("gpt2", "--exist_ok", "--n_layer", "3")
+    make("gpt2", "--exist_ok")
+    assert "reused" in capsys.readouterr().out
+    data.write_text(data.read_text(encoding="utf-8").replace("blu", "viola"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="captions_sha256"):
+        make("gpt2", "--exist_ok")
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_a_folder_of_somebody_else_is_refused(make, tmp_path):
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="not made by this script"):
+        make("gpt2", "--exist_ok")
+
+
+def test_a_failed_run_leaves_nothing_behind(make, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "make_gpt2", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make("gpt2")
+    assert [p.name for p in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_a_job_that_made_the_folder_first_wins(script, tmp_path):
+    folder = tmp_path / "made"
+
+    def fill_too_late(temporary: Path) -> None:
+        script.make_folder(folder, {"seed": 0}, True, lambda path: None)
+        (temporary / "late").touch()
+
+    assert script.make_folder(folder, {"seed": 0}, True, fill_too_late) is False
+    assert [p.name for p in folder.iterdir()] == ["make_model.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_vision_tower_reloads_with_its_processor(script, tmp_path):
+    folder = tmp_path / "tower"
+    script.main(["--make_vision_tower", str(folder), *TOWER])
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert (model.config.model_type, model.config.num_hidden_layers, model.config.image_size) == ("dinov2", 1, 56)
+    pixels = processor(torch.zeros(3, 80, 100, dtype=torch.uint8).numpy(), return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 56, 56)
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    assert model(pixels).last_hidden_state.shape == (1, 1 + 16, 24)
+
+    torch.rand(3)
+    script.main(["--make_vision_tower", str(tmp_path / "again"), *TOWER])
+    script.main(["--make_vision_tower", str(tmp_path / "other"), *TOWER, "--vision_seed", "1"])
+    state = model.state_dict()
+    assert equal(state, AutoModel.from_pretrained(tmp_path / "again").state_dict())
+    assert not equal(state, AutoModel.from_pretrained(tmp_path / "other").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to make"),
+        (["--output_dir", "x"], "--data_path go together"),
+        (["--make_vision_tower", "x", "--image_size", "125"], "multiple of 14"),
+        (["--make_vision_tower", "x", "--vision_heads", "5"], "--vision_heads"),
+        (["--make_vision_tower", "x", "--n_head", "5", "--dropout", "1", "--vocab_size", "9"], "258.*--n_head.*drop"),
+    ],
+)
+def test_wrong_flags_are_reported_together(script, capsys, options, message):
+    with pytest.raises(SystemExit):
+        script.main(options)
+    assert re.search(message, capsys.readouterr().err)

@@ -1,0 +1,38 @@
+"""Flags of tiny runs, shared by the end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from llava.train.train import main
+
+
+def flags(assets: SimpleNamespace, output: Path, experiment: int = 2, **overrides: Any) -> list[str]:
+    """Flags of a run of six steps on the fixtures' clips (`experiment` 2) or their captions (1)."""
+    values = {
+        "model_name_or_path": assets.gpt2, "output_dir": output, "use_cpu": True, "model_max_length": 64,
+        "per_device_train_batch_size": 2, "max_steps": 6, "learning_rate": 1e-3, "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+        "data_path": assets.text_json,
+    }  # fmt: skip
+    if experiment == 2:
+        values |= {
+            "data_path": assets.video_json, "video_folder": assets.clips, "vision_tower": assets.tower,
+            "num_frames": 2, "mm_perceiver_latents": 4, "mm_perceiver_latents_fast": 1, "force_sample": True,
+        }  # fmt: skip
+    values |= overrides
+    return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def train(assets: SimpleNamespace, output: Path, experiment: int = 2, **overrides: Any) -> list[float]:
+    """Runs `main` and returns the logged losses."""
+    main(flags(assets, output, experiment, **overrides))
+    return losses(output)
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]

@@ -1,0 +1,39 @@
+"""The order of samples: a permutation, grouped, and a function of seed and epoch alone."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava.train.sampler import ModalityLengthSampler, grouped_order
+
+KINDS = st.sampled_from(["text", "video", "image"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 400), KINDS), max_size=60), st.integers(1, 9), st.integers(0, 99))
+def test_every_sample_once_and_batches_of_one_modality(samples, batch_size, seed):
+    lengths, kinds = [n for n, _ in samples], [k for _, k in samples]
+    order = grouped_order(lengths, kinds, batch_size, torch.Generator().manual_seed(seed))
+    assert sorted(order) == list(range(len(samples)))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    pure = sum(len({kinds[i] for i in b}) == 1 and len(b) == batch_size for b in batches)
+    assert pure >= sum(kinds.count(k) // batch_size for k in set(kinds))
+
+
+def test_batches_have_similar_lengths():
+    lengths = [5, 100] * 40
+    order = grouped_order(lengths, ["text"] * 80, 4, torch.Generator().manual_seed(0))
+    assert all(len({lengths[i] for i in order[b : b + 4]}) == 1 for b in range(0, 80, 4))
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int, grouped: bool) -> list[int]:
+        sampler = ModalityLengthSampler(list(range(50)), ["text"] * 50, 4, seed, grouped)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    for grouped in (True, False):
+        assert order(0, 1, grouped) == order(0, 1, grouped)
+        assert order(0, 1, grouped) != order(0, 2, grouped)
+        assert order(0, 1, grouped) != order(1, 1, grouped)

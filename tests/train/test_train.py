@@ -1,0 +1,225 @@
+"""End to end: the real `main([...])` on tiny models and clips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.data.records import DatasetError
+from llava.data.video import VideoError
+from llava.eval.captioning import Captioner
+from llava.train.train import main
+from tests.conftest import CAPTIONS, record
+from tests.train.runs import flags, losses, train
+
+
+@pytest.mark.parametrize("experiment", [1, 2])
+def test_a_run_learns_and_leaves_a_complete_folder(assets, tmp_path, experiment):
+    curve = train(assets, tmp_path / "run", experiment, max_steps=30, learning_rate=5e-3)
+    assert curve[0] == pytest.approx(5.8, abs=0.2), "a fresh model starts near ln(vocabulary)"
+    assert sum(curve[-3:]) / 3 < 0.7 * curve[0]
+    run = {p.name for p in (tmp_path / "run").iterdir()}
+    assert run >= {"config.json", "model.safetensors", "tokenizer.json", "llava_run.json", "trainer_state.json"}
+    record = json.loads((tmp_path / "run" / "llava_run.json").read_text())
+    assert record["flags"]["learning_rate"] == 5e-3
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model_type"] == "llava_gpt2"
+    if experiment == 2:
+        assert config["video_spec"]["num_frames"] == 2
+        assert config["mm_processor"]["image_size"] == 56
+        assert len(config["mm_vision_tower_checksum"]) == 64
+
+
+def test_it_memorises_clips_and_writes_their_captions_from_the_files(assets, tmp_path):
+    train(assets, tmp_path / "run", max_steps=150, learning_rate=1e-2, per_device_train_batch_size=6)
+    captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+    assert captioner([assets.clips / f"clip{i}.mp4" for i in range(6)]) == CAPTIONS
+
+
+def test_cached_features_give_the_losses_of_pixels(assets, tmp_path):
+    cached = train(assets, tmp_path / "a")
+    direct = train(assets, tmp_path / "b", feature_cache="off", dataloader_num_workers=1)
+    assert cached == pytest.approx(direct, abs=2e-3)
+    assert list((tmp_path / "feature_cache").glob("*/*.npy"))
+
+
+def test_text_only_of_video_records_equals_the_text_file(assets, tmp_path):
+    ours = train(assets, tmp_path / "a", 1, data_path=assets.video_json, text_only=True)
+    assert ours == train(assets, tmp_path / "b", 1)
+
+
+def test_gradient_accumulation_equals_the_big_batch(assets, tmp_path):
+    big = train(assets, tmp_path / "big", per_device_train_batch_size=6, max_steps=5)
+    small = train(
+        assets, tmp_path / "small", per_device_train_batch_size=2, gradient_accumulation_steps=3, max_steps=5
+    )
+    assert small == pytest.approx(big, abs=2e-5)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("big", "small"))
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+
+
+@pytest.mark.parametrize("experiment", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resuming_equals_never_having_stopped(assets, tmp_path, experiment, accumulation):
+    """A run stopped in the middle of its second epoch, resumed from its last checkpoint."""
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": accumulation}
+    whole = train(assets, tmp_path / "whole", experiment, **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "cut" / "checkpoint-4")
+    resumed = train(assets, tmp_path / "cut", experiment, resume_from_checkpoint=True, **options)
+    assert resumed == whole
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_is_never_overwritten(assets, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    train(assets, tmp_path / "run", 1, **options)
+    with pytest.raises(FileExistsError, match="--resume_from_checkpoint True"):
+        train(assets, tmp_path / "run", 1, **options)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train(assets, tmp_path / "new", 1, resume_from_checkpoint=True)
+    with pytest.raises(FileNotFoundError, match="not a checkpoint folder"):
+        train(assets, tmp_path / "new", 1, resume_from_checkpoint=tmp_path)
+    assert len(train(assets, tmp_path / "auto", 1, resume_from_checkpoint="auto")) == 6
+
+
+def test_resuming_with_other_flags_is_refused(assets, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    train(assets, tmp_path / "run", 1, **options)
+    with pytest.raises(ValueError, match=r"--learning_rate: was 0.001, is 0.1"):
+        train(assets, tmp_path / "run", 1, resume_from_checkpoint=True, learning_rate=0.1, **options)
+
+
+def test_training_goes_on_from_a_llava_checkpoint(assets, tmp_path):
+    first = train(assets, tmp_path / "first", max_steps=20, learning_rate=5e-3)
+    second = train(assets, tmp_path / "second", model_name_or_path=tmp_path / "first")
+    assert second[0] < 0.8 * first[0]
+    with pytest.raises(ValueError, match=r"--mm_perceiver_latents 9 \(the model has 4\)"):
+        train(assets, tmp_path / "third", model_name_or_path=tmp_path / "first", mm_perceiver_latents=9)
+    fresh = train(assets, tmp_path / "fresh", model_name_or_path=tmp_path / "first", from_scratch=True)
+    assert fresh[0] == pytest.approx(first[0], abs=0.2)
+
+
+def test_from_scratch_draws_by_the_seed(assets, tmp_path):
+    runs = [
+        train(assets, tmp_path / f"{i}", 1, from_scratch=True, seed=seed, data_seed=0)
+        for i, seed in enumerate([1, 1, 2])
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_evaluation_is_the_mean_over_tokens(assets, tmp_path):
+    train(assets, tmp_path / "a", eval_data_path=assets.video_json, per_device_eval_batch_size=6)
+    train(assets, tmp_path / "b", eval_data_path=assets.video_json, per_device_eval_batch_size=4)
+    a, b = (json.loads((tmp_path / n / "eval_results.json").read_text()) for n in "ab")
+    assert a["eval_loss"] == pytest.approx(b["eval_loss"], rel=1e-6)
+    assert a["eval_samples"] == 6
+    assert a["eval_loss"] * a["eval_tokens"] == pytest.approx(a["eval_nats_per_caption"] * 6)
+
+
+def test_all_wrong_flags_are_reported_together(assets, tmp_path):
+    with pytest.raises(ValueError) as error:
+        main(
+            flags(
+                assets, tmp_path, video_folder="/nowhere", mm_tunable_parts="mm_tail", on_bad_sample="shrug",
+                frames_upbound=1, logging_nan_inf_filter=True,
+            )
+        )  # fmt: skip
+    for part in ("/nowhere", "mm_tail", "shrug", "frames_upbound", "logging_nan_inf_filter"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "message"),
+    [
+        (2, {"vision_tower": None}, "6 records have a video or image, but there is no --vision_tower"),
+        (2, {"model_max_length": 513}, "beyond the model's 512 positions"),
+        (2, {"model_max_length": 11}, "no visual span may be cut"),
+        (2, {"mm_vision_select_layer": 7}, "mm_vision_select_layer 7"),
+        (2, {"mm_projector_type": "mlp"}, "unknown mm_projector_type"),
+        (2, {"mm_tunable_parts": "mm_language_model", "mm_projector_lr": 1e-3}, "does not train"),
+        (2, {"mm_tunable_parts": "mm_vision_tower"}, "--mm_vision_tower_storage checkpoint"),
+        (1, {"mm_tunable_parts": "mm_mlp_adapter"}, "there is no --vision_tower"),
+        (1, {"use_plain_lm": False}, "there is no chat mode"),
+        (1, {"eval_strategy": "steps", "eval_steps": 2}, "needs --eval_data_path"),
+    ],
+)
+def test_wrong_settings_stop_before_training(assets, tmp_path, experiment, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        train(assets, tmp_path / "run", experiment, **overrides)
+    assert not (tmp_path / "run" / "trainer_state.json").exists()
+
+
+def test_a_tower_for_text_alone_is_refused(assets, tmp_path):
+    with pytest.raises(ValueError, match="would never learn"):
+        train(assets, tmp_path / "run", data_path=assets.text_json)
+
+
+@pytest.fixture
+def with_bad_clips(assets, tmp_path):
+    """Six good records, one missing clip, one that is no video, one empty caption, one that does not fit."""
+    clips = tmp_path / "clips"
+    shutil.copytree(assets.clips, clips)
+    (clips / "text.mp4").write_text("this is not a video")
+    records = json.loads(assets.video_json.read_text())
+    records += [
+        record("missing", "Un gatto.", "missing.mp4"),
+        record("garbage", "Un gatto.", "text.mp4"),
+        record("empty", "", "clip0.mp4"),
+        record("long", "Un gatto.", "clip0.mp4", prompt="molto " * 80 + "<video>") | {"video": ["clip0.mp4"] * 2},
+    ]
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(records))
+    return {"data_path": path, "video_folder": clips}
+
+
+def test_bad_records_stop_training_all_at_once(assets, tmp_path, with_bad_clips):
+    with pytest.raises(DatasetError) as error:
+        train(assets, tmp_path / "run", **with_bad_clips)
+    for name in ("missing", "garbage", "empty", "long"):
+        assert name in str(error.value)
+
+
+def test_bad_records_are_left_out_and_never_substituted(assets, tmp_path, with_bad_clips):
+    skipped = train(assets, tmp_path / "run", on_bad_sample="skip", **with_bad_clips)
+    assert skipped == train(assets, tmp_path / "good")
+    lines = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    assert {json.loads(line)["record_id"] for line in lines} == {"missing", "garbage", "empty", "long"}
+
+
+def test_without_a_cache_a_bad_video_stops_training(assets, tmp_path, with_bad_clips):
+    records = json.loads(with_bad_clips["data_path"].read_text())
+    with_bad_clips["data_path"].write_text(json.dumps([r for r in records if r["id"] == "garbage"]))
+    with pytest.raises(VideoError, match=r"text\.mp4"):
+        train(assets, tmp_path / "run", feature_cache="off", **with_bad_clips)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(assets, tmp_path):
+    with pytest.raises(FloatingPointError, match="at step"):
+        train(assets, tmp_path / "run", 1, learning_rate=1e30, max_grad_norm=0.0, max_steps=20)
+
+
+def test_parts_have_their_own_learning_rates(assets, tmp_path):
+    options = {"mm_projector_lr": 0.0, "mm_vision_resampler_lr": 2e-3, "save_strategy": "steps", "save_steps": 6}
+    train(assets, tmp_path / "run", lr_scheduler_type="constant", **options)
+    groups = torch.load(tmp_path / "run" / "checkpoint-6" / "optimizer.pt", weights_only=True)["param_groups"]
+    rates = {g["name"].split(",")[0]: g["lr"] for g in groups}
+    assert rates == {"mm_language_model": 1e-3, "mm_mlp_adapter": 0.0, "mm_vision_resampler": 2e-3}
+
+
+def test_gradient_checkpointing_and_bf16_train(assets, tmp_path):
+    plain = train(assets, tmp_path / "plain")
+    assert train(assets, tmp_path / "gc", gradient_checkpointing=True) == pytest.approx(plain, abs=1e-5)
+    assert train(assets, tmp_path / "bf16", bf16=True) == pytest.approx(plain, abs=0.05)
+
+
+def test_a_trained_tower_is_saved_and_reloads(assets, tmp_path):
+    train(assets, tmp_path / "run", mm_tunable_parts="mm_vision_tower,mm_language_model",
+          mm_vision_tower_storage="checkpoint", mm_vision_tower_lr=1e-3)  # fmt: skip
+    captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+    assert captioner.model.vision_tower.checksum() != captioner.model.config.mm_vision_tower_checksum
+    assert losses(tmp_path / "run")
