@@ -109,7 +109,8 @@ class ProcessorSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProcessorSpec:
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        lists_as_tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return cls(**lists_as_tuples)
 
 
 @dataclass

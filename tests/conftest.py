@@ -65,9 +65,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     paths.clips.mkdir()
     for i in range(len(CAPTIONS)):
         write_clip(paths.clips / f"clip{i}.mp4", colour_frames(i))
-    paths.video_json.write_text(
-        json.dumps([record(f"v{i}", text, f"clip{i}.mp4") for i, text in enumerate(CAPTIONS)])
-    )
+    paths.video_json.write_text(json.dumps([record(f"v{i}", text, f"clip{i}.mp4") for i, text in enumerate(CAPTIONS)]))
     paths.text_json.write_text(json.dumps([record(f"t{i}", text) for i, text in enumerate(CAPTIONS)]))
     return paths
 

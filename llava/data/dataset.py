@@ -86,7 +86,7 @@ class LazySupervisedDataset(Dataset):
             sample["pixel_values"] = torch.stack([self._image(p) for p in record.images])
         return sample
 
-    def _video(self, path: str, split: tuple[float, float] | None) -> torch.Tensor:
+    def _video(self, path: str, split: tuple[int, int] | None) -> torch.Tensor:
         frames = read_frames(path, self.spec, split)
         return frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)
 

@@ -29,7 +29,7 @@ from llava.data.video import VideoError, frames_to_pixels, read_frames, read_ima
 
 SHARD_BYTES = 256 << 20
 
-Split = tuple[float, float] | None
+Split = tuple[int, int] | None
 
 
 class FeatureCache:
@@ -61,7 +61,7 @@ class FeatureCache:
 
     def key(self, path: str, split: Split) -> str:
         """Key of a clip: the hash of its content, and the segment. Reads the file when it is new or has changed."""
-        return f"{self._content(path)}:{split[0]:g}-{split[1]:g}" if split else self._content(path)
+        return f"{self._content(path)}:{split[0]}-{split[1]}" if split else self._content(path)
 
     def _content(self, path: str) -> str:
         stat = os.stat(path)
@@ -85,7 +85,9 @@ class FeatureCache:
         """
         key = self.key(path, split)
         if key not in self._rows:
-            raise LookupError(f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction")
+            raise LookupError(
+                f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction"
+            )
         shard, row = self._rows[key]
         return torch.from_numpy(_open(str(self.folder / f"{shard}.npy"))[row].copy())
 
@@ -150,9 +152,7 @@ def cache_settings(
 class _Clips(Dataset):
     """Clips as pixels (T, 3, S, S), or the error that reading one gave."""
 
-    def __init__(
-        self, clips: Sequence[tuple[str, Split, bool]], spec: VideoSpec, processor: ProcessorSpec
-    ) -> None:
+    def __init__(self, clips: Sequence[tuple[str, Split, bool]], spec: VideoSpec, processor: ProcessorSpec) -> None:
         self.clips, self.spec, self.processor = clips, spec, processor
 
     def __len__(self) -> int:
@@ -226,7 +226,9 @@ def extract_features(
                 parts = np.split(features, np.cumsum([len(pixels) for _, pixels in good])[:-1])
                 for (index, _), part in zip(good, parts, strict=True):
                     if not np.isfinite(part).all():
-                        raise ValueError(f"{missing[index][0]}: the vision tower gives features that are not finite in fp16")
+                        raise ValueError(
+                            f"{missing[index][0]}: the vision tower gives features that are not finite in fp16"
+                        )
                     pending.setdefault(len(part), []).append((missing[index][:2], part))
             for frames in [n for n, clips in pending.items() if len(clips) * clips[0][1].nbytes >= SHARD_BYTES]:
                 flush(frames)

@@ -121,8 +121,8 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
 def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     is_first = True
     for number, line in enumerate(file, 1):
-        text = _decode(path, line, number)
-        if not text or text.isspace():
+        text = _decode(path, line, number).strip()
+        if not text:
             continue
         value: Any
         try:

@@ -3,11 +3,10 @@
 Letters in shapes: T frames, H and W height and width of a frame, S side of the square that the vision tower takes.
 
 Two decoders read video. decord seeks, so that a few frames of a long clip are cheap, but for some files its frames are
-silently not the ones asked for: edit lists, open groups of pictures, interlaced frames, MPEG-TS, key frames closer to
-each other than the reordering of frames. PyAV decodes from the first frame to the last, which is always right and costs
-the whole clip. `probe_video` looks at all packets of a file (a few milliseconds, nothing is decoded) and names decord
-only where none of that is present. A file that is damaged where no wanted frame depends on it gives those frames;
-`python -m llava.data.check --thorough` decodes everything.
+silently not the ones asked for: edit lists, open groups of pictures, interlaced frames, MPEG-TS. PyAV decodes from the
+first frame to the last, which is always right and costs the whole clip. `probe_video` looks at all packets of a file (a
+few milliseconds, nothing is decoded) and names decord only where none of that is present. A file that is damaged where
+no wanted frame depends on it gives those frames; `python -m llava.data.check --thorough` decodes everything.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,8 +131,7 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 class _Packet(NamedTuple):
-    pts: Any
-    dts: Any
+    pts: int | None
     is_keyframe: bool
     is_discarded: bool
     has_idr: bool
@@ -196,7 +193,7 @@ def _demux(container: Any, stream: Any) -> tuple[list[_Packet], float]:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             has_idr = packet.is_keyframe and length_size > 0 and _has_idr(bytes(packet), length_size)
-            packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, has_idr))
+            packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, has_idr))
     return packets, end
 
 
@@ -240,10 +237,9 @@ def _decord_is_exact(container: Any, stream: Any, packets: Sequence[_Packet]) ->
         and not any(p.is_discarded for p in packets)
         and len(times) == len(packets)
         and packets[:1] == keys[:1]
-        # Frames after a key frame that is no IDR picture may refer to what comes before it.
+        # A key frame that is no IDR picture may be missing from the file's index, and what follows may refer to what
+        # comes before it: decord then gives frames of two places further on.
         and (codec != "h264" or all(p.has_idr for p in keys))
-        # decord seeks to the pts of a key frame, but MP4 is searched by dts and may answer with the next one.
-        and all(b.dts is not None and b.dts > a.pts for a, b in pairwise(keys))
     )
 
 

@@ -84,7 +84,9 @@ class LlavaMetaForCausalLM:
         tower_config = tower.vision_model.config
         patch = tower_config.patch_size
         if processor.image_size % patch:
-            raise ValueError(f"{name_or_path}: image size {processor.image_size} is not a multiple of patch size {patch}")
+            raise ValueError(
+                f"{name_or_path}: image size {processor.image_size} is not a multiple of patch size {patch}"
+            )
         if storage not in TOWER_STORAGE:
             raise ValueError(f"mm_vision_tower_storage must be one of {TOWER_STORAGE}, got {storage!r}")
         config = self.config

@@ -40,7 +40,9 @@ def parameter_table(model: nn.Module, args: Any) -> str:
             rows.append((part, f"{trainable:,}", f"{frozen:,}", f"{rates[part]:g}" if trainable else "-"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 
@@ -143,7 +145,11 @@ class LlavaTrainer(Trainer):
         Raises:
             ValueError: naming the keys; a tower kept by reference and tied weights may be absent.
         """
-        tied = set(self.model.all_tied_weights_keys) if hasattr(self.model, "all_tied_weights_keys") else {"lm_head.weight"}
+        tied = (
+            set(self.model.all_tied_weights_keys)
+            if hasattr(self.model, "all_tied_weights_keys")
+            else {"lm_head.weight"}
+        )
         missing = [k for k in load_result.missing_keys if not k.startswith("vision_tower.") and k not in tied]
         if missing or load_result.unexpected_keys:
             raise ValueError(

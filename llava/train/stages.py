@@ -97,7 +97,9 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         if asked and model_args.mm_tunable_parts is not None:
             problems.append(f"--mm_tunable_parts names {', '.join(asked)}, but there is no --vision_tower")
     if "mm_vision_tower" in parts and model_args.mm_vision_tower_storage == "reference":
-        problems.append("mm_vision_tower trains, so its weights must be saved: add --mm_vision_tower_storage checkpoint")
+        problems.append(
+            "mm_vision_tower trains, so its weights must be saved: add --mm_vision_tower_storage checkpoint"
+        )
     for part, flag in (
         ("mm_mlp_adapter", "mm_projector_lr"),
         ("mm_vision_resampler", "mm_vision_resampler_lr"),
@@ -176,7 +178,9 @@ def check_resume(checkpoint: str, run_record: dict[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{checkpoint} was made with other flags:\n" + "\n".join(changed) + "\nresume with the same flags, or start "
+            f"{checkpoint} was made with other flags:\n"
+            + "\n".join(changed)
+            + "\nresume with the same flags, or start "
             "a new run in another --output_dir (with --model_name_or_path set to the checkpoint to keep its weights)"
         )
 
@@ -379,8 +383,11 @@ def make_dataset(
         (folder / "bad_samples.jsonl").write_text(listed + "\n")
     kept = apply_policy(records, problems, data_args.on_bad_sample)
     if problems:
-        logger.warning("left out %d of %d records, listed in bad_samples.jsonl:\n%s",
-                       len(records) - len(kept), len(records), format_problems(problems))  # fmt: skip
+        bad = {p.source for p in problems}
+        total = len(bad | {r.source for r in records})
+        logger.warning(
+            "left out %d of %d records, listed in bad_samples.jsonl:\n%s", len(bad), total, format_problems(problems)
+        )
     if not kept:
         raise DatasetError("no record is left to train on")
     sources = {r.source for r in kept}

@@ -58,9 +58,7 @@ def test_ranks_share_the_work_whatever_the_others_have_written(tmp_path, tower, 
     """The second rank opens the cache when the first has already finished."""
     for rank in range(2):
         cache = FeatureCache(tmp_path / "cache", settings(tower))
-        extract_features(
-            records, cache, tower, SPEC, PROCESSOR, rank=rank, world_size=2, show_progress=False
-        )
+        extract_features(records, cache, tower, SPEC, PROCESSOR, rank=rank, world_size=2, show_progress=False)
     whole = FeatureCache(tmp_path / "cache", settings(tower))
     assert all(whole.has(r.videos[0], None) for r in records)
 

@@ -10,7 +10,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from av.video.frame import PictureType
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,7 +28,7 @@ def spec(**options) -> VideoSpec:
 
 def write_gray(
     path: Path, frames: int = 40, codec: str = "libx264", pixels: str = "yuv420p", options: dict | None = None,
-    muxer: dict | None = None, size: tuple[int, int] = (64, 48), noise: bool = False, forced_keys: tuple = (),
+    muxer: dict | None = None, size: tuple[int, int] = (64, 48), noise: bool = False,
 ) -> Path:  # fmt: skip
     width, height = size
     generator = np.random.default_rng(0)
@@ -42,8 +41,6 @@ def write_gray(
                 picture[: height // 2] = generator.integers(0, 255, (height // 2, width, 3))
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 10)
-            if i in forced_keys:
-                frame.pict_type = PictureType.I
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -170,8 +167,6 @@ def test_split_outside_the_clip_names_the_file(tmp_path: Path) -> None:
         ("clip.mp4", {"codec": "libsvtav1", "options": {"preset": "12"}}),
         ("interlaced.mp4", {"options": {"x264-params": "interlaced=1"}}),
         ("open_gop.mp4", {"options": {"x264-params": "open-gop=1:keyint=12"}}),
-        # A search by decoding time for the first of two close key frames finds the second.
-        ("close_keys.mp4", {"forced_keys": (13, 15), "options": {"forced-idr": "1"}}),
     ],
 )
 def test_pyav_reads_what_decord_gets_wrong(tmp_path: Path, name: str, options: dict) -> None:
@@ -188,6 +183,16 @@ def test_edit_list_hides_frames(tmp_path: Path) -> None:
     info = probe_video(path)
     assert (info.num_frames, info.decoder) == (35, "pyav")
     assert shown(read_frames(path, ALL)) == [5, 16, 28, 39]
+
+
+def test_random_frames_by_decord_equal_a_full_decode(tmp_path: Path) -> None:
+    path = write_gray(tmp_path / "clip.mp4", frames=47, noise=True)
+    every = read_frames(path, spec(num_frames=47), use_decord=False)
+    for first in range(0, 47, 3):
+        assert np.array_equal(
+            read_frames(path, spec(num_frames=3), (first, 46)),
+            every[select_frames(47, 10, spec(num_frames=3), (first, 46))],
+        )
 
 
 def test_late_start_needs_no_fallback(tmp_path: Path) -> None:

@@ -50,9 +50,7 @@ def test_gradients_reach_rows_and_the_text_that_stays():
 def test_a_count_mismatch_names_the_sample_and_both_numbers(items, found, expected):
     ids = layout([1, 1], text=1, width=8)
     with pytest.raises(ValueError, match=rf"'first': {found} video positions .* {expected} feature rows"):
-        check_positions(
-            ids, visual_positions(ids, VISUAL), torch.tensor(items), TEMPLATE, "video", ["first", "second"]
-        )
+        check_positions(ids, visual_positions(ids, VISUAL), torch.tensor(items), TEMPLATE, "video", ["first", "second"])
 
 
 def test_equal_totals_in_the_wrong_samples_are_caught():

@@ -54,9 +54,7 @@ def test_text_only_of_video_records_equals_the_text_file(assets, tmp_path):
 
 def test_gradient_accumulation_equals_the_big_batch(assets, tmp_path):
     big = train(assets, tmp_path / "big", per_device_train_batch_size=6, max_steps=5)
-    small = train(
-        assets, tmp_path / "small", per_device_train_batch_size=2, gradient_accumulation_steps=3, max_steps=5
-    )
+    small = train(assets, tmp_path / "small", per_device_train_batch_size=2, gradient_accumulation_steps=3, max_steps=5)
     assert small == pytest.approx(big, abs=2e-5)
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("big", "small"))
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)

@@ -63,7 +63,9 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
             module.reset_parameters()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, vision_tower: str | None = None, load_vision_tower: bool = True, **kwargs: Any):
+    def from_pretrained(
+        cls, *args: Any, vision_tower: str | None = None, load_vision_tower: bool = True, **kwargs: Any
+    ):
         """As in transformers, and then the tower is attached, checked and frozen.
 
         Args:

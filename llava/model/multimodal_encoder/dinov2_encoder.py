@@ -51,7 +51,9 @@ class DINOv2VisionTower(nn.Module):
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, select_layer: int = -2, select_feature: str = "patch") -> DINOv2VisionTower:
+    def from_pretrained(
+        cls, name_or_path: str, select_layer: int = -2, select_feature: str = "patch"
+    ) -> DINOv2VisionTower:
         """Loads a hub name or a local folder in fp32, frozen.
 
         Raises:

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava.config import VideoSpec
+from llava.data import check
+from llava.data.check import FileReport, check_files, open_all
+from llava.data.records import Record, load_records
+from tests.conftest import CAPTIONS, colour_frames, record, write_clip
+from tests.data.test_video import FASTSTART, cut, damage, write_audio, write_gray
+
+SPEC = VideoSpec(num_frames=4, fast_latents=1, slow_latents=2, force_sample=True)
+
+
+def write_records(folder: Path, *raw: dict) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def load(folder: Path, *raw: dict) -> list[Record]:
+    records, problems = load_records(write_records(folder, *raw), folder, folder)
+    assert problems == []
+    return records
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder with clips of every kind of trouble."""
+    write_clip(tmp_path / "good.mp4", colour_frames(0))
+    write_clip(tmp_path / "still.mp4", colour_frames(0)[:1])
+    write_audio(tmp_path / "audio.mp4")
+    cut(write_gray(tmp_path / "cut.mp4", muxer=FASTSTART), 0.7)
+    (tmp_path / "text.mp4").write_text("Un gatto.")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.png").write_text("Un gatto.")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "good.png")
+    return tmp_path
+
+
+NAMES = ("good", "still", "audio", "cut", "text", "empty", "absent")
+
+
+def test_every_kind_of_trouble_is_found(broken: Path) -> None:
+    image = {"id": "i0", "image": "text.png", "conversations": record("", "Testo.")["conversations"]}
+    image["conversations"][0]["value"] = "<image>"
+    fine = {**image, "id": "i1", "image": "good.png"}
+    records = load(broken, *[record(name, CAPTIONS[0], f"{name}.mp4") for name in NAMES], image, fine)
+    problems = check_files(records, SPEC)
+    assert {p.record_id: p.kind for p in problems} == {
+        "still": "too few frames",
+        "audio": "no video stream",
+        "cut": "unreadable",
+        "text": "unreadable",
+        "empty": "missing file",
+        "absent": "missing file",
+        "i0": "unreadable",
+    }
+    assert len(problems) == 7
+    for problem in problems:
+        assert str(broken) in problem.message
+    assert [p.record_id for p in check_files(records, SPEC, min_frames=1) if p.kind == "too few frames"] == []
+    assert [p.record_id for p in check_files(records[:1], SPEC, min_frames=9)] == ["good"]
+
+
+def test_every_record_of_a_bad_file_is_named_and_the_file_is_opened_once(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = check.open_file
+    monkeypatch.setattr(check, "open_file", lambda clip, **options: opened.append(clip[0]) or real(clip, **options))
+    records = load(broken, *[record(f"r{i}", CAPTIONS[0], "audio.mp4") for i in range(3)])
+    assert [p.record_id for p in check_files(records, SPEC)] == ["r0", "r1", "r2"]
+    assert opened == [str(broken / "audio.mp4")]
+
+
+def test_segment_outside_the_clip_and_short_segment(broken: Path) -> None:
+    splits = {"fine": [2, 5], "outside": [8, 9], "one": [3, 3], "clipped": [7, 99]}
+    raw = [{**record(name, CAPTIONS[0], "good.mp4"), "meta": {"split": split}} for name, split in splits.items()]
+    problems = {p.record_id: p for p in check_files(load(broken, *raw), SPEC)}
+    assert {name: p.kind for name, p in problems.items()} == {
+        "outside": "unreadable",
+        "one": "too few frames",
+        "clipped": "too few frames",
+    }
+    assert "meta.split" in problems["outside"].message
+    assert "frames 3 to 3" in problems["one"].message
+
+
+def test_only_thorough_finds_damage_between_sampled_frames(tmp_path: Path) -> None:
+    options = {"x264-params": "keyint=20:min-keyint=20:scenecut=0"}
+    damage(write_gray(tmp_path / "clip.mp4", noise=True, options=options), 0.6)
+    records = load(tmp_path, {**record("r", CAPTIONS[0], "clip.mp4"), "meta": {"split": [0, 3]}})
+    if check.probe_video(tmp_path / "clip.mp4").decoder == "decord":
+        assert check_files(records, SPEC) == []
+    assert [p.kind for p in check_files(records, SPEC, thorough=True)] == ["unreadable"]
+
+
+def test_thorough_finds_a_decoder_that_gives_other_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gray(tmp_path / "clip.mp4")
+    records = load(tmp_path, record("r", CAPTIONS[0], "clip.mp4"))
+    assert check_files(records, SPEC, thorough=True) == []
+    real = check.read_frames
+    monkeypatch.setattr(
+        check, "read_frames", lambda *args, use_decord=True: real(*args, use_decord=use_decord) + np.uint8(use_decord)
+    )
+    assert "other frames" in check_files(records, SPEC, thorough=True)[0].message
+
+
+def dies_on(clip: check.Clip, marker: str) -> FileReport:
+    """Stands for a decoder that crashes on one file."""
+    if marker in clip[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return FileReport(distinct=1)
+
+
+def test_a_worker_that_dies_is_a_problem_of_its_file_alone() -> None:
+    clips: list[check.Clip] = [(f"{i}.mp4", None, False) for i in range(8)]
+    reports = dict(open_all(clips, partial(dies_on, marker="3.mp4"), num_workers=2))
+    assert set(reports) == set(clips)
+    assert {clip[0]: report.kind for clip, report in reports.items() if report.kind} == {"3.mp4": "reader crashed"}
+    assert reports[clips[3]].message.startswith("3.mp4: ")
+
+
+def flags(folder: Path, data: Path) -> list[str]:
+    return [
+        "--data_path", str(data), "--video_folder", str(folder), "--image_folder", str(folder), "--num_workers", "0",
+        "--num_frames", "2", "--mm_perceiver_latents_fast", "1", "--mm_perceiver_latents", "4",
+    ]  # fmt: skip
+
+
+def test_main_prints_all_problems_at_once(
+    broken: Path, assets: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = [record(name, CAPTIONS[0], f"{name}.mp4") for name in NAMES]
+    raw += [record("good", CAPTIONS[1], "good.mp4"), record("vuoto", "", "good.mp4")]
+    raw += [record("riservato", "Un <vid_patch> gatto.", "good.mp4")]
+    raw += [record("lungo", CAPTIONS[0], " ".join(["good.mp4"] * 2))]
+    raw[-1]["video"] = ["good.mp4"] * 2
+    raw[-1]["conversations"][0]["value"] = "<video> <video>"
+    arguments = flags(broken, write_records(broken, *raw))
+    arguments += ["--model_name_or_path", str(assets.gpt2), "--model_max_length", "16"]
+    assert check.main(arguments) == 1
+    output = capsys.readouterr().out
+    for kind in ("duplicate id: 1", "empty caption: 1", "reserved token: 1", "missing file: 2", "unreadable: 2",
+                 "no video stream: 1", "too few frames: 1", "too long: 1"):  # fmt: skip
+        assert f"  {kind}" in output
+    assert "'lungo'" in output and "--model_max_length" in output
+    assert output.startswith("10 problems in 10 records")
+
+
+def test_main_says_what_it_read(assets: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = flags(assets.clips, assets.video_json)
+    assert check.main([*arguments, "--model_name_or_path", str(assets.gpt2), "--force_sample"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("no problem in 6 records: 6 videos, 0 images, 12 distinct frames read, ")
+    assert output.strip().endswith(" tokens")
+    assert check.main([*arguments, "--video_fps", "0.1"]) == 0
+    assert "6 clips have fewer than 2 frames to choose from" in capsys.readouterr().out
+
+
+def test_main_names_a_file_that_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--data_path", str(tmp_path / "absent.json")]) == 1
+    assert "absent.json: No such file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--num_frames", "0"], "num_frames must be at least 1"),
+        (["--model_max_length", "9999"], "beyond the 512 positions"),
+    ],
+)
+def test_wrong_flags_are_an_error(
+    assets: SimpleNamespace, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        check.main([*flags(assets.clips, assets.video_json), "--model_name_or_path", str(assets.gpt2), *extra])
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_lengths_are_those_of_training(assets: SimpleNamespace) -> None:
+    from llava.train.train import preprocess_plain_lm  # the reference; llava.data itself never imports llava.train
+
+    records, _ = load_records(assets.video_json, video_folder=assets.clips)
+    tokenizer, _ = check._tokenizer(str(assets.gpt2), None)
+    problems, tokens = check.check_lengths(records, tokenizer, SPEC, 512)
+    expanded = [[{**t, "value": check.expand_placeholders(t["value"], SPEC)} for t in r.conversations] for r in records]
+    samples = preprocess_plain_lm(expanded, tokenizer, has_image=True)
+    assert problems == []
+    assert tokens == sum(map(len, samples["input_ids"]))
+    # One word and EOS fit, so text is cut; less than that is a problem.
+    assert check.check_lengths(records, tokenizer, SPEC, SPEC.rows + 2)[0] == []
+    assert len(check.check_lengths(records, tokenizer, SPEC, SPEC.rows)[0]) == len(records)
+
+
+def test_the_module_runs_with_worker_processes(assets: SimpleNamespace) -> None:
+    command = [sys.executable, "-m", "llava.data.check", *flags(assets.clips, assets.video_json)]
+    command[command.index("--num_workers") + 1] = "2"
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("no problem in 6 records")
+    assert "Warning" not in result.stderr

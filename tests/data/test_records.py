@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.constants import VISUAL_TOKENS
+from llava.data.records import (
+    DatasetError,
+    Problem,
+    Record,
+    apply_policy,
+    format_problems,
+    load_records,
+    missing_files,
+)
+
+
+def record(i: int = 0, **changes: Any) -> dict:
+    """A good record with a video; a change to None removes the key."""
+    turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "Un gatto è sul divano."}]
+    whole = {"id": f"r{i}", "video": f"{i}.mp4", "conversations": turns, **changes}
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+def turns(human: str, gpt: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+
+
+def load(tmp_path: Path, *raw: Any, **options: Any) -> tuple[list[Record], list[Problem]]:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(raw))
+    return load_records(path, **options)
+
+
+def test_a_good_record(tmp_path: Path) -> None:
+    raw = record(7, meta={"split": [3, 9.0], "topic": "gatti"}, other="fine")
+    records, problems = load(tmp_path, raw, video_folder="/clips")
+    assert problems == []
+    assert records == [
+        Record("r7", raw["conversations"], ("/clips/7.mp4",), (), (3, 9), raw["meta"], f"{tmp_path / 'data.json'}[0]")
+    ]
+
+
+def test_paths_take_their_folders(tmp_path: Path) -> None:
+    raw = record(
+        0, video=["a.mp4", "/abs/b.mp4"], image="c.png", conversations=turns("<image> <video> <video>", "Un cane.")
+    )
+    records, problems = load(tmp_path, raw, record(1), video_folder=tmp_path / "v", image_folder="i")
+    assert problems == []
+    assert records[0].videos == (f"{tmp_path}/v/a.mp4", "/abs/b.mp4")
+    assert records[0].images == ("i/c.png",)
+    assert load(tmp_path, record(1))[0][0].videos == ("1.mp4",)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "txt"])
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_content_decides_the_format(tmp_path: Path, suffix: str, lines: bool, encoding: str) -> None:
+    path = tmp_path / f"data.{suffix}"
+    raw = [record(i) for i in range(3)]
+    text = "\n\n".join(json.dumps(r, ensure_ascii=False) for r in raw) + "\n" if lines else json.dumps(raw, indent=1)
+    path.write_text(text, encoding=encoding)
+    records, problems = load_records(path)
+    assert problems == []
+    assert [r.id for r in records] == ["r0", "r1", "r2"]
+    assert records[0].conversations[1]["value"] == "Un gatto è sul divano."
+    assert [r.source for r in records] == (
+        [f"{path}:1", f"{path}:3", f"{path}:5"] if lines else [f"{path}[{i}]" for i in range(3)]
+    )
+
+
+BAD: list = [
+    pytest.param(["a list"], "malformed", "must be an object", id="no object"),
+    pytest.param(record(id=None), "no id", "None", id="no id"),
+    pytest.param(record(id=""), "no id", "''", id="empty id"),
+    pytest.param(record(id=True), "no id", "True", id="id is a truth value"),
+    pytest.param(record(conversations=None), "malformed", "conversations must be a list", id="no conversations"),
+    pytest.param(record(conversations=[]), "malformed", "at least one", id="no turn"),
+    pytest.param(record(conversations=["<video>"]), "malformed", "turn 0 must be an object", id="turn is a text"),
+    pytest.param(record(conversations=[{"from": "bot", "value": "x"}]), "malformed", "'bot'", id="unknown role"),
+    pytest.param(record(conversations=[{"from": "gpt"}]), "malformed", "turn 0: value", id="no value"),
+    pytest.param(record(video=3), "malformed", "video must be a path", id="video is a number"),
+    pytest.param(record(video=["a.mp4", ""]), "malformed", "video must be a path", id="empty path"),
+    pytest.param(record(meta=[1]), "malformed", "meta must be an object", id="meta is a list"),
+    pytest.param(
+        record(conversations=turns("<video> <video>", "Un cane.")), "count mismatch", "2 <video> in the text, but 1 ",
+        id="two placeholders, one video",
+    ),
+    pytest.param(record(video=None), "count mismatch", "1 <video> in the text, but 0 ", id="no video"),
+    pytest.param(
+        record(conversations=turns("", "Un cane.")), "count mismatch", "0 <video> in the text, but 1 ",
+        id="no placeholder",
+    ),
+    pytest.param(
+        record(conversations=turns("<image>", "Un cane."), video=None), "count mismatch", "1 <image> in", id="no image"
+    ),
+    pytest.param(record(conversations=turns("<video>", " ")), "empty caption", "no gpt turn", id="empty caption"),
+    pytest.param(
+        record(conversations=turns("", " <video>\n")), "empty caption", "no gpt turn", id="placeholder as caption"
+    ),
+    pytest.param(
+        record(conversations=[{"from": "human", "value": "<video> Un cane."}]), "empty caption", "no gpt turn",
+        id="no gpt turn",
+    ),
+    pytest.param(
+        record(conversations=turns("<video>", "fine\ud800")), "malformed", "half of a character", id="lone surrogate"
+    ),
+    *[
+        pytest.param(record(conversations=turns("<video>", f"Un {token} cane.")), "reserved token", token, id=token)
+        for token in (*VISUAL_TOKENS, "<|endoftext|>")
+    ],
+    *[
+        pytest.param(record(meta={"split": split}), "bad split", "expected two frame numbers", id=f"split {split}")
+        for split in ([1], [1, 2, 3], "1-2", [5, 4], [-1, 4], [0.5, 3.25], ["0", "4"], [True, 4], [0, float("inf")],
+                      [float("nan"), 3], {"start": 1})
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "kind", "message"), BAD)
+def test_a_bad_record_is_one_problem_that_names_it(tmp_path: Path, raw: Any, kind: str, message: str) -> None:
+    records, problems = load(tmp_path, record(99), raw)
+    assert [p.kind for p in problems] == [kind]
+    assert message in problems[0].message
+    assert problems[0].source == f"{tmp_path / 'data.json'}[1]"
+    assert [r.id for r in apply_policy(records, problems, "skip")] == ["r99"]
+
+
+def test_all_problems_of_a_record_are_found(tmp_path: Path) -> None:
+    raw = record(0, id=None, meta={"split": 3}, conversations=turns("<image> <vid_patch>", ""))
+    kinds = {p.kind for p in load(tmp_path, raw)[1]}
+    assert kinds == {"no id", "bad split", "count mismatch", "reserved token", "empty caption"}
+
+
+@pytest.mark.parametrize("split", [None, [4, 4], [0, 7]])
+def test_good_splits(tmp_path: Path, split: list | None) -> None:
+    records, problems = load(tmp_path, record(0, meta={"split": split}))
+    assert problems == []
+    assert records[0].split == (tuple(split) if split else None)
+
+
+def test_text_only_and_null_files_are_fine(tmp_path: Path) -> None:
+    raw = {"id": 12, "conversations": turns("", "Un cane."), "video": None, "image": []}
+    records, problems = load(tmp_path, raw)
+    assert problems == []
+    assert records[0].id == "12"
+    assert records[0].videos == records[0].images == ()
+
+
+def test_duplicate_id_names_both_places(tmp_path: Path) -> None:
+    records, problems = load(tmp_path, record(0), record(1), record(0, video="other.mp4"))
+    assert [(p.kind, p.source[-3:]) for p in problems] == [("duplicate id", "[2]")]
+    assert "data.json[0]" in problems[0].message
+    assert [r.videos for r in apply_policy(records, problems, "skip")] == [("0.mp4",), ("1.mp4",)]
+
+
+def test_reserved_tokens_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    raw = record(0, conversations=turns("<video>", "Il simbolo <pad> è strano."))
+    assert load(tmp_path, raw)[1] == []
+    assert [p.kind for p in load(tmp_path, raw, reserved=("<pad>",))[1]] == ["reserved token"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "No such file.*--data_path"),
+        (b"", "holds no record"),
+        (b" \n", "holds no record"),
+        (b"[]", "holds no record"),
+        (b'[{"id": 1},\n {"id" 2}]', "line 2, column 8"),
+        (b'{"id": 1,\n "conversations": []}', "line 1, column 10.*one JSON object on each line"),
+        (b"id,caption\n1,gatto", "line 1, column 1"),
+        (b'"text"', "holds str"),
+        (b'[{"id": "a"},\n {"id": "caff\xe8"}]', "line 2: not UTF-8"),
+        (b'{"id": "a"}\n{"id": "caff\xe8"}\n', "line 2: not UTF-8"),
+    ],
+)
+def test_wrong_file_is_an_error_with_line_and_column(tmp_path: Path, data: bytes | None, message: str) -> None:
+    path = tmp_path / "data.json"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DatasetError, match=message) as raised:
+        load_records(path)
+    assert str(path) in str(raised.value)
+
+
+def test_later_line_that_is_not_json_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(record(0)) + '\n{"id": \n' + json.dumps(record(1)))
+    records, problems = load_records(path)
+    assert [r.id for r in records] == ["r0", "r1"]
+    assert [(p.kind, p.source) for p in problems] == [("not JSON", f"{path}:2")]
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "1.mp4").write_bytes(b"")
+    (tmp_path / "2.mp4").mkdir()
+    (tmp_path / "3.mp4").write_bytes(b"x")
+    records, problems = load(
+        tmp_path, *[record(i) for i in range(4)], record(4, video="0.mp4"), record(5, video="nul\0.mp4"),
+        video_folder=tmp_path,
+    )  # fmt: skip
+    assert problems == []
+    missing = missing_files(records)
+    assert [(p.record_id, p.kind) for p in missing] == [(f"r{i}", "missing file") for i in (0, 1, 2, 4, 5)]
+    for problem, words in zip(missing, ("no such file", "empty", "folder", "no such file", "null"), strict=True):
+        assert words in problem.message
+    assert missing[0].message.startswith(str(tmp_path / "0.mp4"))
+
+
+def problems_of(count: int, kind: str = "bad split") -> list[Problem]:
+    return [Problem(f"data.json[{i}]", f"r{i}", kind, f"message {i}") for i in range(count)]
+
+
+def test_format_groups_and_counts() -> None:
+    text = format_problems(problems_of(30) + problems_of(3, "missing file"), limit=10)
+    assert text.splitlines()[0] == "33 problems in 30 records"
+    assert "  bad split: 30 (meta.split counts frames" in text
+    assert "  missing file: 3 (put the file there" in text
+    assert "    data.json[4] id 'r4': message 4" in text
+    assert "    ... and 25 more" in text
+    assert text.count(": message") == 8
+    assert format_problems(problems_of(30), limit=None).count(": message") == 30
+
+
+def test_policy(tmp_path: Path) -> None:
+    records, _ = load(tmp_path, record(0), record(1))
+    bad = [Problem(records[0].source, "r0", "bad split", "message")]
+    assert apply_policy(records, [], "stop") == records
+    assert apply_policy(records, bad, "skip") == records[1:]
+    with pytest.raises(DatasetError, match=r"data.json\[0\] id 'r0': message(.|\n)*--on_bad_sample skip"):
+        apply_policy(records, bad, "stop")
+    with pytest.raises(DatasetError, match="no record is left"):
+        apply_policy(records[:1], bad, "skip")
+    with pytest.raises(ValueError, match="stop or skip"):
+        apply_policy(records, [], "replace")
+
+
+def test_inputs_are_not_changed(tmp_path: Path) -> None:
+    records, _ = load(tmp_path, record(0))
+    assert not hasattr(records[0], "__dict__")
+    with pytest.raises(AttributeError):
+        records[0].id = "other"  # type: ignore[misc]
