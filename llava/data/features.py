@@ -131,6 +131,19 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def open_cache(root: str | Path, model: Any) -> FeatureCache:
+    """The cache in `root` for the tower and settings of a model with vision (`llava.model.llava_arch`)."""
+    config = model.config
+    settings = cache_settings(
+        config.mm_vision_tower_checksum,
+        config.mm_vision_select_layer,
+        config.mm_vision_select_feature,
+        model.video_spec,
+        model.processor_spec,
+    )
+    return FeatureCache(root, settings)
+
+
 def cache_settings(
     tower_checksum: str, select_layer: int, select_feature: str, spec: VideoSpec, processor: ProcessorSpec
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_VIDEO_TOKEN
-from llava.data.features import FeatureCache, cache_settings, extract_features
+from llava.data.features import FeatureCache, extract_features, open_cache
 from llava.data.prompt import expand_placeholders, join_turns, reserved_tokens
 from llava.data.records import Record, apply_policy, load_records, missing_files
 from llava.data.video import frames_to_pixels, read_frames
@@ -179,15 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     captioner = Captioner.from_pretrained(args.model_path, vision_tower=args.vision_tower)
-    model, config = captioner.model, captioner.model.config
-    settings = cache_settings(
-        config.mm_vision_tower_checksum,
-        config.mm_vision_select_layer,
-        config.mm_vision_select_feature,
-        captioner.spec,
-        model.processor_spec,
-    )
-    cache = FeatureCache(args.feature_cache, settings)
+    model = captioner.model
+    cache = open_cache(args.feature_cache, model)
     lexicon = load_lexicon(args.attributes) if args.attributes else None
     rows: dict[str, dict[str, float]] = {}
     written: dict[str, Any] = {}

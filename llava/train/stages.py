@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import llava
 from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
 from llava.constants import PLACEHOLDERS
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
-from llava.data.features import FeatureCache, cache_settings, extract_features
+from llava.data.features import FeatureCache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     DatasetError,
@@ -30,159 +25,12 @@ from llava.data.records import (
     load_records,
     missing_files,
 )
-from llava.model.builder import add_visual_tokens, load_language_model, select_parts, set_trainable
+from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec
-from llava.train.llava_trainer import RUN_RECORD
+from llava.train.run_flags import Arguments, tunable_parts
 
 logger = logging.getLogger(__name__)
-
-Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
-
-# Flags that may differ between a run and its resumption: they change where and how it runs, not what it computes.
-FREE_FLAGS = {
-    "output_dir", "logging_dir", "run_name", "report_to", "resume_from_checkpoint", "logging_steps", "logging_strategy",
-    "save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_data_path",
-    "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
-    "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "local_rank", "ddp_timeout",
-    "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
-}  # fmt: skip
-
-
-def parse_arguments(argv: Sequence[str] | None) -> Arguments:
-    """The flags of a run.
-
-    Raises:
-        ValueError: with all wrong flags at once, each with its remedy.
-        SystemExit: from the parser, for an unknown flag.
-    """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(list(argv) if argv is not None else None)
-    problems = flag_problems(model_args, data_args, training_args)
-    if problems:
-        raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
-    return model_args, data_args, training_args
-
-
-def flag_problems(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> list[str]:
-    """What is wrong with the flags, as far as they alone can tell."""
-    problems = []
-    for name, path in (("data_path", data_args.data_path), ("eval_data_path", data_args.eval_data_path)):
-        if path is not None and not Path(path).is_file():
-            problems.append(f"--{name} {path}: no such file")
-    for name in ("image_folder", "video_folder"):
-        folder = getattr(data_args, name)
-        if folder and not Path(folder).is_dir():
-            problems.append(f"--{name} {folder}: no such folder")
-    if not data_args.use_plain_lm:
-        problems.append("--use_plain_lm False: there is no chat mode; leave the flag out")
-    if data_args.on_bad_sample not in ("stop", "skip"):
-        problems.append(f"--on_bad_sample {data_args.on_bad_sample}: use stop or skip")
-    if training_args.logging_nan_inf_filter:
-        problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
-    if training_args.remove_unused_columns:
-        problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
-    if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
-        problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
-    parts: list[str] = []
-    for check in (lambda: video_spec(model_args, data_args), lambda: parts.extend(tunable_parts(model_args))):
-        try:
-            check()
-        except ValueError as error:
-            problems.append(str(error))
-    if data_args.text_only and model_args.vision_tower is not None:
-        problems.append("--text_only True leaves the videos out: leave --vision_tower out too")
-    if model_args.vision_tower is None:
-        asked = [p for p in parts if p != "mm_language_model"]
-        if asked and model_args.mm_tunable_parts is not None:
-            problems.append(f"--mm_tunable_parts names {', '.join(asked)}, but there is no --vision_tower")
-    if "mm_vision_tower" in parts and model_args.mm_vision_tower_storage == "reference":
-        problems.append(
-            "mm_vision_tower trains, so its weights must be saved: add --mm_vision_tower_storage checkpoint"
-        )
-    for part, flag in (
-        ("mm_mlp_adapter", "mm_projector_lr"),
-        ("mm_vision_resampler", "mm_vision_resampler_lr"),
-        ("mm_vision_tower", "mm_vision_tower_lr"),
-    ):
-        if getattr(training_args, flag) is not None and parts and part not in parts:
-            problems.append(f"--{flag} is set, but {part} does not train: add it to --mm_tunable_parts")
-    return problems
-
-
-def tunable_parts(model_args: ModelArguments) -> list[str]:
-    """The parts that train: those of the flag, or all but the tower."""
-    if model_args.mm_tunable_parts is not None:
-        return select_parts(model_args.mm_tunable_parts)
-    vision = ["mm_mlp_adapter", "mm_vision_resampler"] if model_args.vision_tower else []
-    return ["mm_language_model", *vision]
-
-
-def find_checkpoint(training_args: TrainingArguments) -> str | None:
-    """The checkpoint to resume from: `--resume_from_checkpoint` is a folder, True (the last one) or auto (if any).
-
-    Raises:
-        FileNotFoundError: when the checkpoint asked for is not there.
-        FileExistsError: when the folder holds a run that would be overwritten.
-    """
-    asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
-    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if asked is None or str(asked).lower() in ("false", "none", ""):
-        if last is not None:
-            raise FileExistsError(
-                f"--output_dir {folder} holds a run ({Path(last).name}): add --resume_from_checkpoint True to go on "
-                "with it, or choose another folder"
-            )
-        return None
-    if str(asked).lower() == "auto":
-        return last
-    if str(asked).lower() == "true":
-        if last is None:
-            raise FileNotFoundError(f"--resume_from_checkpoint True: no checkpoint in {folder}; start without the flag")
-        return last
-    if not (Path(asked) / "trainer_state.json").is_file():
-        raise FileNotFoundError(f"--resume_from_checkpoint {asked}: not a checkpoint folder (no trainer_state.json)")
-    return str(asked)
-
-
-def make_run_record(args: Arguments) -> dict[str, Any]:
-    """The resolved flags and the versions that a run is made with."""
-    flags: dict[str, Any] = {}
-    for group in args:
-        flags |= group.to_dict() if isinstance(group, TrainingArguments) else asdict(group)
-    return {
-        "flags": flags,
-        "versions": {
-            "llava": llava.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-
-
-def check_resume(checkpoint: str, run_record: dict[str, Any]) -> None:
-    """Compares the flags of a resumed run with those it was started with.
-
-    Raises:
-        ValueError: listing the flags that changed and would make it another run.
-    """
-    path = Path(checkpoint) / RUN_RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"{checkpoint}: no {RUN_RECORD}; the checkpoint was not written by this trainer")
-    before, now = json.loads(path.read_text())["flags"], json.loads(json.dumps(run_record["flags"]))
-    changed = [
-        f"  --{name}: was {before[name]!r}, is {now[name]!r}"
-        for name in sorted(set(before) & set(now) - FREE_FLAGS)
-        if before[name] != now[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"{checkpoint} was made with other flags:\n"
-            + "\n".join(changed)
-            + "\nresume with the same flags, or start "
-            "a new run in another --output_dir (with --model_name_or_path set to the checkpoint to keep its weights)"
-        )
 
 
 def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:
@@ -295,17 +143,7 @@ def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | N
         return None
     beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
     root = beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
-    config = model.config
-    return FeatureCache(
-        root,
-        cache_settings(
-            config.mm_vision_tower_checksum,
-            config.mm_vision_select_layer,
-            config.mm_vision_select_feature,
-            model.video_spec,
-            model.processor_spec,
-        ),
-    )
+    return open_cache(root, model)
 
 
 def fill_cache(

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from llava.constants import VISUAL_TOKENS
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import count_supervised, join_turns, mask_visual, visual_token_ids
-from llava.train import stages
+from llava.train import run_flags, stages
 from llava.train.llava_trainer import LlavaTrainer, parameter_table
 
 logger = logging.getLogger("llava")
@@ -57,14 +57,14 @@ def preprocess_plain_lm(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; see `--help`."""
-    args = stages.parse_arguments(argv)
+    args = run_flags.parse_arguments(argv)
     model_args, data_args, training_args = args
     is_main = training_args.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
-    checkpoint = stages.find_checkpoint(training_args)
-    run_record = stages.make_run_record(args)
+    checkpoint = run_flags.find_checkpoint(training_args)
+    run_record = run_flags.make_run_record(args)
     if checkpoint:
-        stages.check_resume(checkpoint, run_record)
+        run_flags.check_resume(checkpoint, run_record)
         logger.info("resuming from %s", checkpoint)
 
     set_seed(training_args.seed)
