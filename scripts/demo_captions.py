@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 
-GENDERS = {"cerchio": "m", "triangolo": "m", "croce": "f", "stella": "f"}
+GENDERS = {"cerchio": "m", "quadrato": "m", "croce": "f", "stella": "f"}
 """Shape -> grammatical gender, which article and adjectives follow."""
 
 ARTICLES = {"m": "un", "f": "una"}

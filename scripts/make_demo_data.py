@@ -74,9 +74,9 @@ RGB = {
     "bianco": (243, 243, 243),
 }
 
-_ARM = 0.33
+_ARM = 0.25
 OUTLINES: dict[str, list[tuple[float, float]]] = {
-    "triangolo": [(0, -1), (1, 0.85), (-1, 0.85)],
+    "quadrato": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
     "croce": [
         *[(-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)],
         *[(_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)],

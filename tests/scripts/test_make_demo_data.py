@@ -53,7 +53,7 @@ def records(folder: Path, split: str, kind: str = "vi") -> list[dict]:
 # Grammar, checked by rules that do not share code with the module.
 
 FEMININE = {"croce", "stella"}
-NOUNS = FEMININE | {"cerchio", "triangolo"}
+NOUNS = FEMININE | {"cerchio", "quadrato"}
 FOUR_ENDINGS = {"rosso", "giallo", "azzurro", "piccolo"}
 """Adjectives in -o, whose feminine ends in -a; all others here have one singular form."""
 
