@@ -168,6 +168,7 @@ FLAGS=(
     --logging_steps "$LOGGING_STEPS" --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT"
     --dataloader_num_workers "$NUM_WORKERS" --report_to "$REPORT_TO"
 )
+((GPUS)) || FLAGS+=(--use_cpu True)
 case "$PRECISION" in
     bf16) FLAGS+=(--bf16 True) ;;
     fp16) FLAGS+=(--fp16 True) ;;
@@ -192,7 +193,10 @@ fi
 
 echo "Experiment $EXP_ID ($([[ "$EXP_ID" == 1 ]] && echo "text only" || echo "video and text")), seed $SEED," \
     "$NUM_GPUS process(es), $PRECISION: $DATA_PATH -> $OUTPUT_DIR"
-torchrun --standalone --nproc_per_node "$NUM_GPUS" llava/train/train.py "${FLAGS[@]}" "$@"
+if ! torchrun --standalone --nproc_per_node "$NUM_GPUS" llava/train/train.py "${FLAGS[@]}" "$@"; then
+    echo "ERROR: training stopped; the reason stands above torchrun's own lines." >&2
+    exit 1
+fi
 
 if [[ "$EXP_ID" == 2 ]]; then
     SCORED=("${EVAL_DATA_PATH:-$DATA_PATH}")
