@@ -64,6 +64,8 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
     if training_args.remove_unused_columns:
         problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
+    if training_args.label_smoothing_factor:
+        problems.append("--label_smoothing_factor: the loss has no label smoothing; leave the flag out")
     if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
         problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
     parts: list[str] = []
