@@ -63,7 +63,7 @@ if [[ -z "${DATA_PATH:-}" ]]; then
     echo "DATA_PATH is not set: running the built-in demo (clips and models are made here, nothing is downloaded)."
     DEMO=1
     DEMO_DIR="${DEMO_DIR:-demo}"
-    python scripts/make_demo_data.py --output_dir "$DEMO_DIR/data" --num_train "${DEMO_CLIPS:-2600}"
+    python scripts/make_demo_data.py --output_dir "$DEMO_DIR/data" --num_train "${DEMO_CLIPS:-4500}"
     DATA_PATH="$DEMO_DIR/data/train_$SUFFIX.json"
     VIDEO_FOLDER="${VIDEO_FOLDER:-$DEMO_DIR/data/clips}"
     EVAL_DATA_PATH="${EVAL_DATA_PATH:-$DEMO_DIR/data/heldout_combinations_$SUFFIX.json}"

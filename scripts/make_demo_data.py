@@ -284,7 +284,7 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--num_train", type=int, default=2600, help="training clips (default: %(default)s)")
+    parser.add_argument("--num_train", type=int, default=4500, help="training clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -256,9 +256,9 @@ def test_missing_weights_are_an_error(tmp_path, build):
 
     build().save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    del state["mm_projector.0.weight"]
+    del state["mm_projector.1.weight"]
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="mm_projector.0.weight"):
+    with pytest.raises(ValueError, match="mm_projector.1.weight"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

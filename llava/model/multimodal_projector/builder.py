@@ -10,8 +10,9 @@ from torch import nn
 def build_projector(projector_type: str, in_features: int, out_features: int) -> nn.Module:
     """A module (..., Dv) -> (..., D).
 
-    `linear` is one layer, `mlp<N>x_gelu` is N layers with GELU between (LLaVA-1.5, section 3), `identity` passes
-    features through.
+    `linear` is one layer; `mlp<N>x_gelu` is a LayerNorm and N layers with GELU between (the MLP of LLaVA-1.5, section 3,
+    behind the norm of InternVL's, since hidden layers of a vision tower have no common scale); `identity` passes features
+    through.
 
     Raises:
         ValueError: for another name, or for `identity` between different widths.
@@ -27,7 +28,7 @@ def build_projector(projector_type: str, in_features: int, out_features: int) ->
     match = re.fullmatch(r"mlp([1-9])x_gelu", projector_type)
     if match is None:
         raise ValueError(f"unknown mm_projector_type {projector_type!r}: use linear, identity or mlp<N>x_gelu")
-    layers: list[nn.Module] = [nn.Linear(in_features, out_features)]
+    layers: list[nn.Module] = [nn.LayerNorm(in_features), nn.Linear(in_features, out_features)]
     for _ in range(int(match.group(1)) - 1):
         layers += [nn.GELU(), nn.Linear(out_features, out_features)]
     return nn.Sequential(*layers)
