@@ -122,10 +122,10 @@ class LlavaMetaForCausalLM:
             tower = DINOv2VisionTower.from_pretrained(
                 name, config.mm_vision_select_layer, config.mm_vision_select_feature
             )
-        except OSError as error:
+        except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"the vision tower {name!r} of this model cannot be loaded ({error}); the tower is kept by reference: "
-                "give its present place with --vision_tower (from Python: from_pretrained(..., vision_tower=PATH))"
+                f"the vision tower {name!r} of this model cannot be loaded; the tower is kept by reference: give its "
+                "present place with --vision_tower (from Python: from_pretrained(..., vision_tower=PATH))"
             ) from error
         checksum = tower.checksum()
         if checksum != config.mm_vision_tower_checksum:

@@ -56,6 +56,11 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         folder = getattr(data_args, name)
         if folder and not Path(folder).is_dir():
             problems.append(f"--{name} {folder}: no such folder")
+    for name in ("model_name_or_path", "vision_tower"):
+        value = getattr(model_args, name)
+        is_path = value is not None and (value.startswith((".", "/", "~")) or value.count("/") > 1)
+        if is_path and not Path(value).is_dir():
+            problems.append(f"--{name} {value}: no such folder")
     if not data_args.use_plain_lm:
         problems.append("--use_plain_lm False: there is no chat mode; leave the flag out")
     if data_args.on_bad_sample not in ("stop", "skip"):

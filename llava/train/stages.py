@@ -34,7 +34,19 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    """The model's tokenizer, padding on the right.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    name = model_args.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"--model_name_or_path {name}: neither a folder with a model and tokenizer nor a hub name that can be "
+            f"reached; scripts/make_model.py makes a fresh one ({error})"
+        ) from error
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
     return tokenizer

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
+import llava
 from llava.constants import VISUAL_TOKENS
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import count_supervised, join_turns, mask_visual, visual_token_ids
@@ -115,7 +117,8 @@ def _is_message(error: BaseException) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is not None and frame.tb_frame.f_globals.get("__package__", "").startswith("llava")
+    package = Path(llava.__file__).resolve().parent
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).resolve().is_relative_to(package)
 
 
 if __name__ == "__main__":

@@ -124,10 +124,17 @@ def test_all_wrong_flags_are_reported_together(assets, tmp_path):
         main(
             flags(
                 assets, tmp_path, video_folder="/nowhere", mm_tunable_parts="mm_tail", on_bad_sample="shrug",
-                frames_upbound=1, logging_nan_inf_filter=True,
+                frames_upbound=1, logging_nan_inf_filter=True, vision_tower="./no/tower",
             )
         )  # fmt: skip
-    for part in ("/nowhere", "mm_tail", "shrug", "frames_upbound", "logging_nan_inf_filter"):
+    for part in (
+        "/nowhere",
+        "no/tower: no such folder",
+        "mm_tail",
+        "shrug",
+        "frames_upbound",
+        "logging_nan_inf_filter",
+    ):
         assert part in str(error.value)
 
 
@@ -151,6 +158,13 @@ def test_wrong_settings_stop_before_training(assets, tmp_path, experiment, overr
     with pytest.raises(ValueError, match=message):
         train(assets, tmp_path / "run", experiment, **overrides)
     assert not (tmp_path / "run" / "trainer_state.json").exists()
+
+
+def test_names_that_lead_nowhere_say_what_to_do(assets, tmp_path):
+    with pytest.raises(FileNotFoundError, match="make_model.py makes a fresh one"):
+        train(assets, tmp_path / "run", model_name_or_path="gpt2-of-nobody")
+    with pytest.raises(FileNotFoundError, match="hf download facebook/dinov2-none"):
+        train(assets, tmp_path / "run", vision_tower="facebook/dinov2-none")
 
 
 def test_a_tower_for_text_alone_is_refused(assets, tmp_path):

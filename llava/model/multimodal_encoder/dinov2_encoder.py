@@ -58,9 +58,15 @@ class DINOv2VisionTower(nn.Module):
 
         Raises:
             ValueError: when it is not a DINOv2, or the layer or feature does not exist.
-            OSError: from transformers, when the files cannot be found.
+            FileNotFoundError: when the files cannot be found.
         """
-        config = AutoConfig.from_pretrained(name_or_path)
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"--vision_tower {name_or_path}: neither a folder with a model nor a hub name that can be reached; on "
+                f"a machine without network, fetch it elsewhere first (hf download {name_or_path}) ({error})"
+            ) from error
         if config.model_type not in MODEL_TYPES:
             raise ValueError(
                 f"--vision_tower {name_or_path}: model type {config.model_type!r}, expected one of {MODEL_TYPES}"

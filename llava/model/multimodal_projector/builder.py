@@ -10,9 +10,9 @@ from torch import nn
 def build_projector(projector_type: str, in_features: int, out_features: int) -> nn.Module:
     """A module (..., Dv) -> (..., D).
 
-    `linear` is one layer; `mlp<N>x_gelu` is a LayerNorm and N layers with GELU between (the MLP of LLaVA-1.5, section 3,
-    behind the norm of InternVL's, since hidden layers of a vision tower have no common scale); `identity` passes features
-    through.
+    `linear` is one layer; `mlp<N>x_gelu` is a LayerNorm and N layers with GELU between (the MLP of LLaVA-1.5, section
+    3, behind the norm of InternVL's, since hidden layers of a vision tower have no common scale); `identity` passes
+    features through.
 
     Raises:
         ValueError: for another name, or for `identity` between different widths.
