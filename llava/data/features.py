@@ -132,10 +132,13 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def open_cache(root: str | Path, model: Any) -> FeatureCache:
-    """The cache in `root` for the tower and settings of a model with vision (`llava.model.llava_arch`)."""
+    """The cache in `root` for the attached tower and the settings of a model with vision (`llava.model.llava_arch`).
+
+    The tower's weights are hashed as they are: a tower that was trained is another one than its config names.
+    """
     config = model.config
     settings = cache_settings(
-        config.mm_vision_tower_checksum,
+        model.vision_tower.checksum(),
         config.mm_vision_select_layer,
         config.mm_vision_select_feature,
         model.video_spec,
