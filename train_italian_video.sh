@@ -70,8 +70,8 @@ if [[ -z "${DATA_PATH:-}" ]]; then
     OUTPUT_DIR="${OUTPUT_DIR:-$OUTPUT_ROOT/demo_exp${EXP_ID}_seed$SEED}"
     if [[ -z "${VISION_MODEL:-}" ]]; then
         VISION_MODEL="$DEMO_DIR/tower"
-        python scripts/make_model.py --exist_ok --make_vision_tower "$VISION_MODEL" --vision_hidden_size 192 \
-            --vision_layers 1 --vision_heads 3 --image_size 126
+        TOWER=(--make_vision_tower "$VISION_MODEL" --vision_hidden_size 192 --vision_layers 1 --vision_heads 3
+            --image_size 126)
     fi
     N_LAYER="${N_LAYER:-4}"
     N_EMBD="${N_EMBD:-128}"
@@ -90,7 +90,7 @@ if [[ -z "${DATA_PATH:-}" ]]; then
     LEARNING_RATE="${LEARNING_RATE:-2e-3}"
     WARMUP_STEPS="${WARMUP_STEPS:-0.05}"
     ADAM_BETA2="${ADAM_BETA2:-0.98}"
-    MAX_STEPS="${MAX_STEPS:-$([[ "$EXP_ID" == 2 ]] && echo 3000 || echo 300)}"
+    MAX_STEPS="${MAX_STEPS:-$([[ "$EXP_ID" == 2 ]] && echo 2800 || echo 300)}"
     LOGGING_STEPS="${LOGGING_STEPS:-100}"
     SAVE_STEPS="${SAVE_STEPS:-500}"
     NUM_WORKERS="${NUM_WORKERS:-0}"
@@ -149,11 +149,14 @@ if [[ ! -f "$DATA_PATH" ]]; then
     exit 1
 fi
 
+MAKE=("${TOWER[@]+"${TOWER[@]}"}")
 if [[ -z "$MODEL_PATH" ]]; then
     MODEL_PATH="$OUTPUT_ROOT/$( ((DEMO)) && echo demo || echo "$NAME")_gpt2_${N_LAYER}x${N_EMBD}_seed$SEED"
-    python scripts/make_model.py --exist_ok --data_path "$DATA_PATH" --output_dir "$MODEL_PATH" --seed "$SEED" \
-        --vocab_size "$VOCAB_SIZE" --n_layer "$N_LAYER" --n_embd "$N_EMBD" --n_head "$N_HEAD" \
-        --n_positions "$N_POSITIONS"
+    MAKE+=(--data_path "$DATA_PATH" --output_dir "$MODEL_PATH" --seed "$SEED" --vocab_size "$VOCAB_SIZE"
+        --n_layer "$N_LAYER" --n_embd "$N_EMBD" --n_head "$N_HEAD" --n_positions "$N_POSITIONS")
+fi
+if ((${#MAKE[@]})); then
+    python scripts/make_model.py --exist_ok "${MAKE[@]}"
 fi
 
 FLAGS=(

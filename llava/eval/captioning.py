@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", action="store_true", help="also caption each record with another clip's video")
     parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
     parser.add_argument("--vision-tower", help="where the model's tower lies now")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode clips")
     parser.add_argument("--limit", type=int, help="caption only the first so many records of each file")
     parser.add_argument("--examples", type=int, default=4, help="captions to print from the last file")
