@@ -17,7 +17,7 @@ from llava.data.prompt import (
     video_span,
     visual_token_ids,
 )
-from llava.model.builder import add_visual_tokens
+from llava.model.builder import add_visual_tokens, load_language_model
 
 
 def test_a_default_video_is_360_tokens_in_the_contract_order(tokenizer, build):
@@ -55,6 +55,15 @@ def test_registered_ids_are_eight_and_never_unk_eos_or_pad(tokenizer, build):
     assert list(ids) == list(VISUAL_TOKENS)
     assert len(set(ids.values())) == 8
     assert tokenizer.eos_token_id not in ids.values()
+
+
+def test_registration_keeps_the_vocabulary_tied_and_trainable(assets, tokenizer):
+    model = load_language_model(str(assets.gpt2))
+    before = model.transformer.wte.num_embeddings
+    add_visual_tokens(tokenizer, model)
+    assert model.transformer.wte.num_embeddings == before + 8
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == []
 
 
 def test_registration_is_done_once(tokenizer, build):
