@@ -116,6 +116,8 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     """
     asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
     last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if last is None and (Path(folder) / RUN_RECORD).is_file():
+        raise FileExistsError(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
     if asked is None or str(asked).lower() in ("false", "none", ""):
         if last is not None:
             raise FileExistsError(

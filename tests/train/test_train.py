@@ -86,6 +86,13 @@ def test_a_run_is_never_overwritten(assets, tmp_path):
     assert len(train(assets, tmp_path / "auto", 1, resume_from_checkpoint="auto")) == 6
 
 
+def test_a_finished_run_without_checkpoints_is_not_overwritten_either(assets, tmp_path):
+    train(assets, tmp_path / "run", 1)
+    for resume in (None, "auto", True):
+        with pytest.raises(FileExistsError, match="finished run"):
+            train(assets, tmp_path / "run", 1, resume_from_checkpoint=resume)
+
+
 def test_resuming_with_other_flags_is_refused(assets, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3}
     train(assets, tmp_path / "run", 1, **options)
