@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 
 from tests.train.runs import train
 
-GOLDEN = Path(__file__).resolve().parents[1] / "assets" / "golden_losses.json"
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "assets" / "golden_losses.json").read_text())
 
 
+@pytest.mark.skipif(
+    not transformers.__version__.startswith(GOLDEN["transformers"]),
+    reason=f"random weights are drawn in another order than by transformers {GOLDEN['transformers']}",
+)
 @pytest.mark.parametrize("experiment", [1, 2])
 def test_the_loss_curve_is_the_golden_one(assets, tmp_path, experiment):
     """To renew the curve after a change of the mathematics, write what this run gives and say why in the commit."""
     curve = train(assets, tmp_path / "run", experiment, max_steps=20, lr_scheduler_type="cosine")
-    golden = json.loads(GOLDEN.read_text())[f"experiment {experiment}"]
-    assert curve == pytest.approx(golden, abs=2e-3), curve
+    assert curve == pytest.approx(GOLDEN[f"experiment {experiment}"], abs=2e-3), curve
