@@ -197,7 +197,7 @@ fi
 echo "Experiment $EXP_ID ($([[ "$EXP_ID" == 1 ]] && echo "text only" || echo "video and text")), seed $SEED," \
     "$NUM_GPUS process(es), $PRECISION: $DATA_PATH -> $OUTPUT_DIR"
 if ! torchrun --standalone --nproc_per_node "$NUM_GPUS" llava/train/train.py "${FLAGS[@]}" "$@"; then
-    echo "ERROR: training stopped; the reason stands above torchrun's own lines." >&2
+    echo "ERROR: training stopped; the reason stands in the last error above." >&2
     exit 1
 fi
 

@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         ValueError: with all wrong flags at once, each with its remedy.
         SystemExit: from the parser, for an unknown flag.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(list(argv) if argv is not None else None)
     problems = flag_problems(model_args, data_args, training_args)
     if problems:

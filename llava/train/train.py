@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import llava
@@ -123,7 +124,8 @@ def _is_message(error: BaseException) -> bool:
 
 if __name__ == "__main__":
     try:
-        main()
+        # `record` hands the error to torchrun, whose last lines then name it.
+        record(main)()
     except (ValueError, OSError, FloatingPointError) as error:
         if not _is_message(error):
             raise

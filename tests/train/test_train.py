@@ -168,6 +168,11 @@ def test_wrong_settings_stop_before_training(assets, tmp_path, experiment, overr
     assert not (tmp_path / "run" / "trainer_state.json").exists()
 
 
+def test_a_flag_that_does_not_exist_is_an_error(assets, tmp_path):
+    with pytest.raises(ValueError, match="--num_frame"):
+        main([*flags(assets, tmp_path / "run"), "--num_frame", "3"])
+
+
 def test_names_that_lead_nowhere_say_what_to_do(assets, tmp_path):
     with pytest.raises(FileNotFoundError, match="make_model.py makes a fresh one"):
         train(assets, tmp_path / "run", model_name_or_path="gpt2-of-nobody")
