@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
@@ -125,15 +126,27 @@ class LlavaTrainer(Trainer):
         """
         super().log(logs, *args, **kwargs)
         # Under fp16 the loss scaler skips steps whose gradients overflow, so their norm may be infinite.
-        for name in ("loss", "eval_loss") if self.args.fp16 else ("loss", "eval_loss", "grad_norm"):
+        for name in ("loss", "train_loss", "eval_loss", *([] if self.args.fp16 else ["grad_norm"])):
             value = logs.get(name)
             if value is not None and not math.isfinite(float(value)):
                 raise FloatingPointError(
                     f"{name} is {value} at step {self.state.global_step}: lower --learning_rate or --max_grad_norm, "
-                    "or train in --bf16 or fp32 instead of --fp16; earlier checkpoints are intact"
+                    "or train in --bf16 or fp32 instead of --fp16"
                 )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in transformers, with the run's record; weights that are not finite are never written.
+
+        Raises:
+            FloatingPointError: naming the step and the weights, whose last good values are in an earlier checkpoint.
+        """
+        named = self.model.named_parameters()
+        broken = [n for n, p in named if p.requires_grad and not bool(torch.isfinite(p).all())]
+        if broken:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {', '.join(broken[:3])} are not finite and were not saved: lower "
+                "--learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
+            )
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
 
 import llava
 from llava.config import DataArguments, ModelArguments, TrainingArguments, video_spec
@@ -69,6 +68,8 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
     if training_args.remove_unused_columns:
         problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
+    if training_args.fp16 and training_args.device.type == "cpu":
+        problems.append("--fp16 True has no effect on CPU: use --bf16 True, or neither")
     if training_args.label_smoothing_factor:
         problems.append("--label_smoothing_factor: the loss has no label smoothing; leave the flag out")
     if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
@@ -115,7 +116,7 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
         FileExistsError: when the folder holds a run that would be overwritten.
     """
     asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
-    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    last = last_complete_checkpoint(folder)
     if last is None and (Path(folder) / RUN_RECORD).is_file():
         raise FileExistsError(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
     if asked is None or str(asked).lower() in ("false", "none", ""):
@@ -131,9 +132,24 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
         if last is None:
             raise FileNotFoundError(f"--resume_from_checkpoint True: no checkpoint in {folder}; start without the flag")
         return last
-    if not (Path(asked) / "trainer_state.json").is_file():
-        raise FileNotFoundError(f"--resume_from_checkpoint {asked}: not a checkpoint folder (no trainer_state.json)")
+    if not is_resumable(Path(asked)):
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {asked}: not a checkpoint folder that a run can go on from: it needs "
+            f"trainer_state.json, scheduler.pt and {RUN_RECORD} (a checkpoint saved with --save_only_model has no "
+            "optimiser state; give it as --model_name_or_path to start a new run from its weights)"
+        )
     return str(asked)
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint of a run that was written to its end; `trainer_state.json` is written last."""
+    complete = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json") if is_resumable(p.parent)]
+    return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
+
+
+def is_resumable(checkpoint: Path) -> bool:
+    """Whether a checkpoint has what a run goes on from: its flags, the schedule and the trainer's state."""
+    return all((checkpoint / name).is_file() for name in ("trainer_state.json", "scheduler.pt", RUN_RECORD))
 
 
 def make_run_record(args: Arguments) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
 from llava.constants import PLACEHOLDERS
+from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
 from llava.data.features import FeatureCache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
@@ -103,9 +104,11 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
             tower = DINOv2VisionTower.from_pretrained(
                 model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
             )
+            # An absolute path, so that the checkpoint finds its tower from any folder.
+            place = Path(model_args.vision_tower)
             model.initialize_vision_modules(
                 tower,
-                model_args.vision_tower,
+                str(place.resolve()) if place.is_dir() else model_args.vision_tower,
                 spec,
                 processor_spec(model_args.vision_tower),
                 model_args.mm_projector_type,
@@ -192,6 +195,9 @@ def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> 
     visual = sum(bool(r.videos or r.images) for r in records)
     if visual and model.config.mm_hidden_size is None:
         raise ValueError(f"{visual} records have a video or image, but there is no --vision_tower")
+    if model.vision_resampler is not None and not any(r.videos for r in records):
+        # Images use the slow stream alone: the fast one would be listed as trainable and never learn.
+        model.vision_resampler.fast.requires_grad_(False)
     trains = any(p.requires_grad for n, p in model.named_parameters() if n.startswith(("mm_", "vision_")))
     if trains and not visual:
         raise ValueError(
@@ -208,6 +214,7 @@ def make_dataset(
     model: LlavaGPT2ForCausalLM,
     cache: FeatureCache | None,
     preprocess: Preprocess,
+    bad_list: str = "bad_samples.jsonl",
 ) -> tuple[LazySupervisedDataset, list[int]]:
     """The dataset without bad samples, with the length of each sample; stops or skips as `--on_bad_sample` says.
 
@@ -216,6 +223,11 @@ def make_dataset(
     """
     _, data_args, training_args = args
     spec = model.video_spec if model.config.video_spec else None
+    if cache is None and spec and data_args.on_bad_sample == "skip":
+        # Extraction opens every file; without it, bad ones are found here and not in the middle of training.
+        problems = problems + check_files(
+            without(records, problems), spec, training_args.dataloader_num_workers, min_frames=1
+        )
     good = without(records, problems)
 
     def build(chosen: list[Record]) -> LazySupervisedDataset:
@@ -230,13 +242,13 @@ def make_dataset(
         folder = Path(training_args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         listed = "\n".join(json.dumps(asdict(p), ensure_ascii=False) for p in problems)
-        (folder / "bad_samples.jsonl").write_text(listed + "\n")
+        (folder / bad_list).write_text(listed + "\n")
     kept = apply_policy(records, problems, data_args.on_bad_sample)
     if problems:
         bad = {p.source for p in problems}
         total = len(bad | {r.source for r in records})
         logger.warning(
-            "left out %d of %d records, listed in bad_samples.jsonl:\n%s", len(bad), total, format_problems(problems)
+            "left out %d of %d records, listed in %s:\n%s", len(bad), total, bad_list, format_problems(problems)
         )
     if not kept:
         raise DatasetError("no record is left to train on")

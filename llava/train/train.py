@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, _ = stages.make_dataset(
-            eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm
+            eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
         )
 
     trainer = LlavaTrainer(

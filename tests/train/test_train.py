@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from llava.data.features import open_cache
-from llava.data.records import DatasetError
+from llava.data.records import DatasetError, Record
 from llava.data.video import VideoError
 from llava.eval.captioning import Captioner
+from llava.train.stages import check_modalities
 from llava.train.train import main
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags, losses, train
@@ -217,9 +218,15 @@ def test_bad_records_are_left_out_and_never_substituted(assets, tmp_path, with_b
     assert {json.loads(line)["record_id"] for line in lines} == {"missing", "garbage", "empty", "long"}
 
 
+def test_bad_records_are_left_out_without_a_cache_too(assets, tmp_path, with_bad_clips):
+    skipped = train(assets, tmp_path / "run", on_bad_sample="skip", feature_cache="off", **with_bad_clips)
+    assert skipped == train(assets, tmp_path / "good", feature_cache="off")
+
+
 def test_without_a_cache_a_bad_video_stops_training(assets, tmp_path, with_bad_clips):
     records = json.loads(with_bad_clips["data_path"].read_text())
-    with_bad_clips["data_path"].write_text(json.dumps([r for r in records if r["id"] == "garbage"]))
+    kept = [r for r in records if r["id"] not in ("missing", "empty", "long")]
+    with_bad_clips["data_path"].write_text(json.dumps(kept))
     with pytest.raises(VideoError, match=r"text\.mp4"):
         train(assets, tmp_path / "run", feature_cache="off", **with_bad_clips)
 
@@ -227,6 +234,31 @@ def test_without_a_cache_a_bad_video_stops_training(assets, tmp_path, with_bad_c
 def test_a_loss_that_is_not_finite_ends_the_run(assets, tmp_path):
     with pytest.raises(FloatingPointError, match="at step"):
         train(assets, tmp_path / "run", 1, learning_rate=1e30, max_grad_norm=0.0, max_steps=20)
+
+
+def test_weights_that_are_not_finite_are_never_saved(assets, tmp_path):
+    options = {"learning_rate": 1e30, "max_grad_norm": 0.0, "logging_steps": 100}
+    with pytest.raises(FloatingPointError):
+        train(assets, tmp_path / "run", 1, **options)
+    with pytest.raises(FloatingPointError, match="not saved"):
+        train(assets, tmp_path / "steps", 1, save_strategy="steps", save_steps=2, **options)
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_a_half_written_checkpoint_is_passed_over(assets, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    whole = train(assets, tmp_path / "run", 1, **options)
+    (tmp_path / "run" / "checkpoint-6" / "trainer_state.json").unlink()
+    (tmp_path / "run" / "checkpoint-6" / "llava_run.json").unlink()
+    assert train(assets, tmp_path / "run", 1, resume_from_checkpoint="auto", **options) == whole
+
+
+def test_images_alone_freeze_the_fast_stream(build):
+    model = build()
+    image = Record("i", [], (), ("a.png",), None, {}, "data[0]")
+    check_modalities([image], model)
+    assert not any(p.requires_grad for p in model.vision_resampler.fast.parameters())
+    assert all(p.requires_grad for p in model.vision_resampler.slow.parameters())
 
 
 def test_parts_have_their_own_learning_rates(assets, tmp_path):
