@@ -29,11 +29,9 @@ from llava.data.dataset import length_problems, sequence_lengths
 from llava.data.features import distinct_clips
 from llava.data.prompt import (
     expand_placeholders,
-    join_turns,
-    mask_visual,
+    plain_lm_sample,
     reserved_tokens,
     truncate,
-    visual_token_ids,
 )
 from llava.data.records import (
     DatasetError,
@@ -43,6 +41,7 @@ from llava.data.records import (
     load_records,
     missing_files,
     unusable_paths,
+    without,
 )
 from llava.data.video import REENCODE, VideoError, probe_video, read_frames, read_image, segment_bounds, select_frames
 
@@ -182,13 +181,10 @@ def check_lengths(
     The tokenizer gets the visual tokens, as training gives them to it.
     """
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
-    visual_ids = list(visual_token_ids(tokenizer).values())
 
     def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        text = expand_placeholders(join_turns(records[index].conversations), spec)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        input_ids = torch.tensor([*ids, tokenizer.eos_token_id])
-        return truncate(input_ids, mask_visual(input_ids, visual_ids), max_length)
+        turns = [{"value": expand_placeholders(t["value"], spec)} for t in records[index].conversations]
+        return truncate(*plain_lm_sample(turns, tokenizer), max_length)
 
     lengths = sequence_lengths(records, tokenizer, spec)
     return length_problems(records, lengths, tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
@@ -249,8 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tokens = 0
     if tokenizer is not None:
-        bad = {p.source for p in problems}
-        too_long, tokens = check_lengths([r for r in records if r.source not in bad], tokenizer, spec, max_length)
+        too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length)
         problems += too_long
     problems += file_problems
     if problems:

@@ -134,11 +134,13 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
 def open_cache(root: str | Path, model: Any) -> FeatureCache:
     """The cache in `root` for the attached tower and the settings of a model with vision (`llava.model.llava_arch`).
 
-    The tower's weights are hashed as they are: a tower that was trained is another one than its config names.
+    A tower that is kept by reference was compared with its checksum when it was attached. One that is stored may have
+    been trained, and is then another one than its config names, so its weights are hashed as they are.
     """
     config = model.config
+    by_reference = config.mm_vision_tower_storage == "reference"
     settings = cache_settings(
-        model.vision_tower.checksum(),
+        config.mm_vision_tower_checksum if by_reference else model.vision_tower.checksum(),
         config.mm_vision_select_layer,
         config.mm_vision_select_feature,
         model.video_spec,

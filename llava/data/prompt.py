@@ -27,22 +27,35 @@ from llava.constants import (
 )
 
 
-def image_span(spec: VideoSpec) -> str:
-    """The text of one image: as many tokens as it has rows.
+def image_tokens(spec: VideoSpec) -> list[str]:
+    """The tokens of one image in order, as many as it has rows.
 
     Raises:
         ValueError: when an image has a single row, which leaves no place for two delimiters.
     """
     if spec.image_rows < 2:
         raise ValueError("an image needs two rows or more for its delimiters: raise --mm_perceiver_latents")
-    return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_PATCH_TOKEN * (spec.image_rows - 2) + DEFAULT_IM_END_TOKEN
+    return [DEFAULT_IM_START_TOKEN, *[DEFAULT_IMAGE_PATCH_TOKEN] * (spec.image_rows - 2), DEFAULT_IM_END_TOKEN]
+
+
+def video_tokens(spec: VideoSpec) -> list[str]:
+    """The tokens of one video in order, the fast span and then the slow one, as many as it has rows."""
+    fast = [DEFAULT_VIDEO_PATCH_TOKEN] * (spec.fast_rows - 2)
+    slow = [DEFAULT_VIDEO_PATCH_TOKEN] * (spec.slow_rows - 2)
+    return [
+        *(DEFAULT_VID_START_TOKEN, *fast, DEFAULT_VID_END_TOKEN),
+        *(DEFAULT_SLOW_VID_START_TOKEN, *slow, DEFAULT_SLOW_VID_END_TOKEN),
+    ]
+
+
+def image_span(spec: VideoSpec) -> str:
+    """The text of one image: `image_tokens` without space between."""
+    return "".join(image_tokens(spec))
 
 
 def video_span(spec: VideoSpec) -> str:
-    """The text of one video, the fast span and then the slow one: as many tokens as it has rows."""
-    fast = DEFAULT_VID_START_TOKEN + DEFAULT_VIDEO_PATCH_TOKEN * (spec.fast_rows - 2) + DEFAULT_VID_END_TOKEN
-    slow = DEFAULT_SLOW_VID_START_TOKEN + DEFAULT_VIDEO_PATCH_TOKEN * (spec.slow_rows - 2) + DEFAULT_SLOW_VID_END_TOKEN
-    return fast + slow
+    """The text of one video: `video_tokens` without space between."""
+    return "".join(video_tokens(spec))
 
 
 def expand_placeholders(text: str, spec: VideoSpec) -> str:
@@ -79,6 +92,11 @@ def visual_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return ids
 
 
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills the end of short samples; attention never sees it, so EOS serves where there is no pad token."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def join_turns(conversation: Sequence[Mapping[str, str]]) -> str:
     """Plain-LM text of a conversation: the values of its turns joined by one space, empty turns left out."""
     return " ".join(value for turn in conversation if (value := turn["value"].strip()))
@@ -88,6 +106,23 @@ def mask_visual(input_ids: torch.Tensor, visual_ids: Sequence[int]) -> torch.Ten
     """Labels (L,) for `input_ids` (L,): the same ids, with `IGNORE_INDEX` at the positions of visual tokens."""
     visual = torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype))
     return input_ids.masked_fill(visual, IGNORE_INDEX)
+
+
+def plain_lm_sample(
+    conversation: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `labels` (L,) of one conversation; `preprocess_plain_lm` says how, and what it raises."""
+    text = join_turns(conversation)
+    is_visual = any(token in text for token in VISUAL_TOKENS)
+    if has_image and not is_visual:
+        raise ValueError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
+    visual_ids = list(visual_token_ids(tokenizer).values()) if is_visual else []
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    input_ids = torch.tensor([*ids, tokenizer.eos_token_id], dtype=torch.long)
+    labels = mask_visual(input_ids, visual_ids)
+    if count_supervised(labels[:-1]) == 0 and (is_visual or len(ids) == 0):
+        raise ValueError(f"no word to learn in {conversation!r:.200}: the caption is empty")
+    return input_ids, labels
 
 
 def count_supervised(labels: torch.Tensor) -> int:

@@ -305,6 +305,12 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Record]:
+    """The records that no problem names."""
+    named = {p.source for p in problems}
+    return [r for r in records if r.source not in named]
+
+
 def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> list[Record]:
     """The records to train on: all (`stop`, which tolerates no problem), or those that no problem names (`skip`).
 
@@ -319,8 +325,7 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
             f"{format_problems(problems)}\nmend the data (python -m llava.data.check shows everything at once), or "
             "leave these records out with --on_bad_sample skip"
         )
-    bad = {p.source for p in problems}
-    kept = [r for r in records if r.source not in bad]
+    kept = without(records, problems)
     if not kept:
         raise DatasetError(f"no record is left to train on: {format_problems(problems)}")
     return kept

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_VIDEO_TOKEN
 from llava.data.features import FeatureCache, extract_features, open_cache
-from llava.data.prompt import expand_placeholders, join_turns, reserved_tokens
-from llava.data.records import Record, apply_policy, load_records, missing_files
+from llava.data.prompt import expand_placeholders, join_turns, pad_token_id, reserved_tokens
+from llava.data.records import MODEL_ROLES, Record, apply_policy, load_records, missing_files
 from llava.data.video import frames_to_pixels, read_frames
 from llava.eval.attributes import load_lexicon, score_captions
 from llava.model.builder import load_pretrained_model
@@ -72,7 +72,7 @@ def generate_texts(
     """Continues expanded prompts, padded on the left, until EOS; `vision` holds `forward`'s vision tensors."""
     ids = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
     longest = max(map(len, ids))
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(i)) + i for i in ids], device=model.device)
     mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids], device=model.device)
     room = model.config.max_position_embeddings - longest
@@ -91,13 +91,13 @@ def generate_texts(
 def prompt_of(record: Record) -> str:
     """The text of a record up to the first answer."""
     turns = record.conversations
-    first = next((i for i, turn in enumerate(turns) if turn["from"] in ("gpt", "assistant")), len(turns))
+    first = next((i for i, turn in enumerate(turns) if turn["from"] in MODEL_ROLES), len(turns))
     return join_turns(turns[:first])
 
 
 def reference_of(record: Record) -> str:
     """The text of a record's first answer."""
-    return next((t["value"].strip() for t in record.conversations if t["from"] in ("gpt", "assistant")), "")
+    return next((t["value"].strip() for t in record.conversations if t["from"] in MODEL_ROLES), "")
 
 
 def other_videos(videos: Sequence[str], seed: int) -> list[int]:

@@ -7,23 +7,13 @@ P patches, Dv width of the tower.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig
 
 from llava.config import ProcessorSpec, VideoSpec
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_PATCH_TOKEN,
-    DEFAULT_SLOW_VID_END_TOKEN,
-    DEFAULT_SLOW_VID_START_TOKEN,
-    DEFAULT_VID_END_TOKEN,
-    DEFAULT_VID_START_TOKEN,
-    DEFAULT_VIDEO_PATCH_TOKEN,
-)
+from llava.data.prompt import image_tokens, video_tokens
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from llava.model.multimodal_projector.builder import build_projector
 from llava.model.multimodal_resampler.fast_slow import build_resampler
@@ -258,25 +248,19 @@ class LlavaMetaForCausalLM:
         """Token ids of one image in order, as many as it has rows; empty on a model that takes no image."""
         if self.mm_projector is None or self.video_spec.image_rows < 2:
             return []
-        ids = self._visual_ids()
-        start, patch, end = (ids[t] for t in (DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_END_TOKEN))
-        return [start, *[patch] * (self.video_spec.image_rows - 2), end]
+        return self._token_ids(image_tokens(self.video_spec))
 
     def _video_template(self) -> list[int]:
         """Token ids of one video in order, as many as it has rows; empty on a model without vision."""
         if self.mm_projector is None:
             return []
-        ids, spec = self._visual_ids(), self.video_spec
-        patch = ids[DEFAULT_VIDEO_PATCH_TOKEN]
-        fast = [ids[DEFAULT_VID_START_TOKEN], *[patch] * (spec.fast_rows - 2), ids[DEFAULT_VID_END_TOKEN]]
-        slow = [ids[DEFAULT_SLOW_VID_START_TOKEN], *[patch] * (spec.slow_rows - 2), ids[DEFAULT_SLOW_VID_END_TOKEN]]
-        return fast + slow
+        return self._token_ids(video_tokens(self.video_spec))
 
-    def _visual_ids(self) -> dict[str, Any]:
+    def _token_ids(self, tokens: Sequence[str]) -> list[int]:
         ids = self.config.visual_token_ids
         if not ids:
             raise ValueError(
                 "the model does not know the ids of the visual tokens: register them with "
                 "llava.model.builder.add_visual_tokens(tokenizer, model)"
             )
-        return ids
+        return [ids[token] for token in tokens]

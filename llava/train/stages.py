@@ -18,13 +18,13 @@ from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problem
 from llava.data.features import FeatureCache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
-    DatasetError,
     Problem,
     Record,
     apply_policy,
     format_problems,
     load_records,
     missing_files,
+    without,
 )
 from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
@@ -195,15 +195,18 @@ def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> 
     visual = sum(bool(r.videos or r.images) for r in records)
     if visual and model.config.mm_hidden_size is None:
         raise ValueError(f"{visual} records have a video or image, but there is no --vision_tower")
-    if model.vision_resampler is not None and not any(r.videos for r in records):
-        # Images use the slow stream alone: the fast one would be listed as trainable and never learn.
-        model.vision_resampler.fast.requires_grad_(False)
     trains = any(p.requires_grad for n, p in model.named_parameters() if n.startswith(("mm_", "vision_")))
     if trains and not visual:
         raise ValueError(
             "no record has a video or image, so projector and resampler would never learn: leave --vision_tower out, "
             "or freeze them with --mm_tunable_parts mm_language_model"
         )
+
+
+def freeze_unused_streams(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:
+    """Freezes the fast stream when no record has a video: images use the slow one alone, and it would never learn."""
+    if model.vision_resampler is not None and not any(r.videos for r in records):
+        model.vision_resampler.fast.requires_grad_(False)
 
 
 def make_dataset(
@@ -250,23 +253,10 @@ def make_dataset(
         logger.warning(
             "left out %d of %d records, listed in %s:\n%s", len(bad), total, bad_list, format_problems(problems)
         )
-    if not kept:
-        raise DatasetError("no record is left to train on")
     sources = {r.source for r in kept}
     limit = training_args.model_max_length
     kept_lengths = [min(n, limit) for r, (n, _) in zip(good, lengths, strict=True) if r.source in sources]
     return build(kept), kept_lengths
-
-
-def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Record]:
-    """The records that no problem names."""
-    named = {p.source for p in problems}
-    return [r for r in records if r.source not in named]
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills the end of short samples; attention never sees it, so EOS serves where there is no pad token."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def modality(record: Record) -> str:

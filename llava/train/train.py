@@ -12,9 +12,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import llava
-from llava.constants import VISUAL_TOKENS
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.data.prompt import count_supervised, join_turns, mask_visual, visual_token_ids
+from llava.data.prompt import pad_token_id, plain_lm_sample
+from llava.data.records import without
 from llava.train import run_flags, stages
 from llava.train.llava_trainer import LlavaTrainer, parameter_table
 
@@ -41,21 +41,8 @@ def preprocess_plain_lm(
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token, so a caption could never learn to end: set one")
-    result: dict[str, list[torch.Tensor]] = {"input_ids": [], "labels": []}
-    for conversation in sources:
-        text = join_turns(conversation)
-        is_visual = any(token in text for token in VISUAL_TOKENS)
-        if has_image and not is_visual:
-            raise ValueError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
-        visual_ids = list(visual_token_ids(tokenizer).values()) if is_visual else []
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        input_ids = torch.tensor([*ids, tokenizer.eos_token_id], dtype=torch.long)
-        labels = mask_visual(input_ids, visual_ids)
-        if count_supervised(labels[:-1]) == 0 and (is_visual or len(ids) == 0):
-            raise ValueError(f"no word to learn in {conversation!r:.200}: the caption is empty")
-        result["input_ids"].append(input_ids)
-        result["labels"].append(labels)
-    return result
+    samples = [plain_lm_sample(conversation, tokenizer, has_image) for conversation in sources]
+    return {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,12 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = stages.make_model(args, tokenizer)
     stages.check_modalities(records, model)
+    stages.freeze_unused_streams(records, model)
     logger.info("%s", parameter_table(model, training_args))
 
     cache = stages.make_cache(args, model)
     if cache is not None:
-        problems += stages.fill_cache(cache, stages.without(records, problems), model, training_args)
-        eval_problems += stages.fill_cache(cache, stages.without(eval_records, eval_problems), model, training_args)
+        problems += stages.fill_cache(cache, without(records, problems), model, training_args)
+        eval_problems += stages.fill_cache(cache, without(eval_records, eval_problems), model, training_args)
     dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess_plain_lm)
     eval_dataset = None
     if data_args.eval_data_path:
@@ -97,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=training_args,
         train_dataset=dataset,
         eval_dataset=eval_dataset,
-        data_collator=DataCollatorForSupervisedDataset(stages.pad_token_id(tokenizer)),
+        data_collator=DataCollatorForSupervisedDataset(pad_token_id(tokenizer)),
         processing_class=tokenizer,
         lengths=lengths,
         modalities=[stages.modality(r) for r in dataset.records],

@@ -13,7 +13,7 @@ from llava.data.features import open_cache
 from llava.data.records import DatasetError, Record
 from llava.data.video import VideoError
 from llava.eval.captioning import Captioner
-from llava.train.stages import check_modalities
+from llava.train.stages import freeze_unused_streams
 from llava.train.train import main
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags, losses, train
@@ -256,7 +256,7 @@ def test_a_half_written_checkpoint_is_passed_over(assets, tmp_path):
 def test_images_alone_freeze_the_fast_stream(build):
     model = build()
     image = Record("i", [], (), ("a.png",), None, {}, "data[0]")
-    check_modalities([image], model)
+    freeze_unused_streams([image], model)
     assert not any(p.requires_grad for p in model.vision_resampler.fast.parameters())
     assert all(p.requires_grad for p in model.vision_resampler.slow.parameters())
 
