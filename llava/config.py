@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -195,6 +196,22 @@ class TrainingArguments(transformers.TrainingArguments):
     group_by_modality_length: bool = field(
         default=True, metadata={"help": "Batches of one modality and of similar lengths."}
     )
+    preflight: str = field(
+        default="quick",
+        metadata={"help": "Checks before the first step: quick, full (also over-fits a batch) or off."},
+    )
+    show_samples: int = field(
+        default=1, metadata={"help": "Samples of each modality that pre-flight shows token by token."}
+    )
+    run_monitor: bool = field(
+        default=True, metadata={"help": "Losses by modality, gradients by group, and alarms while training."}
+    )
+    controls: bool = field(
+        default=True, metadata={"help": "At evaluation, the loss under other, shuffled, blank and halved videos."}
+    )
+    controls_samples: int = field(default=256, metadata={"help": "Evaluation records that the controls use at most."})
+    experiment_faults: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
+    experiment_faults_confirmed: bool = field(default=False, metadata={"help": argparse.SUPPRESS})
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "tensorboard, wandb, none."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: samples carry videos."})
     logging_nan_inf_filter: bool = field(

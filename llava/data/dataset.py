@@ -46,6 +46,8 @@ class LazySupervisedDataset(Dataset):
         self.spec = spec
         self.processor = processor
         self.cache = cache
+        self.num_cut = 0
+        """Samples whose text `max_length` cuts, counted by who knows their lengths."""
 
     def __len__(self) -> int:
         return len(self.records)

@@ -305,6 +305,11 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def modality(record: Record) -> str:
+    """`video`, `image` or `text`: what a batch is grouped by."""
+    return "video" if record.videos else "image" if record.images else "text"
+
+
 def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Record]:
     """The records that no problem names."""
     named = {p.source for p in problems}

@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_VIDEO_TOKEN
-from llava.data.features import FeatureCache, extract_features, open_cache
-from llava.data.prompt import expand_placeholders, join_turns, pad_token_id, reserved_tokens
-from llava.data.records import MODEL_ROLES, Record, apply_policy, load_records, missing_files
+from llava.data.features import FeatureCache, open_cache
+from llava.data.prompt import expand_placeholders, join_turns, pad_token_id
+from llava.data.records import MODEL_ROLES, Record
 from llava.data.video import frames_to_pixels, read_frames
 from llava.eval.attributes import load_lexicon, score_captions
+from llava.eval.controls import other_samples
+from llava.eval.data import read_for_evaluation
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 
@@ -100,29 +101,16 @@ def reference_of(record: Record) -> str:
     return next((t["value"].strip() for t in record.conversations if t["from"] in MODEL_ROLES), "")
 
 
-def other_videos(videos: Sequence[str], seed: int) -> list[int]:
-    """For each sample, the index of one whose video is another: a random rotation among distinct videos.
-
-    Raises:
-        ValueError: when there is only one video.
-    """
-    distinct = list(dict.fromkeys(videos))
-    if len(distinct) < 2:
-        raise ValueError("the control with another clip's video needs at least two different videos")
-    generator = np.random.default_rng(seed)
-    shuffled = [distinct[i] for i in generator.permutation(len(distinct))]
-    successor = {v: shuffled[(i + 1) % len(shuffled)] for i, v in enumerate(shuffled)}
-    first = {v: i for i, v in reversed(list(enumerate(videos)))}
-    return [first[successor[v]] for v in videos]
-
-
 def caption_records(
     captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int, control: str = "true"
 ) -> list[str]:
     """A caption for each record, from its own video (`true`) or another record's (`other`); features from the cache."""
     sources = list(range(len(records)))
     if control == "other":
-        sources = other_videos([r.videos[0] for r in records], seed=0)
+        others = other_samples([(r.videos, r.split) for r in records], [0] * len(records))
+        if None in others:
+            raise ValueError("the control with another clip's video needs at least two different videos")
+        sources = [i for i in others if i is not None]
     captions: list[str] = []
     for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
         chunk = range(start, min(start + batch_size, len(records)))
@@ -185,17 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: dict[str, dict[str, float]] = {}
     written: dict[str, Any] = {}
     for path in args.data_path:
-        records, problems = load_records(path, None, args.video_folder, reserved=reserved_tokens(captioner.tokenizer))
-        if args.limit is not None and len(records) > args.limit:
-            print(f"{path}: the first {args.limit} of {len(records)} records")
-            records = records[: args.limit]
-        problems += missing_files(records)
-        if not problems:
-            problems = extract_features(
-                records, cache, model.vision_tower, captioner.spec, model.processor_spec, model.device,
-                num_workers=args.num_workers,
-            )  # fmt: skip
-        apply_policy(records, problems, "stop")
+        records = read_for_evaluation(
+            path, captioner.tokenizer, model, cache, args.video_folder, None, args.num_workers, args.limit
+        )
         videoless = [r.id for r in records if len(r.videos) != 1]
         if videoless:
             raise ValueError(f"{path}: captioning takes one video a record; {videoless[:3]} have none or several")

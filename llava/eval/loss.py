@@ -5,6 +5,7 @@ Letters in shapes: B batch, L positions, K positions that precede a target in so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,17 +16,38 @@ from llava.constants import IGNORE_INDEX
 
 
 @torch.no_grad()
-def caption_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy in nats and number of targets of each sample of a collated batch, both (B,) in fp32.
+def token_losses(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    """Cross-entropy in nats of every target of a collated batch, (B, L - 1) in fp32, 0 where nothing is supervised.
 
-    Logits are computed only at positions before a target, (B, K, V).
+    Column `i` belongs to the token at position `i + 1`. Computed from logits, (B, K, V) at the positions that precede
+    a target, and so apart from the model's own loss.
     """
     targets = batch["labels"][:, 1:]
-    supervised = targets != IGNORE_INDEX
-    positions = supervised.any(dim=0).nonzero().squeeze(1)
+    positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
-    return losses.view(len(targets), -1).sum(dim=1), supervised.sum(dim=1).float()
+    return torch.zeros(targets.shape, device=losses.device).index_copy(1, positions, losses.view(len(targets), -1))
+
+
+def caption_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy in nats and number of targets of each sample of a collated batch, both (B,) in fp32."""
+    supervised = batch["labels"][:, 1:] != IGNORE_INDEX
+    return token_losses(model, batch).sum(dim=1), supervised.sum(dim=1).float()
+
+
+def after_first_token(input_ids: torch.Tensor, labels: torch.Tensor, visual_ids: Sequence[int]) -> torch.Tensor:
+    """Boolean (B, L - 1): the targets that a text-only and a video run both predict.
+
+    Nothing stands before the first text token of a text-only sample, so it is no target there, while after a video it
+    is one. Leaving out every sample's first text token makes the losses of the two runs comparable.
+
+    Args:
+        input_ids, labels: (B, L), of a collated batch.
+        visual_ids: ids of the visual tokens; empty for text alone.
+    """
+    text = ~torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype, device=input_ids.device))
+    first = text & (text.cumsum(dim=1) == 1)
+    return (labels[:, 1:] != IGNORE_INDEX) & ~first[:, 1:]

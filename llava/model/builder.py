@@ -22,6 +22,18 @@ MM_PARTS = {
 """What `mm_tunable_parts` may name, and the parameters of each; together they hold every parameter."""
 
 
+GROUPS = {
+    "embeddings": ("transformer.wte.", "transformer.wpe."),
+    "language model blocks": ("transformer.h.", "transformer.ln_f."),
+    "head": ("lm_head.",),
+    "projector": ("mm_projector.",),
+    "resampler fast": ("vision_resampler.fast.",),
+    "resampler slow": ("vision_resampler.slow.",),
+    "tower": ("vision_tower.",),
+}
+"""The groups that gradients are watched by, finer than `MM_PARTS`. A head that is tied belongs to the embeddings."""
+
+
 def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> dict[str, int]:
     """Registers the eight visual tokens on any tokenizer and grows the model's embeddings to hold them.
 
@@ -79,6 +91,14 @@ def part_of(parameter_name: str) -> str:
         if parameter_name.startswith(prefixes):
             return part
     raise ValueError(f"parameter {parameter_name!r} belongs to no part of {tuple(MM_PARTS)}")
+
+
+def group_of(parameter_name: str) -> str:
+    """The group of `GROUPS` that a parameter belongs to; ValueError when there is none."""
+    for group, prefixes in GROUPS.items():
+        if parameter_name.startswith(prefixes):
+            return group
+    raise ValueError(f"parameter {parameter_name!r} belongs to no group of {tuple(GROUPS)}")
 
 
 def load_language_model(

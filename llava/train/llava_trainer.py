@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.integrations import TensorBoardCallback
 
-from llava.eval.loss import caption_losses
+from llava.constants import IGNORE_INDEX
+from llava.eval.controls import CONTROLS_FILE, choose_samples, control_losses, format_controls
+from llava.eval.loss import after_first_token, token_losses
 from llava.model.builder import MM_PARTS, part_of
+from llava.train.alarms import Alarm
+from llava.train.guard import FiniteGuard
+from llava.train.monitor import RunMonitor
 from llava.train.sampler import ModalityLengthSampler
 
+logger = logging.getLogger(__name__)
+
 RUN_RECORD = "llava_run.json"
+BAD_BATCH_FILE = "nonfinite_batch.json"
+
+
+def short_logs(logs: dict[str, Any] | None) -> dict[str, Any]:
+    """What fits a line; the values of groups (`grad_norm/projector`) go to TensorBoard and `trainer_state.json`."""
+    return {name: value for name, value in (logs or {}).items() if "/" not in name}
+
+
+class ShortPrinter(PrinterCallback):
+    """As in transformers, without the values of groups."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        super().on_log(args, state, control, logs=short_logs(logs), **kwargs)
+
+
+class ShortProgress(ProgressCallback):
+    """As in transformers, without the values of groups."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        super().on_log(args, state, control, logs=short_logs(logs), **kwargs)
 
 
 def part_learning_rates(args: Any) -> dict[str, float]:
@@ -29,22 +61,30 @@ def part_learning_rates(args: Any) -> dict[str, float]:
     return {part: args.learning_rate if own.get(part) is None else own[part] for part in MM_PARTS}
 
 
-def parameter_table(model: nn.Module, args: Any) -> str:
-    """What trains and what is frozen: parameters and learning rate of each part, as text."""
+def parameter_rows(model: nn.Module, args: Any) -> list[dict[str, Any]]:
+    """What trains and what is frozen: number of parameters and learning rate of each part."""
     rates = part_learning_rates(args)
-    rows = [("part", "trainable", "frozen", "learning rate")]
+    rows = []
     for part in MM_PARTS:
         parameters = [p for n, p in model.named_parameters() if part_of(n) == part]
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        frozen = sum(p.numel() for p in parameters if not p.requires_grad)
         if parameters:
-            trainable = sum(p.numel() for p in parameters if p.requires_grad)
-            frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-            rows.append((part, f"{trainable:,}", f"{frozen:,}", f"{rates[part]:g}" if trainable else "-"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+            rate = rates[part] if trainable else None
+            rows.append({"part": part, "trainable": trainable, "frozen": frozen, "learning_rate": rate})
+    return rows
+
+
+def parameter_table(rows: list[dict[str, Any]]) -> str:
+    """`parameter_rows` as aligned text."""
+    cells = [("part", "trainable", "frozen", "learning rate")]
+    for row in rows:
+        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        cells.append((row["part"], f"{row['trainable']:,}", f"{row['frozen']:,}", rate))
+    widths = [max(len(row[i]) for row in cells) for i in range(4)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
     )
 
 
@@ -58,6 +98,93 @@ class LlavaTrainer(Trainer):
     ) -> None:
         self.lengths, self.modalities, self.run_record = lengths, modalities, run_record
         super().__init__(*args, **kwargs)
+        for printer, short in ((PrinterCallback, ShortPrinter), (ProgressCallback, ShortProgress)):
+            if self.pop_callback(printer) is not None:
+                self.add_callback(short)
+        self.monitor: RunMonitor | None = None
+        self.guard: FiniteGuard | None = None
+        self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
+        if self.args.run_monitor:
+            self.monitor = RunMonitor(
+                self.model,
+                self.args.output_dir,
+                reduce=lambda sums: self.accelerator.reduce(sums, "sum"),
+                write_text=self._write_text,
+                is_main=self.is_world_process_zero(),
+                sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+            )
+            self.add_callback(self.monitor)
+
+    def _write_text(self, tag: str, text: str, step: int) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_text(tag, text, step)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the time it takes is time spent waiting for data."""
+        start = time.perf_counter()
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self.last_batches.append((self.state.global_step + 1, batches))
+        if self.monitor is not None:
+            self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
+        return batches, items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As in transformers; the monitor sees the loss of every token."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.monitor is not None and self.is_in_train:
+            self.monitor.add_batch(outputs["token_losses"], inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
+        loss = super().training_step(*args, **kwargs)
+        if self.monitor is not None and self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            self.monitor.measure_gradients(scaler.get_scale() if scaler is not None else 1.0)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers; a norm that is not finite ends the run before the weights are touched.
+
+        Raises:
+            FloatingPointError: naming the step, the checkpoint of the weights before it, and the batch.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Loss scaling meets infinite gradients on purpose and skips those steps itself.
+        if norm is None or self.args.fp16:
+            return norm
+        if self.guard is None:
+            self.guard = FiniteGuard(getattr(self.optimizer, "optimizer", self.optimizer))
+        bad = self.guard.bad_step(norm, self.state.global_step + 1)
+        if bad is not None:
+            self._stop_at(bad, model)
+        return norm
+
+    def _stop_at(self, step: int, model: nn.Module) -> None:
+        """Ends a run at a step whose gradient is not finite: saves the weights from before it and the batch's ids."""
+        folder = Path(self.args.output_dir)
+        batches = next((b for s, b in self.last_batches if s == step), [])
+        ids = [name for batch in batches for name in batch["sample_ids"]]
+        if self.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            dump = {
+                "step": step,
+                "sample_ids": ids,
+                "input_ids": [row.tolist() for batch in batches for row in batch["input_ids"]],
+            }
+            (folder / BAD_BATCH_FILE).write_text(json.dumps(dump, ensure_ascii=False) + "\n")
+        saved = ""
+        if self.state.global_step > 0:
+            self._save_checkpoint(model, trial=None)
+            saved = f"; the weights from before it are in checkpoint-{self.state.global_step}"
+        message = f"the gradient of step {step} is not finite (samples {', '.join(ids[:4])}, all in {BAD_BATCH_FILE})"
+        remedy = "lower --learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
+        if self.monitor is not None:
+            self.monitor.sound(Alarm(step, "not finite", message + saved + ".", remedy + "."))
+        raise FloatingPointError(f"{message}{saved}: {remedy}")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
@@ -101,22 +228,62 @@ class LlavaTrainer(Trainer):
         """
         loader = self.get_eval_dataloader(eval_dataset)
         self.model.eval()
-        nats = tokens = samples = 0.0
+        visual_ids = (self.model.config.visual_token_ids or {}).values()
+        nats = tokens = samples = common_nats = common_tokens = 0.0
         for batch in loader:
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                pair = caption_losses(self.model, batch)
-            losses, counts = (t.double() for t in self.accelerator.gather_for_metrics(pair))
-            nats, tokens, samples = nats + losses.sum().item(), tokens + counts.sum().item(), samples + len(losses)
+                losses = token_losses(self.model, batch)
+            supervised = batch["labels"][:, 1:] != IGNORE_INDEX
+            common = after_first_token(batch["input_ids"], batch["labels"], visual_ids)
+            rows = [losses.sum(1), supervised.sum(1), (losses * common).sum(1), common.sum(1)]
+            gathered = self.accelerator.gather_for_metrics(torch.stack([r.double() for r in rows], dim=1))
+            sums = gathered.sum(dim=0).tolist()
+            nats, tokens, samples = nats + sums[0], tokens + sums[1], samples + len(gathered)
+            common_nats, common_tokens = common_nats + sums[2], common_tokens + sums[3]
         metrics = {
             f"{metric_key_prefix}_loss": nats / tokens,
             f"{metric_key_prefix}_nats_per_caption": nats / samples,
             f"{metric_key_prefix}_tokens": int(tokens),
             f"{metric_key_prefix}_samples": int(samples),
         }
+        if common_tokens:
+            # What a text-only and a video run both predict, for their comparison.
+            metrics[f"{metric_key_prefix}_common_loss"] = common_nats / common_tokens
+            metrics[f"{metric_key_prefix}_common_tokens"] = int(common_tokens)
+        metrics |= self._control_gains(eval_dataset, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _control_gains(self, eval_dataset: Any, prefix: str) -> dict[str, float]:
+        """The gains of `llava.eval.controls` in nats a caption, divided over the ranks, written to `controls.jsonl`."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not self.args.controls or self.model.config.mm_hidden_size is None:
+            return {}
+        try:
+            chosen, others = choose_samples(dataset.records, self.args.controls_samples)
+        except ValueError as error:
+            logger.warning("no controls: %s", error)
+            return {}
+        rank, ranks = self.args.process_index, self.args.world_size
+        pairs = list(zip(chosen, others, strict=True))
+        part = control_losses(
+            self.model, dataset, self.data_collator, pairs[rank::ranks] or pairs[:1],
+            self.args.per_device_eval_batch_size, self.compute_loss_context_manager,
+        )  # fmt: skip
+        if ranks > 1:
+            parts = gather_object([(part, bool(pairs[rank::ranks]))])
+            part, *more = [p for p, counted in parts if counted]
+            part = part.join(more)
+        summary = part.summary(self.state.global_step)
+        if self.is_world_process_zero():
+            logger.info("%s", format_controls(summary))
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(summary) + "\n")
+        return {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers; a loss or gradient norm that is not finite ends the run.
@@ -124,6 +291,8 @@ class LlavaTrainer(Trainer):
         Raises:
             FloatingPointError: naming the step and the remedy.
         """
+        if self.monitor is not None and "loss" in logs:
+            logs |= self.monitor.metrics()
         super().log(logs, *args, **kwargs)
         # Under fp16 the loss scaler skips steps whose gradients overflow, so their norm may be infinite.
         for name in ("loss", "train_loss", "eval_loss", *([] if self.args.fp16 else ["grad_norm"])):

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 import llava
 from llava.config import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.model.builder import select_parts
+from llava.train.experiments import parse_faults
 from llava.train.llava_trainer import RUN_RECORD
 
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
@@ -27,6 +28,7 @@ FREE_FLAGS = {
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "local_rank", "ddp_timeout",
     "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
+    "preflight", "show_samples", "run_monitor", "controls", "controls_samples",
 }  # fmt: skip
 
 
@@ -72,10 +74,24 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append("--fp16 True has no effect on CPU: use --bf16 True, or neither")
     if training_args.label_smoothing_factor:
         problems.append("--label_smoothing_factor: the loss has no label smoothing; leave the flag out")
+    if training_args.preflight not in ("quick", "full", "off"):
+        problems.append(f"--preflight {training_args.preflight}: use quick, full or off")
+    for name, least in (("show_samples", 0), ("controls_samples", 2)):
+        if getattr(training_args, name) < least:
+            problems.append(f"--{name} {getattr(training_args, name)}: {least} or more")
+    if training_args.experiment_faults and not training_args.experiment_faults_confirmed:
+        problems.append(
+            f"--experiment_faults {training_args.experiment_faults} breaks the training on purpose; the experiment of "
+            "docs/masking.md confirms it with --experiment_faults_confirmed True, and nothing else should"
+        )
     if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
         problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
     parts: list[str] = []
-    for check in (lambda: video_spec(model_args, data_args), lambda: parts.extend(tunable_parts(model_args))):
+    for check in (
+        lambda: video_spec(model_args, data_args),
+        lambda: parts.extend(tunable_parts(model_args)),
+        lambda: parse_faults(training_args.experiment_faults),
+    ):
         try:
             check()
         except ValueError as error:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from llava.data.records import (
     format_problems,
     load_records,
     missing_files,
+    modality,
     without,
 )
 from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
@@ -203,10 +205,39 @@ def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> 
         )
 
 
-def freeze_unused_streams(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:
-    """Freezes the fast stream when no record has a video: images use the slow one alone, and it would never learn."""
+def freeze_unused(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> dict[str, str]:
+    """Freezes parameters that the flags let train but that this run could never reach; returns them with the reason.
+
+    The fast stream serves videos alone, and of a tower that trains only the layers up to the selected one are used.
+    """
+    reasons: dict[str, str] = {}
     if model.vision_resampler is not None and not any(r.videos for r in records):
-        model.vision_resampler.fast.requires_grad_(False)
+        reasons |= {
+            f"vision_resampler.fast.{name}": "the fast stream, since no record has a video"
+            for name, _ in model.vision_resampler.fast.named_parameters()
+        }
+    if model.vision_tower is not None:
+        layer = model.vision_tower.select_layer
+        reasons |= {
+            f"vision_tower.{name}": f"what follows the tower's selected layer ({layer})"
+            for name in model.vision_tower.unused_parameters()
+        }
+    parameters = dict(model.named_parameters())
+    frozen = {name: reason for name, reason in reasons.items() if parameters[name].requires_grad}
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return frozen
+
+
+def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
+    """Counts of a data set for the run's record: records by modality, distinct clips, longest sample."""
+    kinds = [modality(r) for r in records]
+    return {
+        "records": len(records),
+        "by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "clips": len({(r.videos, r.images, r.split) for r in records if r.videos or r.images}),
+        "longest": max(lengths, default=0),
+    }
 
 
 def make_dataset(
@@ -255,10 +286,7 @@ def make_dataset(
         )
     sources = {r.source for r in kept}
     limit = training_args.model_max_length
-    kept_lengths = [min(n, limit) for r, (n, _) in zip(good, lengths, strict=True) if r.source in sources]
-    return build(kept), kept_lengths
-
-
-def modality(record: Record) -> str:
-    """`video`, `image` or `text`: what a batch is grouped by."""
-    return "video" if record.videos else "image" if record.images else "text"
+    kept_lengths = [n for r, (n, _) in zip(good, lengths, strict=True) if r.source in sources]
+    dataset = build(kept)
+    dataset.num_cut = sum(n > limit for n in kept_lengths)
+    return dataset, [min(n, limit) for n in kept_lengths]

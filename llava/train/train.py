@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -14,9 +16,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 import llava
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import pad_token_id, plain_lm_sample
-from llava.data.records import without
+from llava.data.records import modality, without
 from llava.train import run_flags, stages
-from llava.train.llava_trainer import LlavaTrainer, parameter_table
+from llava.train.experiments import give_faults, parse_faults
+from llava.train.llava_trainer import LlavaTrainer, parameter_rows, parameter_table
+from llava.train.preflight import run_preflight
 
 logger = logging.getLogger("llava")
 
@@ -45,10 +49,21 @@ def preprocess_plain_lm(
     return {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: `parts` train, but for the parameters in `exempt`, with the reason of each."""
+
+    trainer: LlavaTrainer
+    tokenizer: PreTrainedTokenizerBase
+    parts: list[str]
+    exempt: dict[str, str]
+    fresh: bool
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; see `--help`."""
     args = run_flags.parse_arguments(argv)
-    model_args, data_args, training_args = args
+    training_args = args[2]
     is_main = training_args.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     checkpoint = run_flags.find_checkpoint(training_args)
@@ -57,6 +72,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_flags.check_resume(checkpoint, run_record)
         logger.info("resuming from %s", checkpoint)
 
+    run = prepare(args, run_record)
+    if training_args.preflight != "off":
+        run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
+    run.trainer.train(resume_from_checkpoint=checkpoint)
+    run.trainer.save_state()
+    run.trainer.save_model()
+    if run.trainer.eval_dataset is not None:
+        metrics = run.trainer.evaluate()
+        run.trainer.log_metrics("eval", metrics)
+        run.trainer.save_metrics("eval", metrics)
+    logger.info("done: %s", training_args.output_dir)
+
+
+def prepare(args: run_flags.Arguments, run_record: dict[str, Any] | None = None) -> Run:
+    """Data, model, vision features and trainer of a run, as its flags say.
+
+    Args:
+        run_record: what checkpoints keep about the run; the data and the parameters are added to it.
+    """
+    model_args, data_args, training_args = args
+    run_record = run_flags.make_run_record(args) if run_record is None else run_record
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
     records, problems = stages.read_records(data_args.data_path, data_args, tokenizer)
@@ -66,19 +102,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = stages.make_model(args, tokenizer)
     stages.check_modalities(records, model)
-    stages.freeze_unused_streams(records, model)
-    logger.info("%s", parameter_table(model, training_args))
+    exempt = stages.freeze_unused(records, model)
+    preprocess = give_faults(parse_faults(training_args.experiment_faults), model, preprocess_plain_lm)
+    run_record["parameters"] = parameter_rows(model, training_args)
+    logger.info("%s", parameter_table(run_record["parameters"]))
 
     cache = stages.make_cache(args, model)
     if cache is not None:
         problems += stages.fill_cache(cache, without(records, problems), model, training_args)
         eval_problems += stages.fill_cache(cache, without(eval_records, eval_problems), model, training_args)
-    dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess_plain_lm)
+    dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
+    run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     eval_dataset = None
     if data_args.eval_data_path:
-        eval_dataset, _ = stages.make_dataset(
+        eval_dataset, eval_lengths = stages.make_dataset(
             eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
         )
+        run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
 
     trainer = LlavaTrainer(
         model=model,
@@ -88,17 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         data_collator=DataCollatorForSupervisedDataset(pad_token_id(tokenizer)),
         processing_class=tokenizer,
         lengths=lengths,
-        modalities=[stages.modality(r) for r in dataset.records],
+        modalities=[modality(r) for r in dataset.records],
         run_record=run_record,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
-    trainer.save_model()
-    if eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    logger.info("done: %s", training_args.output_dir)
+    return Run(trainer, tokenizer, run_flags.tunable_parts(model_args), exempt, model_args.from_scratch)
 
 
 def _is_message(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava.data.records import load_records
-from llava.eval.captioning import Captioner, exact_match, format_table, main, other_videos, prompt_of, reference_of
+from llava.eval.captioning import Captioner, exact_match, format_table, main, prompt_of, reference_of
 from llava.eval.loss import caption_losses
 from tests.model.test_llava_gpt2 import make_batch, pixels
 from tests.train.runs import train
@@ -49,19 +49,6 @@ def test_a_text_model_cannot_caption(assets, tmp_path):
     train(assets, tmp_path / "text", 1)
     with pytest.raises(ValueError, match="text alone"):
         Captioner.from_pretrained(tmp_path / "text")
-
-
-@pytest.mark.parametrize("videos", [["a", "b"], ["a", "a", "b", "c", "c", "c"], list("abcdefgh")])
-def test_other_videos_are_always_other(videos):
-    others = other_videos(videos, seed=3)
-    assert all(videos[j] != v for v, j in zip(videos, others, strict=True))
-    assert others == other_videos(videos, seed=3)
-    assert {videos[j] for j in others} == set(videos)
-
-
-def test_one_video_has_no_other():
-    with pytest.raises(ValueError, match="two different videos"):
-        other_videos(["a", "a"], seed=0)
 
 
 def test_exact_match_takes_any_reference_of_the_clip(assets, tmp_path):

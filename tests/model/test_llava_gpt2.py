@@ -50,7 +50,11 @@ def test_supervised_loss_equals_the_full_computation(num_items):
     head = torch.nn.Linear(8, 50, bias=False)
     hidden = torch.randn(3, 9, 8, requires_grad=True)
     labels = torch.randint(0, 50, (3, 9)).masked_fill(torch.rand(3, 9) < 0.5, IGNORE_INDEX)
-    loss = supervised_loss(hidden, labels, head, num_items)
+    loss, each = supervised_loss(hidden, labels, head, num_items)
+    per_token = torch.nn.functional.cross_entropy(
+        head(hidden)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    assert torch.allclose(each, per_token) and not each.requires_grad
     reduction = "mean" if num_items is None else "sum"
     full = torch.nn.functional.cross_entropy(
         head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction=reduction

@@ -5,6 +5,7 @@ Letters in shapes: B batch, L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,6 +44,15 @@ class LlavaGPT2Config(GPT2Config):
     mm_perceiver_depth: int = 1
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
+
+
+@dataclass
+class LlavaCausalLMOutput(CausalLMOutputWithCrossAttentions):
+    """Args beyond transformers' own: `token_losses` (B, L - 1), the cross-entropy in nats of every target, detached
+    and unscaled, with 0 where nothing is supervised; column `i` belongs to the token at position `i + 1`.
+    """
+
+    token_losses: torch.Tensor | None = None
 
 
 class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
@@ -115,7 +125,7 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         return_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithCrossAttentions:
+    ) -> LlavaCausalLMOutput:
         """Next-token prediction over text and video.
 
         Args:
@@ -151,18 +161,19 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
             **kwargs,
         )
         hidden = output.last_hidden_state
-        loss = logits = None
+        loss = logits = token_losses = None
         if labels is not None:
-            loss = supervised_loss(hidden, labels, self.lm_head, num_items_in_batch)
+            loss, token_losses = supervised_loss(hidden, labels, self.lm_head, num_items_in_batch)
         if labels is None or (return_logits if return_logits is not None else not self.training):
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
-        return CausalLMOutputWithCrossAttentions(
+        return LlavaCausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
+            token_losses=token_losses,
         )
 
     @torch.no_grad()
@@ -207,7 +218,7 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
 
 def supervised_loss(
     hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, num_items: torch.Tensor | int | None = None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token at supervised positions only.
 
     Args:
@@ -215,6 +226,9 @@ def supervised_loss(
         labels: (B, L), unshifted; position 0 is never a target.
         head: (..., D) -> (..., V) logits; sees the states before supervised tokens and no others.
         num_items: what the sum is divided by; the number of supervised tokens here when None.
+
+    Returns:
+        The loss, and the detached loss of every token (B, L - 1), 0 where nothing is supervised.
 
     Raises:
         ValueError: when no position is supervised, where a mean would be NaN.
@@ -224,8 +238,9 @@ def supervised_loss(
     states = hidden[:, :-1][supervised]
     if states.shape[0] == 0:
         raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
-    loss = F.cross_entropy(head(states).float(), targets[supervised], reduction="sum")
-    return loss / (states.shape[0] if num_items is None else num_items)
+    losses = F.cross_entropy(head(states).float(), targets[supervised], reduction="none")
+    each = losses.new_zeros(targets.shape).masked_scatter(supervised, losses.detach())
+    return losses.sum() / (states.shape[0] if num_items is None else num_items), each
 
 
 AutoConfig.register("llava_gpt2", LlavaGPT2Config)

@@ -6,6 +6,7 @@ Letters in shapes: N frames, S pixels, P patches, Dv width of the tower.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
@@ -86,6 +87,20 @@ class DINOv2VisionTower(nn.Module):
     @property
     def frozen(self) -> bool:
         return not any(p.requires_grad for p in self.parameters())
+
+    def unused_parameters(self) -> list[str]:
+        """Names of the parameters that the selected layer does not depend on: later layers, the final LayerNorm and
+        the mask token of DINOv2's own pre-training.
+        """
+        layers = self.vision_model.config.num_hidden_layers
+        used = self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
+
+        def unused(name: str) -> bool:
+            later = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
+            final = name.startswith("vision_model.layernorm.") or name.endswith("mask_token")
+            return final or (later is not None and int(later[1]) >= used)
+
+        return [name for name, _ in self.named_parameters() if unused(name)]
 
     def train(self, mode: bool = True) -> DINOv2VisionTower:
         """A frozen tower stays in evaluation mode, so that its features never depend on drop path."""

@@ -1,0 +1,306 @@
+"""Controls that prove sight: the caption loss when the video is another one, out of order, blank, or half missing.
+
+*Visual information gain* is loss(another clip's video) - loss(true video): how many nats of the caption the model
+reads off its own clip. The other gains compare with the true video likewise, one for time order and one a stream.
+
+Letters in shapes: B batch, L positions, V videos, T frames, S pixels, P patches, Dv width of the tower, N captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llava.config import ProcessorSpec, VideoSpec
+from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
+from llava.data.features import open_cache
+from llava.data.prompt import pad_token_id, video_tokens
+from llava.data.records import Record
+from llava.eval.data import read_for_evaluation
+from llava.eval.loss import caption_losses
+from llava.eval.statistics import bootstrap_ratio
+from llava.model.builder import load_pretrained_model
+from llava.model.splice import visual_positions
+
+GAINS = {"video": "other", "time": "shuffled", "blank": "blank", "fast": "no_fast", "slow": "no_slow"}
+"""Each gain and the condition that it takes from the true video's loss."""
+CONDITIONS = ("true", *GAINS.values())
+VIDEO_KEYS = ("pixel_values_videos", "video_features")
+CONTROLS_FILE = "controls.jsonl"
+
+
+def other_samples(clips: Sequence[Any], kinds: Sequence[Any], seed: int = 0) -> list[int | None]:
+    """For each sample, the index of one with another clip and the same kind: a random rotation of the distinct clips.
+
+    Args:
+        clips: what each sample shows, hashable; equal means the same clip.
+        kinds: samples are exchanged within a kind only, for instance the number of videos.
+
+    Returns:
+        An index for each sample, None where its kind has a single clip.
+    """
+    generator = np.random.default_rng(seed)
+    first: dict[Any, int] = {}
+    members: dict[Any, list[Any]] = {}
+    for index, pair in enumerate(zip(kinds, clips, strict=True)):
+        if pair not in first:
+            first[pair] = index
+            members.setdefault(pair[0], []).append(pair)
+    successor: dict[Any, int] = {}
+    for listed in members.values():
+        shuffled = [listed[i] for i in generator.permutation(len(listed))]
+        if len(shuffled) > 1:
+            successor |= {pair: first[shuffled[(i + 1) % len(shuffled)]] for i, pair in enumerate(shuffled)}
+    return [successor.get(pair) for pair in zip(kinds, clips, strict=True)]
+
+
+def shuffle_frames(videos: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """(V, T, ...) with each video's frames in another order; unchanged for a single frame.
+
+    Every frame moves: a random cyclic permutation (Sattolo 1986), another one for each video.
+    """
+    generator = np.random.default_rng(seed)
+    frames = videos.shape[1]
+    orders = []
+    for _ in range(len(videos)):
+        cycle = generator.permutation(frames)
+        order = np.empty(frames, dtype=np.int64)
+        order[cycle] = np.roll(cycle, 1)
+        orders.append(torch.from_numpy(order))
+    index = torch.stack(orders).to(videos.device)
+    return videos[torch.arange(len(videos), device=videos.device)[:, None], index]
+
+
+def stream_mask(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, video_ids: Sequence[int], spec: VideoSpec, removed: str
+) -> torch.Tensor:
+    """The attention mask (B, L) with one stream of every video hidden from all positions.
+
+    Args:
+        video_ids: token ids that videos are written with.
+        removed: `fast`, the first `spec.fast_rows` positions of each video, or `slow`, the rest.
+    """
+    positions = visual_positions(input_ids, video_ids)
+    place = (positions.cumsum(dim=1) - 1) % spec.rows
+    fast = place < spec.fast_rows
+    return attention_mask.masked_fill(positions & (fast if removed == "fast" else ~fast), 0)
+
+
+def black_pixels(processor: ProcessorSpec) -> torch.Tensor:
+    """A black frame as the tower sees it, (3, S, S)."""
+    values = [-mean / std for mean, std in zip(processor.image_mean, processor.image_std, strict=True)]
+    return torch.tensor(values)[:, None, None].expand(3, processor.image_size, processor.image_size)
+
+
+@dataclass(frozen=True)
+class ControlLosses:
+    """Summed nats (N,) of every caption under each of `CONDITIONS`, its number of tokens (N,) and its clip (N,)."""
+
+    nats: dict[str, np.ndarray]
+    tokens: np.ndarray
+    clips: np.ndarray
+
+    def join(self, more: Sequence[ControlLosses]) -> ControlLosses:
+        """These losses and more, those of other ranks."""
+        parts = [self, *more]
+        return ControlLosses(
+            {c: np.concatenate([p.nats[c] for p in parts]) for c in self.nats},
+            np.concatenate([p.tokens for p in parts]),
+            np.concatenate([p.clips for p in parts]),
+        )
+
+    def summary(self, step: int | None = None) -> dict[str, Any]:
+        """Losses and gains per caption and per token; gains as mean and 95 % bootstrap interval over clips."""
+        captions, tokens = len(self.tokens), float(self.tokens.sum())
+        losses = {
+            c: {"per_caption": float(nats.sum() / captions), "per_token": float(nats.sum() / tokens)}
+            for c, nats in self.nats.items()
+        }
+        gains = {}
+        for gain, condition in GAINS.items():
+            if condition in self.nats:
+                difference = self.nats[condition] - self.nats["true"]
+                gains[gain] = {
+                    "per_caption": bootstrap_ratio(difference, np.ones(captions), self.clips),
+                    "per_token": bootstrap_ratio(difference, self.tokens, self.clips),
+                }
+        counts = {"captions": captions, "clips": len(np.unique(self.clips)), "tokens": int(tokens)}
+        # JSON has no NaN; an interval that does not exist is null.
+        clean = {
+            g: {u: [None if math.isnan(x) else x for x in triple] for u, triple in units.items()}
+            for g, units in gains.items()
+        }
+        return {"step": step, **counts, "losses": losses, "gains": clean}
+
+
+def choose_samples(records: Sequence[Record], limit: int | None = None) -> tuple[list[int], list[int]]:
+    """Indices of records with video, evenly spread when there are more than `limit`, and for each its other one.
+
+    Raises:
+        ValueError: when no record with a video has another clip to be compared with.
+    """
+    clips = [(r.videos, r.images, r.split) for r in records]
+    kinds = [(len(r.videos), len(r.images)) for r in records]
+    others = other_samples(clips, kinds)
+    chosen = [i for i, r in enumerate(records) if r.videos and others[i] is not None]
+    if not chosen:
+        raise ValueError("the controls need at least two records with different videos")
+    if limit is not None and len(chosen) > limit:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
+    return chosen, [others[i] for i in chosen]
+
+
+@torch.no_grad()
+def control_losses(
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    pairs: Sequence[tuple[int, int]],
+    batch_size: int,
+    context: Callable[[], AbstractContextManager] = nullcontext,
+) -> ControlLosses:
+    """Losses of samples under each condition; the frames' order is left alone when a video has a single one.
+
+    Args:
+        model: unwrapped, in evaluation mode, on its device.
+        dataset: `LazySupervisedDataset`.
+        pairs: (sample, sample with another video), from `choose_samples`.
+        context: entered around every forward pass, for autocast.
+    """
+    spec, ids = model.video_spec, model.config.visual_token_ids
+    video_ids = sorted({ids[token] for token in video_tokens(spec)})
+    blank = _blank_video(model)
+    nats: dict[str, list[float]] = {}
+    tokens: list[float] = []
+    numbers: dict[Any, int] = {}
+    clips: list[int] = []
+    for start in range(0, len(pairs), batch_size):
+        chunk = pairs[start : start + batch_size]
+        samples = [dataset[i] for i, _ in chunk]
+        swapped = [with_vision_of(s, dataset[j]) for s, (_, j) in zip(samples, chunk, strict=True)]
+        batch, other = (_to(collate(s), model.device) for s in (samples, swapped))
+        key = next(k for k in VIDEO_KEYS if k in batch)
+        conditions = {
+            "true": batch,
+            "other": other,
+            "blank": batch | {key: blank(key, batch[key])},
+            **{
+                f"no_{stream}": batch
+                | {"attention_mask": stream_mask(batch["input_ids"], batch["attention_mask"], video_ids, spec, stream)}
+                for stream in ("fast", "slow")
+            },
+        }
+        if spec.num_frames > 1:
+            conditions["shuffled"] = batch | {key: shuffle_frames(batch[key], seed=start)}
+        for name in (c for c in CONDITIONS if c in conditions):
+            with context():
+                losses, counts = caption_losses(model, conditions[name])
+            nats.setdefault(name, []).extend(losses.tolist())
+        tokens += counts.tolist()
+        clips += [numbers.setdefault(_clip(dataset.records[i]), len(numbers)) for i, _ in chunk]
+    return ControlLosses({c: np.array(n) for c, n in nats.items()}, np.array(tokens), np.array(clips))
+
+
+def with_vision_of(sample: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample's text with another sample's videos and images."""
+    return {k: v for k, v in sample.items() if k not in VISION_KEYS} | {k: other[k] for k in VISION_KEYS if k in other}
+
+
+def _clip(record: Record) -> tuple[Any, ...]:
+    return record.videos, record.images, record.split
+
+
+def _blank_video(model: nn.Module) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Black videos in place of given ones: (V, T, 3, S, S) pixels or the tower's features of them (V, T, P, Dv)."""
+    pixels = black_pixels(model.processor_spec).to(model.device)
+    kept: dict[str, torch.Tensor] = {"pixel_values_videos": pixels}
+
+    def blank(key: str, videos: torch.Tensor) -> torch.Tensor:
+        if key not in kept:
+            if model.vision_tower is None:
+                raise ValueError("the blank video needs the vision tower: call attach_vision_tower() first")
+            tower = model.vision_tower.to(model.device)
+            kept[key] = tower(pixels[None].to(tower.vision_model.dtype))[0]
+        return kept[key].to(videos.dtype).expand_as(videos)
+
+    return blank
+
+
+def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def format_controls(summary: Mapping[str, Any]) -> str:
+    """Losses and gains of a summary as aligned text."""
+    lines = [
+        f"controls on {summary['captions']} captions of {summary['clips']} clips, nats a caption (a token):",
+        f"  {'condition':<10}{'loss':>18}  {'gain over it, 95 % interval':>32}",
+    ]
+    names = {condition: gain for gain, condition in GAINS.items()}
+    for condition, loss in summary["losses"].items():
+        line = f"  {condition:<10}{loss['per_caption']:>9.3f} ({loss['per_token']:.3f})"
+        if condition in names:
+            units = summary["gains"][names[condition]]
+            line += f"{_interval(units['per_caption']):>28} ({units['per_token'][0]:+.3f})"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _interval(triple: Sequence[float | None]) -> str:
+    mean, low, high = triple
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if low is not None else f"{mean:+.3f} [one clip]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream."""
+    from llava.train.train import preprocess_plain_lm
+
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
+    parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
+    parser.add_argument("--data_path", required=True, help="LLaVA JSON file with videos that were not trained on")
+    parser.add_argument("--video_folder", help="prefix of the records' video paths")
+    parser.add_argument("--image_folder", help="prefix of the records' image paths")
+    parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
+    parser.add_argument("--vision-tower", help="where the model's tower lies now")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode clips")
+    parser.add_argument("--limit", type=int, help="use so many records, evenly spread")
+    parser.add_argument("--output", help="JSON file for the result")
+    args = parser.parse_args(argv)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer, model = load_pretrained_model(args.model_path, device, args.vision_tower)
+    cache = open_cache(args.feature_cache, model)
+    records = read_for_evaluation(
+        args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers
+    )
+    length = model.config.max_position_embeddings
+    dataset = LazySupervisedDataset(
+        records, tokenizer, preprocess_plain_lm, length, model.video_spec, model.processor_spec, cache
+    )
+    chosen, others = choose_samples(records, args.limit)
+    if len(chosen) < len(records):
+        print(f"{args.data_path}: {len(chosen)} of {len(records)} records")
+    collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
+    losses = control_losses(model, dataset, collate, list(zip(chosen, others, strict=True)), args.batch_size)
+    summary = losses.summary()
+    print(format_controls(summary))
+    if args.output:
+        Path(args.output).write_text(json.dumps(summary, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""What a run tells about itself while it trains: losses by modality, gradients and updates by group, speed, alarms.
+
+Sums are kept on the device and read only at the steps that are measured: each of the first 20, where most faults
+show, and after that those that are logged.
+
+Letters in shapes: B batch, L positions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from llava.constants import IGNORE_INDEX
+from llava.model.builder import group_of, part_of
+from llava.train.alarms import WAITING_STEPS, Alarm, AlarmRules, Observation
+
+logger = logging.getLogger(__name__)
+
+ALARMS_FILE = "alarms.jsonl"
+FIRST_STEPS = 20
+SETTLING_STEPS = 5
+"""Steps whose waiting for data is not judged: workers start."""
+
+_SUMS = (
+    "caption_nats", "caption_tokens", "text_nats", "text_tokens", "visual_nats", "visual_tokens",
+    "samples", "videos", "images", "positions", "padding",
+)  # fmt: skip
+
+
+def batch_sums(token_losses: torch.Tensor, batch: Mapping[str, Any], visual_ids: torch.Tensor) -> torch.Tensor:
+    """The sums that one batch adds, in the order of `_SUMS`, on its device and without waiting for it.
+
+    Args:
+        token_losses: (B, L - 1), of `LlavaGPT2ForCausalLM.forward`.
+        batch: collated, with `input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` (B,).
+        visual_ids: ids of the visual tokens.
+    """
+    targets = batch["labels"][:, 1:]
+    supervised = targets != IGNORE_INDEX
+    visual = torch.isin(targets, visual_ids) & supervised
+    words = supervised & ~visual
+    seen = (batch["num_videos"] + batch["num_images"] > 0)[:, None]
+    parts = torch.stack([words & seen, words & ~seen, visual])
+    nats = torch.where(parts, token_losses, 0.0).sum((1, 2))
+    losses = torch.stack([nats, parts.sum((1, 2)).to(nats)], dim=1).flatten()
+    mask = batch["attention_mask"]
+    counts = (batch["num_videos"].sum(), batch["num_images"].sum(), mask.numel() - mask.sum())
+    videos, images, padding = (c.to(losses) for c in counts)
+    samples, positions = losses.new_tensor(len(mask)), losses.new_tensor(mask.numel())
+    return torch.cat([losses, torch.stack([samples, videos, images, positions, padding])])
+
+
+class RunMonitor(TrainerCallback):
+    """Measures, logs and sounds alarms; `LlavaTrainer` feeds it.
+
+    Args:
+        model: with the parameters that train already chosen.
+        output_dir: where `alarms.jsonl` is written.
+        reduce: sums a tensor over all ranks.
+        write_text: (tag, text, step) to TensorBoard.
+        is_main: whether this process writes.
+        sharded: parameters or gradients are spread over ranks (DeepSpeed, FSDP), so that norms cannot be taken here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output_dir: str | Path,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+        write_text: Callable[[str, str, int], None],
+        is_main: bool = True,
+        sharded: bool = False,
+    ) -> None:
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        self.parts: dict[str, str] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not sharded:
+                self.groups.setdefault(group_of(name), []).append(parameter)
+                self.parts[group_of(name)] = part_of(name)
+        self.vocabulary = model.config.vocab_size
+        self.visual_ids = torch.tensor(sorted((model.config.visual_token_ids or {}).values()))
+        self.path, self.reduce, self.write_text, self.is_main = Path(output_dir), reduce, write_text, is_main
+        self.sums: torch.Tensor | None = None
+        self.logged = dict.fromkeys(_SUMS, 0.0)
+        self.norms: dict[str, float] = {}
+        self.ratios: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        self.measuring = False
+        self.before: dict[str, list[torch.Tensor]] = {}
+        self.waited = self.trained = self.own = 0.0
+        self.log_times = (0.0, 0.0, 0.0)
+        self.window = [0.0, 0.0, 0]
+        self.step_start = 0.0
+        self.alarms: list[Alarm] = []
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the time of a block as the monitor's own."""
+        start = time.perf_counter()
+        yield
+        self.own += time.perf_counter() - start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rules = AlarmRules(self.vocabulary, args.get_warmup_steps(state.max_steps))
+        self.every = max(1, int(state.logging_steps or 1))
+        self.last_step = state.max_steps
+
+    def waiting(self, seconds: float, step: int) -> None:
+        """Time that the trainer spent until a step's batches were there."""
+        self.waited += seconds
+        if step >= SETTLING_STEPS:
+            self.window[0] += seconds
+            self.window[2] += 1
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step + 1
+        self.measuring = step <= FIRST_STEPS or step % self.every == 0 or step == self.last_step
+        self.settled = state.global_step >= SETTLING_STEPS
+        self.step_start = time.perf_counter()
+
+    def add_batch(self, token_losses: torch.Tensor, batch: Mapping[str, Any]) -> None:
+        """Adds the losses and counts of one batch."""
+        with self.timed(), torch.no_grad():
+            self.visual_ids = self.visual_ids.to(token_losses.device)
+            sums = batch_sums(token_losses.float(), batch, self.visual_ids)
+            self.sums = sums if self.sums is None else self.sums + sums
+
+    def measure_gradients(self, scale: float = 1.0) -> None:
+        """Norm of each group's gradient as it is now, before clipping; `scale` is what the loss was multiplied by."""
+        if not self.measuring:
+            return
+        with self.timed(), torch.no_grad():
+            self.norms = {
+                group: value / scale
+                for group, value in _norms({g: [p.grad for p in ps] for g, ps in self.groups.items()}).items()
+            }
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.measuring:
+            with self.timed(), torch.no_grad():
+                self.before = {g: [p.detach().clone() for p in ps] for g, ps in self.groups.items()}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if not self.measuring:
+            return
+        with self.timed(), torch.no_grad():
+            weights = _norms(self.before)
+            changes = _norms(
+                {g: torch._foreach_sub([p.detach() for p in self.groups[g]], b) for g, b in self.before.items()}
+            )
+            self.before = {}
+            self.ratios = {g: changes[g] / weights[g] if weights[g] else math.nan for g in changes}
+            rates = {group["name"].split(",")[0]: float(group["lr"]) for group in optimizer.param_groups}
+            self.rates = {g: rates[part] for g, part in self.parts.items() if part in rates}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What is read here waits for the device, so the clock of a measured step stops after it.
+        found = []
+        if self.measuring:
+            with self.timed():
+                observation = self._observe(state.global_step)
+                found = self.rules.update(observation)
+        took = time.perf_counter() - self.step_start
+        self.trained += took
+        if self.settled:
+            self.window[1] += took
+        for alarm in found:
+            self.sound(alarm)
+
+    def _observe(self, step: int) -> Observation:
+        sums = dict(zip(_SUMS, self.reduce(self.sums).tolist(), strict=True))
+        self.sums = None
+        for name, value in sums.items():
+            self.logged[name] += value
+        waited, trained, steps = self.window
+        if steps >= WAITING_STEPS:
+            self.window = [0.0, 0.0, 0]
+        nats = sum(sums[f"{kind}_nats"] for kind in ("caption", "text", "visual"))
+        tokens = sum(sums[f"{kind}_tokens"] for kind in ("caption", "text", "visual"))
+        return Observation(
+            step=step,
+            loss=nats / max(tokens, 1),
+            caption_loss=_ratio(sums["caption_nats"], sums["caption_tokens"]),
+            text_loss=_ratio(sums["text_nats"], sums["text_tokens"]),
+            visual_targets=int(sums["visual_tokens"]),
+            other_targets=int(tokens - sums["caption_tokens"]),
+            videos=int(sums["videos"]),
+            images=int(sums["images"]),
+            grad_norms=self.norms,
+            update_ratios=self.ratios,
+            learning_rates=self.rates,
+            waited=waited / max(waited + trained, 1e-9),
+            waited_steps=int(steps),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """What was measured since the last call, for the log."""
+        sums, self.logged = self.logged, dict.fromkeys(_SUMS, 0.0)
+        last, self.log_times = self.log_times, (self.waited, self.trained, self.own)
+        waited, trained, own = (now - before for now, before in zip(self.log_times, last, strict=True))
+        seconds = max(waited + trained, 1e-9)
+        found = {
+            "caption_loss": _ratio(sums["caption_nats"], sums["caption_tokens"]),
+            "text_loss": _ratio(sums["text_nats"], sums["text_tokens"]),
+            "visual_target_loss": _ratio(sums["visual_nats"], sums["visual_tokens"]),
+            "supervised_tokens_per_second": (sums["caption_tokens"] + sums["text_tokens"]) / seconds,
+            "samples_per_second": sums["samples"] / seconds,
+            "padding_share": _ratio(sums["padding"], sums["positions"]),
+            "data_wait_share": waited / seconds,
+            "monitor_share": own / seconds,
+        }
+        for name, values in (("grad_norm", self.norms), ("update_ratio", self.ratios), ("learning_rate", self.rates)):
+            found |= {f"{name}/{group}": value for group, value in values.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def sound(self, alarm: Alarm) -> None:
+        """Writes an alarm to the log, TensorBoard and `alarms.jsonl`."""
+        self.alarms.append(alarm)
+        if not self.is_main:
+            return
+        logger.warning("%s", alarm)
+        self.write_text("alarm", str(alarm), alarm.step)
+        self.path.mkdir(parents=True, exist_ok=True)
+        line = asdict(alarm) | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        with open(self.path / ALARMS_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _norms(tensors: Mapping[str, Sequence[torch.Tensor | None]]) -> dict[str, float]:
+    """Euclidean norm of each group of tensors, read from the device at once; None counts as zeros."""
+    present = {group: [t for t in listed if t is not None] for group, listed in tensors.items()}
+    norms = [
+        torch.linalg.vector_norm(torch.stack(torch._foreach_norm(listed))) if listed else torch.zeros(())
+        for listed in present.values()
+    ]
+    if not norms:
+        return {}
+    device = max(norms, key=lambda n: n.device.type != "cpu").device
+    return dict(zip(present, torch.stack([n.float().to(device) for n in norms]).tolist(), strict=True))
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

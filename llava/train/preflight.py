@@ -1,0 +1,225 @@
+"""Pre-flight: what must hold before the first step, checked on the run's own data, model and optimiser.
+
+Runs before every training (`--preflight quick`, `full` or `off`), and alone with the flags of the run:
+`python -m llava.train.preflight --same-flags`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from llava.data.records import modality
+from llava.train import preflight_model as on_model
+from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
+from llava.train.preflight_data import Finding, check_labels, check_tokens, show_samples, spread
+
+logger = logging.getLogger(__name__)
+
+PREFLIGHT_FILE = "preflight.json"
+SAMPLES_FILE = "preflight_samples.html"
+QUICK_SAMPLES = 4
+COLOURS = {"ok": "green", "note": "cyan", "skipped": "cyan", "warning": "yellow", "FAIL": "bold red"}
+
+
+class PreflightError(ValueError):
+    """A run that must not start; says every failed check and its remedy."""
+
+
+def run_preflight(
+    trainer: LlavaTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[str],
+    exempt: Mapping[str, str],
+    fresh: bool,
+) -> list[Finding]:
+    """Every check that `trainer.args.preflight` asks for, printed as a table and written to `preflight.json`.
+
+    Args:
+        parts: the parts that the flags let train.
+        exempt: parameters of those parts that cannot learn from this data, with the reason.
+        fresh: whether the language model's weights were just drawn.
+
+    Raises:
+        PreflightError: when a check fails, on every rank.
+    """
+    args = trainer.args
+    findings: list[Finding] = []
+    started = time.perf_counter()
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if trainer.is_world_process_zero():
+        devices = [args.device] if args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            findings = _check_data(trainer, tokenizer)
+            # A batch with wrong labels or tokens would fail every later check for the same reason.
+            if not any(f.status == "FAIL" and f.check == "visual tokens" for f in findings):
+                findings += _check_model(trainer, parts, exempt, fresh, sharded)
+        seconds = time.perf_counter() - started
+        _write(Path(args.output_dir), args.preflight, findings, seconds)
+        print_table(findings, args.preflight, seconds)
+    if args.world_size > 1:
+        shared = [findings]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        findings = shared[0]
+    failed = [f for f in findings if f.status == "FAIL"]
+    if failed:
+        listed = "\n".join(f"  - {f.check}: {f.finding}\n    remedy: {f.remedy}" for f in failed)
+        raise PreflightError(f"pre-flight found {len(failed)} reason(s) not to train:\n{listed}")
+    return findings
+
+
+def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    dataset, config = trainer.train_dataset, trainer.model.config
+    ids = config.visual_token_ids or {}
+    tokens = check_tokens(tokenizer, ids, trainer.model.get_input_embeddings().num_embeddings)
+    if tokens.status == "FAIL":
+        return [tokens]
+    texts, page = show_samples(dataset, tokenizer, list(ids.values()), trainer.args.show_samples)
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SAMPLES_FILE).write_text(page, encoding="utf-8")
+    console = Console(stderr=True)
+    for text in texts:
+        console.print(text)
+    return [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+
+
+def _check_model(
+    trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[str, str], fresh: bool, sharded: bool
+) -> list[Finding]:
+    args, model = trainer.args, trainer.model
+    findings = on_model.check_trainable(model, parts, exempt)
+    if sharded:
+        words = "weights are spread over the processes; gradients, optimiser and use of the video are not checked"
+        return [*findings, Finding("model", "skipped", words, "run pre-flight alone, without --deepspeed or --fsdp")]
+    model.to(args.device)
+    batches = real_batches(trainer, QUICK_SAMPLES)
+    context = trainer.accelerator.autocast
+    trained = model.training
+    model.eval()
+    for kind, batch in batches.items():
+        numerics = on_model.check_numerics(model, batch, kind, context)
+        findings.append(numerics)
+        if numerics.status == "FAIL":
+            continue
+        differ = on_model.check_features_differ(batch, kind)
+        findings += [differ] if differ is not None else []
+        findings.append(on_model.check_start(model, batch, kind, fresh, parts, context))
+        findings.append(on_model.check_no_peeking(model, batch, kind, context))
+        if kind != "text":
+            findings += on_model.check_use_of_video(model, batch, kind, context)
+    model.train()
+    finite = {k: b for k, b in batches.items() if not _failed(findings, f"numerics, {k}")}
+    if finite:
+        wanted = on_model.expected_to_train(model, parts, exempt)
+
+        def loss_of(batch: dict[str, Any]) -> torch.Tensor:
+            with context():
+                return trainer.compute_loss(model, batch)
+
+        findings += on_model.check_gradients(model, finite, wanted, loss_of)
+    findings.append(_check_optimizer(trainer))
+    if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
+        for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():
+            findings.append(
+                on_model.check_overfit(
+                    model, batch, kind, lambda twin: _optimizer_of(trainer, twin), context, args.max_grad_norm
+                )
+            )
+    model.train(trained)
+    return findings
+
+
+def _failed(findings: Sequence[Finding], check: str) -> bool:
+    return any(f.check == check and f.status == "FAIL" for f in findings)
+
+
+def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
+    """The optimiser that the trainer would make for a model; the trainer keeps none."""
+    trainer.optimizer = None
+    try:
+        return trainer.create_optimizer(model)
+    finally:
+        trainer.optimizer = None
+
+
+def _check_optimizer(trainer: LlavaTrainer) -> Finding:
+    optimizer = _optimizer_of(trainer, trainer.model)
+    return on_model.check_optimizer(optimizer, trainer.model, part_learning_rates(trainer.args), 1.0)
+
+
+def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
+    """One batch of training samples of each modality on the trainer's device, of different clips where there are."""
+    dataset = trainer.train_dataset
+    kinds = [modality(r) for r in dataset.records]
+    batches = {}
+    for kind in sorted(set(kinds)):
+        first_of_clip: dict[Any, int] = {}
+        members = [i for i, k in enumerate(kinds) if k == kind]
+        for index in members:
+            record = dataset.records[index]
+            first_of_clip.setdefault((record.videos, record.images, record.split) if kind != "text" else index, index)
+        chosen = spread(list(first_of_clip.values()), size)
+        batch = trainer.data_collator([dataset[i] for i in chosen])
+        batches[kind] = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+    return batches
+
+
+def _write(folder: Path, mode: str, findings: Sequence[Finding], seconds: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "mode": mode,
+        "passed": not any(f.status == "FAIL" for f in findings),
+        "seconds": round(seconds, 2),
+        "checks": [asdict(f) for f in findings],
+    }
+    (folder / PREFLIGHT_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_table(findings: Sequence[Finding], mode: str, seconds: float) -> None:
+    """The findings as a table on standard error."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Pre-flight ({mode}, {seconds:.1f} s)", title_justify="left")
+    for column in ("check", "status", "finding"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        remedy = f"\nremedy: {f.remedy}" if f.remedy else ""
+        table.add_row(f.check, f"[{COLOURS[f.status]}]{f.status}[/]", Text(f.finding + remedy))
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pre-flight alone: takes the flags of `llava/train/train.py` and trains nothing."""
+    from llava.train import run_flags
+    from llava.train.train import prepare
+
+    args = run_flags.parse_arguments(argv)
+    training_args = args[2]
+    logging.basicConfig(
+        level=logging.INFO if training_args.process_index == 0 else logging.WARNING, format="%(message)s"
+    )
+    if training_args.preflight == "off":
+        raise ValueError("--preflight off: there is nothing to do; use quick or full")
+    run = prepare(args)
+    try:
+        run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
+    except PreflightError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

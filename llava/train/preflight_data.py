@@ -1,0 +1,243 @@
+"""Pre-flight of the data: what is supervised, counted and shown token by token.
+
+Letters in shapes: B batch, L positions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import IGNORE_INDEX
+from llava.data.records import Record, modality
+
+MAX_RECORDS = 256
+STATUSES = ("ok", "note", "skipped", "warning", "FAIL")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the pre-flight table; `status` is one of `STATUSES`, and a FAIL stops the run."""
+
+    check: str
+    status: str
+    finding: str
+    remedy: str = ""
+
+
+@dataclass
+class LabelCounts:
+    """What became of the positions of some samples, and what is wrong with them (record and words)."""
+
+    samples: int = 0
+    supervised: int = 0
+    masked_visual: int = 0
+    masked_other: int = 0
+    padding: int = 0
+    unknown: int = 0
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def problem(self, what: str, record_id: str) -> None:
+        self.problems.setdefault(what, []).append(record_id)
+
+
+def spread(indices: Sequence[int], limit: int) -> list[int]:
+    """At most `limit` of the indices, evenly spread."""
+    if len(indices) <= limit:
+        return list(indices)
+    return [indices[i] for i in np.linspace(0, len(indices) - 1, limit).round().astype(int)]
+
+
+def count_labels(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    visual_ids: Sequence[int],
+    expected_visual: int,
+    counts: LabelCounts,
+) -> None:
+    """Adds one sample (L,) to `counts`, with every way in which its labels are wrong.
+
+    Args:
+        expected_visual: visual positions that the record's videos and images take.
+    """
+    visual = torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype))
+    supervised = labels != IGNORE_INDEX
+    targets = supervised.clone()
+    targets[0] = False  # Nothing comes before it, so it is never predicted.
+    eos = tokenizer.eos_token_id
+    counts.samples += 1
+    counts.supervised += int(targets.sum())
+    counts.masked_visual += int((visual & ~supervised).sum())
+    counts.masked_other += int((~visual & ~supervised).sum())
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != eos:
+        counts.unknown += int((labels == tokenizer.unk_token_id).sum())
+    if torch.isin(labels, torch.tensor(list(visual_ids), dtype=labels.dtype)).any():
+        counts.problem("visual tokens are targets: the mask of the labels is missing", record.id)
+    elif (labels[supervised] != input_ids[supervised]).any():
+        ahead = labels[:-1] == input_ids[1:]
+        shifted = bool(ahead[supervised[:-1]].float().mean() > 0.5)
+        words = "the labels are shifted by one (the model shifts them itself)" if shifted else "labels differ from ids"
+        counts.problem(words, record.id)
+    if int((labels == eos).sum()) != 1 or int(labels[-1]) != eos:
+        counts.problem("EOS is not supervised exactly once, at the end: a caption would not learn to stop", record.id)
+    if (~visual & ~supervised & (input_ids != eos))[1:].any():
+        counts.problem("words are masked", record.id)
+    if int(targets.sum()) < (2 if expected_visual else 1):
+        counts.problem("no word is supervised", record.id)
+    if int(visual.sum()) != expected_visual:
+        found = int(visual.sum())
+        counts.problem(f"{found} visual positions where its videos and images take {expected_visual}", record.id)
+
+
+def check_labels(
+    dataset: Any, collate: Any, tokenizer: PreTrainedTokenizerBase, visual_ids: Sequence[int]
+) -> list[Finding]:
+    """Labels of a sample of records of each modality, before and after collation; no file is opened."""
+    findings = []
+    kinds = [modality(r) for r in dataset.records]
+    for kind in sorted(set(kinds)):
+        counts = LabelCounts()
+        chosen = spread([i for i, k in enumerate(kinds) if k == kind], MAX_RECORDS)
+        samples = []
+        for index in chosen:
+            record = dataset.records[index]
+            ids, labels = dataset.tokens(index)
+            expected = 0
+            if dataset.spec is not None:
+                expected = len(record.videos) * dataset.spec.rows + len(record.images) * dataset.spec.image_rows
+            count_labels(ids, labels, record, tokenizer, visual_ids, expected, counts)
+            samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id})
+        batch = collate(samples)
+        for b, sample in enumerate(samples):
+            length = len(sample["input_ids"])
+            counts.padding += batch["input_ids"].shape[1] - length
+            mask = batch["attention_mask"][b]
+            if not mask[:length].all() or mask[length:].any():
+                counts.problem("the attention mask is not that of its length: words are hidden or padding is seen",
+                               sample["sample_id"])  # fmt: skip
+            if (batch["labels"][b, length:] != IGNORE_INDEX).any():
+                counts.problem("padding is supervised", sample["sample_id"])
+        findings.append(_label_finding(kind, counts))
+        if counts.unknown:
+            share = counts.unknown / counts.supervised
+            findings.append(
+                Finding(
+                    f"unknown words, {kind}",
+                    "warning",
+                    f"{share:.1%} of the targets are the tokenizer's unknown token: the model learns to say it",
+                    "train a tokenizer on the captions (scripts/make_model.py)",
+                )
+            )
+    cut = getattr(dataset, "num_cut", 0)
+    if cut:
+        findings.append(
+            Finding(
+                "length",
+                "warning",
+                f"{cut} of {len(dataset)} samples are cut at {dataset.max_length} positions, with EOS after the cut",
+                "raise --model_max_length, or split the captions",
+            )
+        )
+    return findings
+
+
+def _label_finding(kind: str, counts: LabelCounts) -> Finding:
+    positions = counts.supervised + counts.masked_visual + counts.masked_other + counts.padding
+    words = (
+        f"{counts.samples} samples: {counts.supervised / counts.samples:.1f} supervised, "
+        f"{counts.masked_visual / counts.samples:.0f} masked visual, {counts.masked_other / counts.samples:.0f} masked "
+        f"other, {counts.padding / counts.samples:.0f} padding a sample; {counts.supervised / max(positions, 1):.1%} "
+        "of the positions are supervised"
+    )
+    if not counts.problems:
+        return Finding(f"labels, {kind}", "ok", words)
+    listed = "; ".join(
+        f"{what} ({len(ids)} of {counts.samples} samples, e.g. {ids[0]!r})" for what, ids in counts.problems.items()
+    )
+    remedy = (
+        "labels must equal the ids at every word and EOS and be -100 at visual tokens, as "
+        "llava.train.train.preprocess_plain_lm makes them"
+    )
+    return Finding(f"labels, {kind}", "FAIL", listed, remedy)
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], embeddings: int) -> Finding:
+    """Whether every visual token is one token of its own, and every token has an embedding.
+
+    Args:
+        ids: the visual tokens' ids as the model's config knows them.
+        embeddings: rows of the model's embedding table.
+    """
+    problems = []
+    for token, expected in ids.items():
+        found = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if found != [expected]:
+            problems.append(f"{token} becomes {found} where the model expects [{expected}]")
+    if len(set(ids.values())) < len(ids):
+        problems.append("visual tokens share an id")
+    if len(tokenizer) > embeddings:
+        problems.append(f"the tokenizer has {len(tokenizer)} entries, the model {embeddings} embeddings")
+    if problems:
+        remedy = "register them with llava.model.builder.add_visual_tokens(tokenizer, model)"
+        return Finding("visual tokens", "FAIL", "; ".join(problems), remedy)
+    words = f"{len(ids)} registered, each one token; {len(tokenizer)} entries, {embeddings} embeddings"
+    return Finding("visual tokens", "ok", words)
+
+
+def sample_text(
+    record: Record, ids: torch.Tensor, labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase, visual: Sequence[int]
+) -> Text:
+    """A sample as coloured text: green is predicted, cyan is where video features stand, dim is masked text.
+
+    Runs of the same visual token are written once, with their number.
+    """
+    text = Text()
+    text.append(f"{modality(record)} {record.id}", style="bold")
+    text.append("  (green: predicted, cyan: vision, red: neither)\n")
+    for (token, state), run in groupby(_states(ids, labels, visual)):
+        length = len(list(run))
+        piece = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
+        repeated = f"×{length}" if length > 1 and state == "cyan" else ""
+        shown = piece + repeated if repeated or length == 1 else piece * length
+        text.append(shown, style=state)
+        if state != "cyan":
+            text.append("·", style="dim")
+    text.append("\n")
+    return text
+
+
+def _states(ids: torch.Tensor, labels: torch.Tensor, visual: Sequence[int]) -> Iterator[tuple[int, str]]:
+    members = set(visual)
+    for position, (token, label) in enumerate(zip(ids.tolist(), labels.tolist(), strict=True)):
+        predicted = label != IGNORE_INDEX and position > 0
+        if predicted and token in members:
+            yield token, "bold white on red"
+        else:
+            yield token, "green" if predicted else "cyan" if token in members else "red"
+
+
+def show_samples(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, visual: Sequence[int], number: int
+) -> tuple[list[Text], str]:
+    """`number` samples of each modality as coloured text, and as a page of HTML (at least one)."""
+    texts, kinds = [], [modality(r) for r in dataset.records]
+    for kind in sorted(set(kinds)):
+        for index in spread([i for i, k in enumerate(kinds) if k == kind], max(number, 1)):
+            texts.append(sample_text(dataset.records[index], *dataset.tokens(index), tokenizer, visual))
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=120, file=nowhere, force_terminal=True)
+        for text in texts:
+            console.print(text)
+        page = console.export_html(inline_styles=True)
+    return (texts if number else []), page

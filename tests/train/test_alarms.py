@@ -1,0 +1,77 @@
+"""Each alarm, and the runs that must not sound it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from llava.train.alarms import AlarmRules, Observation
+
+CHANCE = math.log(1000)
+
+
+def kinds(rules, observations):
+    return [(a.step, a.kind) for o in observations for a in rules.update(o)]
+
+
+def falling(steps=300, every=1, **values):
+    """A sound run: the loss falls from chance to 1, and every group learns."""
+    for step in range(every, steps + 1, every):
+        loss = 1 + (CHANCE - 1) * math.exp(-step / 40)
+        sound = {
+            "caption_loss": loss, "videos": 4, "grad_norms": {"embeddings": 1.0, "resampler fast": 0.1},
+            "update_ratios": {"embeddings": 1e-3, "resampler fast": 1e-3},
+            "learning_rates": {"embeddings": 1e-3, "resampler fast": 1e-3},
+        }  # fmt: skip
+        yield Observation(**{"step": step, "loss": loss, **sound, **values})
+
+
+def test_a_sound_run_raises_no_alarm():
+    assert kinds(AlarmRules(1000), falling()) == []
+    text = {"caption_loss": None, "text_loss": 3.0, "videos": 0, "grad_norms": {"resampler fast": 0.0}}
+    assert kinds(AlarmRules(1000), falling(**text)) == []
+
+
+def test_a_loss_at_chance_is_a_plateau_once_and_after_the_warmup():
+    stuck = {"loss": 0.99 * CHANCE, "caption_loss": 0.99 * CHANCE}
+    assert kinds(AlarmRules(1000), falling(**stuck)) == [(50, "plateau")]
+    assert kinds(AlarmRules(1000, warmup_steps=120), falling(**stuck)) == [(120, "plateau")]
+    text = {"loss": 0.99 * CHANCE, "caption_loss": None, "text_loss": 0.99 * CHANCE}
+    assert kinds(AlarmRules(1000), falling(**text)) == [(50, "plateau")]
+
+
+def test_a_group_without_gradient_is_named_within_the_first_steps():
+    rules = AlarmRules(1000)
+    alarms = [a for o in falling(grad_norms={"embeddings": 1.0, "resampler fast": 0.0}) for a in rules.update(o)]
+    assert [(a.step, a.kind) for a in alarms] == [(3, "zero gradient")]
+    assert "resampler fast" in alarms[0].message and alarms[0].remedy
+    assert "resampler fast" in str(alarms[0])
+
+
+def test_a_group_that_does_not_move_is_named():
+    still = {"embeddings": 1e-3, "resampler fast": 0.0}
+    assert kinds(AlarmRules(1000), falling(update_ratios=still)) == [(3, "no update")]
+    # A learning rate of 0, as in the first step of a warm-up, moves nothing by right.
+    rates = {"embeddings": 1e-3, "resampler fast": 0.0}
+    assert kinds(AlarmRules(1000), falling(update_ratios=still, learning_rates=rates)) == []
+
+
+def test_visual_targets_sound_at_once():
+    assert kinds(AlarmRules(1000), falling(visual_targets=5, other_targets=5))[0] == (1, "visual targets")
+
+
+def test_captions_left_behind_by_the_total():
+    observations = [
+        Observation(step=s, loss=6.9 * math.exp(-s / 20), caption_loss=6.9 * math.exp(-s / 80), other_targets=100)
+        for s in range(1, 60)
+    ]
+    assert [k for _, k in kinds(AlarmRules(1000), observations)] == ["captions left behind"]
+    level = [Observation(step=o.step, loss=o.loss, caption_loss=o.loss, other_targets=100) for o in observations]
+    assert kinds(AlarmRules(1000), level) == []
+
+
+@pytest.mark.parametrize(("waited", "steps", "sounds"), [(0.5, 20, True), (0.5, 5, False), (0.2, 50, False)])
+def test_a_starving_loader(waited, steps, sounds):
+    found = kinds(AlarmRules(1000), falling(waited=waited, waited_steps=steps))
+    assert found == ([(1, "waiting for data")] if sounds else [])

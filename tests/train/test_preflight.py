@@ -1,0 +1,326 @@
+"""Every way in which the training is known to break, and that pre-flight names its cause before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from llava.data.features import FeatureCache
+from llava.model import llava_arch
+from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
+from llava.train import preflight, stages
+from llava.train import train as training
+from llava.train.llava_trainer import LlavaTrainer
+from llava.train.preflight import PreflightError
+from llava.train.preflight import main as preflight_main
+from tests.conftest import record
+from tests.train.runs import flags, losses, train
+
+plain_preprocess = training.preprocess_plain_lm
+
+
+def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
+    """`preprocess_plain_lm` with other labels: `change(input_ids, labels)`, both (L,)."""
+
+    def broken(*args, **kwargs):
+        sample = plain_preprocess(*args, **kwargs)
+        pairs = zip(sample["input_ids"], sample["labels"], strict=True)
+        return {**sample, "labels": [change(ids.clone(), labels.clone()) for ids, labels in pairs]}
+
+    return broken
+
+
+def mask_eos(ids, labels):
+    labels[-1] = -100
+    return labels
+
+
+def break_unmask(patch):
+    patch.setattr(training, "preprocess_plain_lm", relabel(lambda ids, labels: ids))
+
+
+def break_eos(patch):
+    patch.setattr(training, "preprocess_plain_lm", relabel(mask_eos))
+
+
+def break_shift(patch):
+    patch.setattr(
+        training,
+        "preprocess_plain_lm",
+        relabel(lambda ids, labels: torch.cat([labels[1:], labels[-1:]])),
+    )
+
+
+def break_shift_in_the_loss(patch):
+    """The loss compares a state with the token it was made from: nothing is predicted."""
+    forward = LlavaGPT2ForCausalLM.forward
+
+    def unshifted(self, *args, labels=None, **kwargs):
+        if labels is not None:
+            labels = torch.cat([labels[:, :1], labels[:, :-1]], dim=1)
+        return forward(self, *args, labels=labels, **kwargs)
+
+    patch.setattr(LlavaGPT2ForCausalLM, "forward", unshifted)
+
+
+def break_frozen_head(patch):
+    set_trainable = stages.set_trainable
+
+    def frozen(model, parts):
+        set_trainable(model, parts)
+        model.get_output_embeddings().weight.requires_grad_(False)
+
+    patch.setattr(stages, "set_trainable", frozen)
+
+
+def break_fast_stream(patch):
+    """The fast rows are overwritten by slow ones, as in the fork."""
+
+    def forward(self, features):
+        slow = self.slow(features)
+        return torch.cat([slow[:, : self.fast.frame.shape[0]], slow], dim=1)
+
+    patch.setattr(FastSlowResampler, "forward", forward)
+
+
+def break_slow_stream(patch):
+    def forward(self, features):
+        fast = self.fast(features)
+        return torch.cat([fast, fast.repeat(1, 4, 1)], dim=1)
+
+    patch.setattr(FastSlowResampler, "forward", forward)
+
+
+def break_detach(patch):
+    encode = LlavaGPT2ForCausalLM.encode_videos
+    patch.setattr(LlavaGPT2ForCausalLM, "encode_videos", lambda self, *a, **k: encode(self, *a, **k).detach())
+
+
+def break_token(patch):
+    """One visual token is not registered, so the text around it becomes other tokens."""
+    register = stages.add_visual_tokens
+
+    def without_one(tokenizer, model):
+        ids = register(tokenizer, model)
+        ids["<slow_vid_end>"] = tokenizer.eos_token_id
+        return ids
+
+    patch.setattr(stages, "add_visual_tokens", without_one)
+
+
+def break_optimiser_group(patch):
+    """The projector is filed with the resampler."""
+    create = LlavaTrainer.create_optimizer
+
+    def misfiled(self, model=None):
+        optimizer = create(self, model)
+        groups = {g["name"]: g for g in optimizer.param_groups}
+        moved = groups["mm_mlp_adapter"]["params"].pop()
+        groups["mm_vision_resampler"]["params"].append(moved)
+        return optimizer
+
+    patch.setattr(LlavaTrainer, "create_optimizer", misfiled)
+
+
+def break_optimiser_forgets(patch):
+    create = LlavaTrainer.create_optimizer
+
+    def forgetful(self, model=None):
+        optimizer = create(self, model)
+        next(g for g in optimizer.param_groups if g["name"] == "mm_mlp_adapter")["params"].pop()
+        return optimizer
+
+    patch.setattr(LlavaTrainer, "create_optimizer", forgetful)
+
+
+def break_features_nan(patch):
+    read = FeatureCache.read
+
+    def broken(self, path, split):
+        features = read(self, path, split)
+        if path.endswith("clip0.mp4"):
+            features[0, 0, 0] = float("nan")
+        return features
+
+    patch.setattr(FeatureCache, "read", broken)
+
+
+def break_features_constant(patch):
+    patch.setattr(FeatureCache, "read", lambda self, path, split: torch.ones(2, 16, 24))
+
+
+def break_look(patch):
+    """The rows are counted, checked, and then not written."""
+    patch.setattr(llava_arch, "splice", lambda embeds, positions, rows: embeds + 0 * rows.sum())
+
+
+def break_mask(patch):
+    """Attention hides every visual position."""
+    forward = LlavaGPT2ForCausalLM.forward
+
+    def blind(self, input_ids=None, attention_mask=None, **kwargs):
+        if input_ids is not None and attention_mask is not None:
+            visual = torch.isin(input_ids, torch.tensor(list(self.config.visual_token_ids.values())))
+            attention_mask = attention_mask.masked_fill(visual, 0)
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    patch.setattr(LlavaGPT2ForCausalLM, "forward", blind)
+
+
+def break_weights(patch):
+    make = stages.make_model
+
+    def broken(*args):
+        model = make(*args)
+        with torch.no_grad():
+            model.mm_projector[0].weight[0] = float("inf")
+        return model
+
+    patch.setattr(stages, "make_model", broken)
+
+
+def on_purpose(faults):
+    return {"experiment_faults": faults, "experiment_faults_confirmed": True}
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "message"),
+    [
+        (break_unmask, {}, r"labels, video: visual tokens are targets: the mask of the labels is missing \(6 of 6"),
+        (break_eos, {}, r"labels, video: EOS is not supervised exactly once"),
+        (break_shift, {}, r"labels are shifted by one"),
+        (break_shift_in_the_loss, {}, r"the model's loss is .* the cross-entropy of its logits"),
+        (break_frozen_head, {}, r"transformer\.wte\.weight is frozen.*the vocabulary cannot learn"),
+        (break_fast_stream, {}, r"fast stream: the fast stream is never computed"),
+        (break_fast_stream, {}, r"no gradient reaches none of it|gradients, resampler fast"),
+        (break_slow_stream, {}, r"slow stream: the slow stream is never computed"),
+        (break_detach, {}, r"gradients, projector: no gradient reaches"),
+        (break_token, {}, r"<slow_vid_end> becomes \[\d+\] where the model expects \[0\]"),
+        (break_optimiser_group, {"mm_projector_lr": 3e-3}, r"mm_mlp_adapter\) has learning rate 0\.001 instead of"),
+        (break_optimiser_forgets, {}, r"optimiser: mm_projector\S+ is in 0 groups"),
+        (None, {"learning_rate": 0.0}, r"has learning rate 0"),
+        (None, {"mm_projector_lr": 0.0}, r"\(mm_mlp_adapter\) has learning rate 0"),
+        (break_features_nan, {}, r"numerics, video: video_features of v0 are not finite"),
+        (break_features_constant, {}, r"different clips have the same features"),
+        (break_look, {}, r"other features in the fast stream leave the caption's logits as they are"),
+        (break_mask, {}, r"other features in the fast stream leave the caption's logits as they are"),
+        (break_weights, {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
+        (None, {"mm_tunable_parts": "mm_mlp_adapter"}, r"the language model guesses and is frozen"),
+        (None, on_purpose("unmasked_labels"), r"visual tokens are targets"),
+        (None, on_purpose("frozen_vocabulary"), r"vocabulary cannot learn"),
+        (
+            None,
+            on_purpose("unmasked_labels,frozen_vocabulary"),
+            r"(?s)visual tokens are targets.*vocabulary cannot learn",
+        ),
+    ],
+)  # fmt: skip
+def test_every_fault_is_named_before_the_first_step(assets, tmp_path, monkeypatch, fault, overrides, message):
+    if fault is not None:
+        fault(monkeypatch)
+    with pytest.raises(PreflightError, match=message):
+        train(assets, tmp_path / "run", **overrides)
+    result = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert not result["passed"]
+    assert not (tmp_path / "run" / "trainer_state.json").exists()
+
+
+def test_the_experiments_flag_needs_its_confirmation_and_is_hidden(assets, tmp_path, capsys):
+    with pytest.raises(ValueError, match="breaks the training on purpose"):
+        train(assets, tmp_path / "run", experiment_faults="unmasked_labels")
+    with pytest.raises(ValueError, match="unknown unmask"):
+        train(assets, tmp_path / "run", experiment_faults="unmask", experiment_faults_confirmed=True)
+    with pytest.raises(SystemExit):
+        training.main(["--help"])
+    assert "experiment_faults" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("experiment", [1, 2])
+def test_a_sound_run_passes_and_is_not_changed(assets, tmp_path, experiment):
+    checked = train(assets, tmp_path / "a", experiment, preflight="full", learning_rate=1e-2)
+    assert checked == train(assets, tmp_path / "b", experiment, preflight="off", learning_rate=1e-2)
+    assert not (tmp_path / "b" / "preflight.json").exists()
+    result = json.loads((tmp_path / "a" / "preflight.json").read_text())
+    assert result["passed"] and {c["status"] for c in result["checks"]} == {"ok"}
+    checks = {c["check"] for c in result["checks"]}
+    kind = "video" if experiment == 2 else "text"
+    assert {f"labels, {kind}", f"over-fit, {kind}", "optimiser", "gradients, embeddings"} <= checks
+
+
+def test_mixed_modalities_are_each_checked(assets, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    records = json.loads(assets.video_json.read_text()) + json.loads(assets.text_json.read_text())
+    still = record("i0", "Un quadrato rosso.")
+    still["conversations"][0]["value"] = "<image>"
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps([*records, still | {"image": "a.png"}]))
+    train(assets, tmp_path / "run", data_path=path, image_folder=tmp_path)
+    checks = {c["check"]: c for c in json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]}
+    assert {"labels, video", "labels, image", "labels, text", "use of the image"} <= set(checks)
+    assert "numerics, text" in checks and "use of the video, fast stream" in checks
+
+
+def test_full_says_when_a_batch_cannot_be_learned(assets, tmp_path):
+    with pytest.raises(PreflightError, match=r"over-fit, video: loss \S+ → \S+ on one batch in 100 steps; all groups"):
+        train(assets, tmp_path / "run", preflight="full", learning_rate=1e-6)
+
+
+def test_a_cut_caption_is_counted(assets, tmp_path):
+    train(assets, tmp_path / "run", model_max_length=24)
+    checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
+    length = next(c for c in checks if c["check"] == "length")
+    assert length["status"] == "warning" and "of 6 samples are cut at 24 positions" in length["finding"]
+
+
+def test_alone_it_takes_the_flags_of_training_and_trains_nothing(assets, tmp_path, capsys):
+    argv = flags(assets, tmp_path / "run")
+    assert preflight_main([*argv, "--show-samples", "2"]) == 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"preflight.json", "preflight_samples.html"}
+    shown = capsys.readouterr().err
+    assert "<vid_patch>×6" in shown and "video v0" in shown and "gradients, projector" in shown
+    assert preflight_main([*argv, "--learning_rate", "0"]) == 1
+    # A finished run can be checked again.
+    train(assets, tmp_path / "run")
+    assert preflight_main(argv) == 0
+
+
+def test_the_samples_page_shows_what_is_predicted(assets, tmp_path):
+    train(assets, tmp_path / "run")
+    page = (tmp_path / "run" / "preflight_samples.html").read_text()
+    assert "&lt;vid_patch&gt;" in page and "<script" not in page
+    assert page.count("#008000") > 5, "predicted tokens are green"
+
+
+def test_a_trainable_tower_lists_only_what_it_uses(assets, tmp_path):
+    train(assets, tmp_path / "run", mm_tunable_parts="mm_vision_tower,mm_language_model",
+          mm_vision_tower_storage="checkpoint")  # fmt: skip
+    checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
+    found = {c["check"]: c["finding"] for c in checks}
+    assert "what follows the tower's selected layer (-2)" in found["what trains"]
+    assert "gradients, tower" in found
+
+
+def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):
+    seen = []
+    run = preflight._check_model
+
+    def spy(trainer, *args):
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        state = torch.random.get_rng_state()
+        with torch.random.fork_rng():
+            findings = run(trainer, *args)
+        seen.append(all(torch.equal(before[n], p) and p.grad is None for n, p in trainer.model.named_parameters()))
+        assert torch.equal(state, torch.random.get_rng_state())
+        assert trainer.optimizer is None and isinstance(trainer.model, nn.Module)
+        return findings
+
+    monkeypatch.setattr(preflight, "_check_model", spy)
+    train(assets, tmp_path / "run", preflight="full", learning_rate=1e-2)
+    assert seen == [True] and len(losses(tmp_path / "run")) == 6
