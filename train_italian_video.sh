@@ -212,4 +212,5 @@ if [[ "$EXP_ID" == 2 ]]; then
     python -m llava.eval.captioning --model-path "$OUTPUT_DIR" --data_path "${SCORED[@]}" --control \
         --feature_cache "$FEATURE_CACHE" --output "$OUTPUT_DIR/captions.json" "${SCORE_FLAGS[@]}"
 fi
-echo "Model, logs and scores: $OUTPUT_DIR"
+python -m llava.eval.report "$OUTPUT_DIR" >/dev/null
+echo "Model, logs and scores: $OUTPUT_DIR; open $OUTPUT_DIR/report.html in a browser"

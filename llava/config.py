@@ -210,6 +210,7 @@ class TrainingArguments(transformers.TrainingArguments):
         default=True, metadata={"help": "At evaluation, the loss under other, shuffled, blank and halved videos."}
     )
     controls_samples: int = field(default=256, metadata={"help": "Evaluation records that the controls use at most."})
+    run_report: bool = field(default=True, metadata={"help": "Write report.html into output_dir at the end."})
     experiment_faults: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
     experiment_faults_confirmed: bool = field(default=False, metadata={"help": argparse.SUPPRESS})
     report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "tensorboard, wandb, none."})

@@ -45,6 +45,11 @@ def test_both_experiments_and_a_second_call(tmp_path):
     scores = json.loads((tmp_path / "output" / "demo_exp2_seed0" / "captions.json").read_text())["scores"]
     assert set(next(iter(scores.values()))) >= {"shape", "colour", "size", "background", "direction", "all"}
 
+    run = tmp_path / "output" / "demo_exp2_seed0"
+    page = (run / "report.html").read_text()
+    assert "data:image/jpeg;base64," in page, "captions stand beside frames of their clips"
+    assert json.loads((run / "preflight.json").read_text())["passed"]
+
     again = launch(tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "resuming from" in again.stdout + again.stderr

@@ -14,13 +14,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_VIDEO_TOKEN
+from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.features import FeatureCache, open_cache
-from llava.data.prompt import expand_placeholders, join_turns, pad_token_id
+from llava.data.prompt import expand_placeholders, join_turns, pad_token_id, plain_lm_sample, truncate
 from llava.data.records import MODEL_ROLES, Record
 from llava.data.video import frames_to_pixels, read_frames
 from llava.eval.attributes import load_lexicon, score_captions
 from llava.eval.controls import other_samples
 from llava.eval.data import read_for_evaluation
+from llava.eval.loss import caption_losses
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 
@@ -121,6 +123,26 @@ def caption_records(
     return captions
 
 
+def reference_losses(
+    captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int
+) -> list[float]:
+    """Loss of each record's own text after its video, in nats per token: which clips the model finds hard."""
+    model, tokenizer = captioner.model, captioner.tokenizer
+    collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
+    losses: list[float] = []
+    for start in range(0, len(records), batch_size):
+        samples = []
+        for record in records[start : start + batch_size]:
+            turns = [{**t, "value": expand_placeholders(t["value"], captioner.spec)} for t in record.conversations]
+            ids, labels = truncate(*plain_lm_sample(turns, tokenizer, True), model.config.max_position_embeddings)
+            features = cache.read(record.videos[0], record.split)[None]
+            samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id, "video_features": features})
+        batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in collate(samples).items()}
+        nats, tokens = caption_losses(model, batch)
+        losses += (nats / tokens).tolist()
+    return losses
+
+
 def exact_match(captions: Sequence[str], records: Sequence[Record]) -> float:
     """Share of captions that are word for word one of the references of their clip."""
     references: dict[Any, set[str]] = {}
@@ -181,12 +203,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{path}: captioning takes one video a record; {videoless[:3]} have none or several")
         for control in ("true", "other") if args.control else ("true",):
             captions = caption_records(captioner, records, cache, args.batch_size, control)
+            surprise = reference_losses(captioner, records, cache, args.batch_size) if control == "true" else None
             name = f"{Path(path).stem}, {control} video"
             rows[name] = score(captions, records, lexicon)
             written[name] = [
-                {"id": r.id, "video": r.videos[0], "caption": c, "reference": reference_of(r)}
+                {"id": r.id, "video": r.videos[0], "split": r.split, "caption": c, "reference": reference_of(r)}
                 for c, r in zip(captions, records, strict=True)
             ]
+            for entry, nats in zip(written[name], surprise or (), strict=False):
+                entry["nats_per_token"] = nats
     print(f"\n{format_table(rows)}\n")
     last = next(reversed([name for name in written if name.endswith("true video")]))
     for example in written[last][:: max(1, len(written[last]) // max(args.examples, 1))][: args.examples]:

@@ -151,7 +151,7 @@ def choose_samples(records: Sequence[Record], limit: int | None = None) -> tuple
     Raises:
         ValueError: when no record with a video has another clip to be compared with.
     """
-    clips = [(r.videos, r.images, r.split) for r in records]
+    clips = [_clip(r) for r in records]
     kinds = [(len(r.videos), len(r.images)) for r in records]
     others = other_samples(clips, kinds)
     chosen = [i for i, r in enumerate(records) if r.videos and others[i] is not None]
@@ -184,8 +184,7 @@ def control_losses(
     blank = _blank_video(model)
     nats: dict[str, list[float]] = {}
     tokens: list[float] = []
-    numbers: dict[Any, int] = {}
-    clips: list[int] = []
+    clips: list[str] = []
     for start in range(0, len(pairs), batch_size):
         chunk = pairs[start : start + batch_size]
         samples = [dataset[i] for i, _ in chunk]
@@ -209,7 +208,7 @@ def control_losses(
                 losses, counts = caption_losses(model, conditions[name])
             nats.setdefault(name, []).extend(losses.tolist())
         tokens += counts.tolist()
-        clips += [numbers.setdefault(_clip(dataset.records[i]), len(numbers)) for i, _ in chunk]
+        clips += [_clip(dataset.records[i]) for i, _ in chunk]
     return ControlLosses({c: np.array(n) for c, n in nats.items()}, np.array(tokens), np.array(clips))
 
 
@@ -218,8 +217,9 @@ def with_vision_of(sample: Mapping[str, Any], other: Mapping[str, Any]) -> dict[
     return {k: v for k, v in sample.items() if k not in VISION_KEYS} | {k: other[k] for k in VISION_KEYS if k in other}
 
 
-def _clip(record: Record) -> tuple[Any, ...]:
-    return record.videos, record.images, record.split
+def _clip(record: Record) -> str:
+    """What a record shows, as a name that is the same on every rank."""
+    return repr((record.videos, record.images, record.split))
 
 
 def _blank_video(model: nn.Module) -> Callable[[str, torch.Tensor], torch.Tensor]:

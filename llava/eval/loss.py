@@ -16,8 +16,9 @@ from llava.constants import IGNORE_INDEX
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """Cross-entropy in nats of every target of a collated batch, (B, L - 1) in fp32, 0 where nothing is supervised.
+def token_scores(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy in nats of every target of a collated batch, (B, L - 1) in fp32, 0 where nothing is supervised, and
+    whether the target has the largest logit, (B, L - 1) boolean.
 
     Column `i` belongs to the token at position `i + 1`. Computed from logits, (B, K, V) at the positions that precede
     a target, and so apart from the model's own loss.
@@ -29,7 +30,14 @@ def token_losses(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
-    return torch.zeros(targets.shape, device=losses.device).index_copy(1, positions, losses.view(len(targets), -1))
+    each = torch.zeros(targets.shape, device=losses.device).index_copy(1, positions, losses.view(len(targets), -1))
+    hits = logits.argmax(dim=-1) == targets[:, positions]
+    return each, torch.zeros_like(targets, dtype=torch.bool).index_copy(1, positions, hits)
+
+
+def token_losses(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    """The losses of `token_scores`."""
+    return token_scores(model, batch)[0]
 
 
 def caption_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

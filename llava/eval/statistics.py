@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 
 
 def bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[int], seed: int = 0
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Any], seed: int = 0
 ) -> tuple[float, float, float]:
     """Sum of numerators over sum of denominators, with a 95 % percentile interval.
 

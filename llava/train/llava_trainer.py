@@ -19,7 +19,7 @@ from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
 from llava.eval.controls import CONTROLS_FILE, choose_samples, control_losses, format_controls
-from llava.eval.loss import after_first_token, token_losses
+from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import MM_PARTS, part_of
 from llava.train.alarms import Alarm
 from llava.train.guard import FiniteGuard
@@ -229,18 +229,19 @@ class LlavaTrainer(Trainer):
         loader = self.get_eval_dataloader(eval_dataset)
         self.model.eval()
         visual_ids = (self.model.config.visual_token_ids or {}).values()
-        nats = tokens = samples = common_nats = common_tokens = 0.0
+        nats = tokens = samples = common_nats = common_tokens = common_hits = 0.0
         for batch in loader:
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                losses = token_losses(self.model, batch)
+                losses, hits = token_scores(self.model, batch)
             supervised = batch["labels"][:, 1:] != IGNORE_INDEX
             common = after_first_token(batch["input_ids"], batch["labels"], visual_ids)
-            rows = [losses.sum(1), supervised.sum(1), (losses * common).sum(1), common.sum(1)]
+            rows = [losses.sum(1), supervised.sum(1), (losses * common).sum(1), common.sum(1), (hits & common).sum(1)]
             gathered = self.accelerator.gather_for_metrics(torch.stack([r.double() for r in rows], dim=1))
             sums = gathered.sum(dim=0).tolist()
             nats, tokens, samples = nats + sums[0], tokens + sums[1], samples + len(gathered)
             common_nats, common_tokens = common_nats + sums[2], common_tokens + sums[3]
+            common_hits += sums[4]
         metrics = {
             f"{metric_key_prefix}_loss": nats / tokens,
             f"{metric_key_prefix}_nats_per_caption": nats / samples,
@@ -250,6 +251,7 @@ class LlavaTrainer(Trainer):
         if common_tokens:
             # What a text-only and a video run both predict, for their comparison.
             metrics[f"{metric_key_prefix}_common_loss"] = common_nats / common_tokens
+            metrics[f"{metric_key_prefix}_common_accuracy"] = common_hits / common_tokens
             metrics[f"{metric_key_prefix}_common_tokens"] = int(common_tokens)
         metrics |= self._control_gains(eval_dataset, metric_key_prefix)
         self.log(metrics)

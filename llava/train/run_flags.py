@@ -28,7 +28,7 @@ FREE_FLAGS = {
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "local_rank", "ddp_timeout",
     "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
-    "preflight", "show_samples", "run_monitor", "controls", "controls_samples",
+    "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples",
 }  # fmt: skip
 
 

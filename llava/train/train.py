@@ -82,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = run.trainer.evaluate()
         run.trainer.log_metrics("eval", metrics)
         run.trainer.save_metrics("eval", metrics)
+    if training_args.run_report and is_main:
+        # Imported here: a run does not draw before its end.
+        from llava.eval.report import write_report
+
+        run.trainer.save_state()  # The final evaluation is part of the log.
+        logger.info("report: %s", write_report([training_args.output_dir]))
     logger.info("done: %s", training_args.output_dir)
 
 

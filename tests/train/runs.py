@@ -15,7 +15,7 @@ def flags(assets: SimpleNamespace, output: Path, experiment: int = 2, **override
     values = {
         "model_name_or_path": assets.gpt2, "output_dir": output, "use_cpu": True, "model_max_length": 64,
         "per_device_train_batch_size": 2, "max_steps": 6, "learning_rate": 1e-3, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "run_report": False,
         "data_path": assets.text_json,
     }  # fmt: skip
     if experiment == 2:

@@ -35,6 +35,40 @@ def test_two_processes_equal_one_with_twice_the_batch(assets, tmp_path, experime
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
 
 
+def test_two_processes_measure_what_one_measures(assets, tmp_path):
+    """Evaluation, controls, pre-flight and monitor of two processes; three samples, so that one rank has fewer."""
+    path = tmp_path / "three.json"
+    path.write_text(json.dumps(json.loads(assets.video_json.read_text())[:3]))
+    options = {"eval_data_path": path, "max_steps": 2}
+    torchrun(2, flags(assets, tmp_path / "two", per_device_train_batch_size=1, **options))
+    train(assets, tmp_path / "one", per_device_train_batch_size=2, **options)
+    found = {}
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        assert json.loads((folder / "preflight.json").read_text())["passed"]
+        found[name] = {
+            "evaluation": json.loads((folder / "eval_results.json").read_text()),
+            "captions": [e["caption_loss"] for e in log if "caption_loss" in e],
+            "norms": [e["grad_norm/projector"] for e in log if "grad_norm/projector" in e],
+        }
+        lines = (folder / "controls.jsonl").read_text().splitlines()
+        assert len(lines) == 1
+        controls = json.loads(lines[0])
+        assert (controls["captions"], controls["clips"]) == (3, 3)
+        found[name]["losses"] = [v["per_caption"] for c, v in controls["losses"].items() if c != "shuffled"]
+    for key in ("captions", "norms", "losses"):
+        assert found["two"][key] == pytest.approx(found["one"][key], abs=1e-3), key
+    for key in ("eval_loss", "eval_common_loss", "eval_common_accuracy", "eval_tokens", "eval_samples"):
+        assert found["two"]["evaluation"][key] == pytest.approx(found["one"]["evaluation"][key], abs=1e-3), key
+
+
+def test_a_failing_preflight_stops_every_process(assets, tmp_path):
+    command = flags(assets, tmp_path / "run", learning_rate=0.0, per_device_train_batch_size=1)
+    with pytest.raises(AssertionError, match="pre-flight found 1 reason"):
+        torchrun(2, command)
+
+
 def test_a_rank_without_video_neither_hangs_nor_changes_the_result(assets, tmp_path):
     """Batches of one sample: in most steps one rank has a video and the other has text."""
     mixed = [record(f"v{i}", CAPTIONS[i], f"clip{i}.mp4") for i in range(3)]

@@ -36,6 +36,17 @@ def test_a_run_learns_and_leaves_a_complete_folder(assets, tmp_path, experiment)
         assert len(config["mm_vision_tower_checksum"]) == 64
 
 
+def test_a_run_ends_with_its_report(assets, tmp_path):
+    train(assets, tmp_path / "run", run_report=True, eval_data_path=assets.video_json)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<svg" in page and "mm_vision_resampler" in page and "information gain" in page
+    record = json.loads((tmp_path / "run" / "llava_run.json").read_text())
+    assert record["data"]["train"] == {"records": 6, "by_modality": {"video": 6}, "clips": 6, "longest": 33}
+    assert {row["part"] for row in record["parameters"]} == {
+        "mm_language_model", "mm_mlp_adapter", "mm_vision_resampler", "mm_vision_tower",
+    }  # fmt: skip
+
+
 def test_it_memorises_clips_and_writes_their_captions_from_the_files(assets, tmp_path):
     train(assets, tmp_path / "run", max_steps=150, learning_rate=1e-2, per_device_train_batch_size=6)
     captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")

@@ -1,0 +1,147 @@
+"""Compares text-only with video runs over paired seeds; scripts/experiments/text_vs_video.sh makes the runs.
+
+Losses are over the tokens that both experiments predict (`eval_common_loss`), on captions that neither trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llava.eval.report import Run, read_run
+from llava.eval.statistics import paired_interval
+
+TARGET_SLACK = 1.05
+LAST_NORMS = 10
+
+
+def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and held-out loss of the tokens that both experiments predict.
+
+    Raises:
+        ValueError: when the run was not evaluated twice or more.
+    """
+    points = sorted(dict(run.values("eval_common_loss")).items())
+    if len(points) < 2:
+        raise ValueError(
+            f"{run.folder}: {len(points)} evaluation(s); train with --eval_strategy steps --eval_data_path"
+        )
+    steps, losses = np.array(points).T
+    return steps, losses
+
+
+def area(run: Run) -> float:
+    """Mean held-out loss over the run's steps, by the trapezoidal rule: the area under the curve over its width."""
+    steps, losses = curve(run)
+    return float(np.sum((losses[1:] + losses[:-1]) / 2 * np.diff(steps)) / (steps[-1] - steps[0]))
+
+
+def steps_to(run: Run, target: float) -> float:
+    """The step at which the held-out loss first comes down to a target, interpolated; NaN when it never does."""
+    steps, losses = curve(run)
+    below = np.flatnonzero(losses <= target)
+    if not len(below):
+        return math.nan
+    first = int(below[0])
+    if first == 0:
+        return float(steps[0])
+    share = (losses[first - 1] - target) / (losses[first - 1] - losses[first])
+    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
+
+
+def last(run: Run, key: str, number: int = 1) -> float:
+    """Mean of the last logged values of a key."""
+    values = [value for _, value in run.values(key)][-number:]
+    return sum(values) / len(values) if values else math.nan
+
+
+def pair_runs(folders: Sequence[str]) -> list[tuple[int, Run, Run]]:
+    """(seed, text-only run, video run) of each seed.
+
+    Raises:
+        ValueError: when a seed lacks one of the two, or the pair did not start from the same model, take the same
+            number of steps, or predict the same tokens.
+    """
+    found: dict[int, dict[str, Run]] = {}
+    for folder in folders:
+        run = read_run(folder)
+        kind = "video" if run.flags.get("vision_tower") else "text"
+        found.setdefault(int(run.flags.get("seed", -1)), {})[kind] = run
+    pairs = []
+    for seed, runs in sorted(found.items()):
+        if set(runs) != {"text", "video"}:
+            raise ValueError(f"seed {seed}: only a {'/'.join(runs)} run; both experiments are needed")
+        text, video = runs["text"], runs["video"]
+        for what, values in {
+            "--model_name_or_path": [r.flags.get("model_name_or_path") for r in (text, video)],
+            "number of steps": [(r.state or {}).get("global_step") for r in (text, video)],
+            "tokens that both predict (has the tokenizer add_prefix_space?)": [
+                last(r, "eval_common_tokens") for r in (text, video)
+            ],
+        }.items():
+            if values[0] != values[1]:
+                raise ValueError(f"seed {seed} is no pair: {what}: {values[0]} (text) and {values[1]} (video)")
+        pairs.append((seed, text, video))
+    return pairs
+
+
+def compare(pairs: Sequence[tuple[int, Run, Run]], target: float | None) -> dict[str, dict[str, list[float] | float]]:
+    """Each measure: `text` and `video` by seed, and the mean of video - text with its 95 % interval."""
+    finals = [last(r, "eval_common_loss") for _, *two in pairs for r in two]
+    target = target if target is not None else TARGET_SLACK * max(finals)
+    measures: dict[str, Callable[[Run], float]] = {
+        "held-out loss at the end, nats a token": lambda r: last(r, "eval_common_loss"),
+        "mean held-out loss over training (area under the curve)": area,
+        f"steps to held-out loss {target:.3f}": lambda r: steps_to(r, target),
+        "held-out token accuracy at the end": lambda r: last(r, "eval_common_accuracy"),
+        f"gradient norm, last {LAST_NORMS} logged": lambda r: last(r, "grad_norm", LAST_NORMS),
+    }
+    result: dict[str, dict[str, list[float] | float]] = {}
+    for name, measure in measures.items():
+        text, video = [measure(t) for _, t, _ in pairs], [measure(v) for _, _, v in pairs]
+        result[name] = {"text": text, "video": video, "video - text": list(paired_interval(text, video))}
+    return result
+
+
+def table(result: dict, seeds: Sequence[int]) -> str:
+    """A Markdown table."""
+    lines = [
+        f"Seeds {', '.join(map(str, seeds))}. Intervals are 95 %, paired over seeds (Student's t).",
+        "",
+        "| | text only | video and text | video - text |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, row in result.items():
+        digits = 0 if name.startswith("steps") else 3
+        mean, low, high = row["video - text"]
+        interval = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) else ""
+        sides = (", ".join(f"{v:.{digits}f}" for v in row[side]) for side in ("text", "video"))
+        lines.append(f"| {name} | {' | '.join(sides)} | {mean:+.{digits}f}{interval} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the comparison and writes text_vs_video.md and text_vs_video.json."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folders", nargs="+", help="output folders of both experiments, for each seed")
+    parser.add_argument("--output", default=".", help="folder for the table")
+    parser.add_argument("--target", type=float, help="loss for `steps to`; by default 5 %% above the worst final loss")
+    args = parser.parse_args(argv)
+    pairs = pair_runs(args.folders)
+    result = compare(pairs, args.target)
+    text = table(result, [seed for seed, *_ in pairs])
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "text_vs_video.md").write_text(text + "\n", encoding="utf-8")
+    clean = json.dumps(result, indent=1).replace("NaN", "null")
+    (output / "text_vs_video.json").write_text(clean + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

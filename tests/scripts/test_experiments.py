@@ -1,0 +1,92 @@
+"""The tables of scripts/experiments from small made-up runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts" / "experiments"))
+    return importlib.import_module
+
+
+def write_run(folder, losses, video=True, seed=0, tokens=90, steps=100, every=50, **flags):
+    """A finished run whose held-out loss is `losses` at every `every` steps."""
+    log = []
+    for i, loss in enumerate(losses):
+        step = every * (i + 1)
+        log.append({"step": step, "loss": loss / 2, "caption_loss": loss, "grad_norm": 0.5})
+        log.append(
+            {"step": step, "eval_loss": loss, "eval_common_loss": loss, "eval_common_tokens": tokens,
+             "eval_common_accuracy": 1 - loss / 10}
+        )  # fmt: skip
+    folder.mkdir(parents=True)
+    tower = "tower" if video else None
+    flags = {"seed": seed, "vision_tower": tower, "model_name_or_path": "gpt2", **flags}
+    (folder / "llava_run.json").write_text(json.dumps({"flags": flags}))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": log}))
+    return folder
+
+
+def test_text_against_video_in_pairs(script, tmp_path, capsys):
+    module = script("text_vs_video")
+    folders = []
+    for seed in (0, 1, 2):
+        folders.append(write_run(tmp_path / f"t{seed}", [4.0, 2.0 + seed / 10], video=False, seed=seed))
+        folders.append(write_run(tmp_path / f"v{seed}", [3.0, 1.0 + seed / 10], seed=seed))
+    module.main([*map(str, folders), "--output", str(tmp_path), "--target", "2.5"])
+    result = json.loads((tmp_path / "text_vs_video.json").read_text())
+    final = result["held-out loss at the end, nats a token"]
+    assert final["text"] == pytest.approx([2.0, 2.1, 2.2]) and final["video"] == pytest.approx([1.0, 1.1, 1.2])
+    assert final["video - text"] == pytest.approx([-1, -1, -1])
+    assert result["mean held-out loss over training (area under the curve)"]["text"][0] == pytest.approx(3.0)
+    assert result["steps to held-out loss 2.500"]["text"][0] == pytest.approx(87.5)
+    assert result["steps to held-out loss 2.500"]["video"][0] == pytest.approx(62.5)
+    assert "| -1.000 [-1.000, -1.000] |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 91}, "tokens that both predict"),
+        ({"steps": 99}, "number of steps"),
+        ({"model_name_or_path": "other"}, "--model_name_or_path"),
+        ({"seed": 7}, "both experiments are needed"),
+    ],
+)
+def test_what_is_no_pair_is_refused(script, tmp_path, change, message):
+    module = script("text_vs_video")
+    folders = [write_run(tmp_path / "t", [2.0, 1.0], video=False), write_run(tmp_path / "v", [2.0, 1.0], **change)]
+    with pytest.raises(ValueError, match=message):
+        module.pair_runs(folders)
+
+
+def test_a_target_that_is_never_reached_is_no_number(script, tmp_path):
+    module = script("text_vs_video")
+    run = module.read_run(write_run(tmp_path / "v", [3.0, 2.0]))
+    assert str(module.steps_to(run, 1.0)) == "nan"
+    with pytest.raises(ValueError, match="1 evaluation"):
+        module.curve(module.read_run(write_run(tmp_path / "short", [3.0])))
+
+
+def test_the_masking_table_and_figure(script, tmp_path):
+    module = script("masking")
+    for name, losses in (("masked_trainable", [2.0, 0.2]), ("unmasked_frozen", [5.0, 4.0])):
+        for seed in (0, 1):
+            folder = write_run(tmp_path / f"{name}_seed{seed}", losses)
+            for place, share in ((folder, 0.9), (folder / "checkpoint-100", 0.8 + seed / 10)):
+                place.mkdir(exist_ok=True)
+                (place / "captions.json").write_text(json.dumps({"scores": {module.SET: {"all": share}}}))
+    module.main(str(tmp_path))
+    lines = (tmp_path / "masking.md").read_text().splitlines()
+    assert lines[2].startswith("| masked, vocabulary trains | 0.10 (0.10, 0.10) | 0.20 (0.20, 0.20) |")
+    assert lines[2].endswith("| 100 (100, 100) | 100 (100, 100) | 0.20 (0.20, 0.20) | 0.85 (0.80, 0.90) |")
+    assert "| never | never |" in lines[3]
+    assert (tmp_path / "masking.svg").read_text().startswith("<?xml")
+    with pytest.raises(SystemExit, match="no finished run"):
+        module.main(str(tmp_path / "none"))
