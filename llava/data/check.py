@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -44,6 +43,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.video import REENCODE, VideoError, probe_video, read_frames, read_image, segment_bounds, select_frames
+from llava.errors import run_command
 
 Clip = tuple[str, tuple[float, float] | None, bool]
 """(path, segment, is it an image), as `distinct_clips` names them."""
@@ -275,4 +275,4 @@ def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTok
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

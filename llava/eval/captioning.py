@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from llava.data.features import FeatureCache, open_cache
 from llava.data.prompt import expand_placeholders, join_turns, pad_token_id, plain_lm_sample, truncate
 from llava.data.records import MODEL_ROLES, Record
 from llava.data.video import frames_to_pixels, read_frames
+from llava.errors import run_command
 from llava.eval.attributes import load_lexicon, score_captions
 from llava.eval.controls import other_samples
 from llava.eval.data import read_for_evaluation
@@ -222,4 +222,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

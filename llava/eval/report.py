@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import re
-import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -23,6 +22,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llava.config import DataArguments, ModelArguments, TrainingArguments
+from llava.errors import run_command
 from llava.eval.report_plots import (
     CONDITIONS,
     Frames,
@@ -397,4 +397,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

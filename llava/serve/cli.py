@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.data.video import VideoError
+from llava.errors import run_command
 from llava.eval.captioning import Captioner
 
 
@@ -40,4 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

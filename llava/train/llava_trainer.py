@@ -124,7 +124,8 @@ class LlavaTrainer(Trainer):
         """As in transformers; the time it takes is time spent waiting for data."""
         start = time.perf_counter()
         batches, items = super().get_batch_samples(*args, **kwargs)
-        self.last_batches.append((self.state.global_step + 1, batches))
+        kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
+        self.last_batches.append((self.state.global_step + 1, kept))
         if self.monitor is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
         return batches, items

@@ -23,6 +23,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.records import modality
+from llava.errors import run_command
 from llava.train import preflight_model as on_model
 from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
 from llava.train.preflight_data import Finding, check_labels, check_tokens, show_samples, spread
@@ -222,4 +223,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

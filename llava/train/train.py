@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import PreTrainedTokenizerBase, set_seed
 
-import llava
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import pad_token_id, plain_lm_sample
 from llava.data.records import modality, without
+from llava.errors import run_command
 from llava.train import run_flags, stages
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.llava_trainer import LlavaTrainer, parameter_rows, parameter_table
@@ -140,20 +138,6 @@ def prepare(args: run_flags.Arguments, run_record: dict[str, Any] | None = None)
     return Run(trainer, tokenizer, run_flags.tunable_parts(model_args), exempt, model_args.from_scratch)
 
 
-def _is_message(error: BaseException) -> bool:
-    """Whether an error was raised by this package on purpose, so that its text says all that a user needs."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    package = Path(llava.__file__).resolve().parent
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).resolve().is_relative_to(package)
-
-
 if __name__ == "__main__":
-    try:
-        # `record` hands the error to torchrun, whose last lines then name it.
-        record(main)()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if not _is_message(error):
-            raise
-        sys.exit(f"\n{type(error).__name__}: {error}")
+    # `record` hands the error to torchrun, whose last lines then name it.
+    run_command(record(main))

@@ -1,0 +1,32 @@
+"""Command lines end with a message for what a user did, and with a traceback for what they did not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llava.errors import run_command
+from llava.eval.report import main as report
+from llava.train.preflight import main as preflight
+
+
+def test_an_error_raised_on_purpose_is_a_message(tmp_path):
+    with pytest.raises(SystemExit, match=r"^\nFileNotFoundError: .*no run") as error:
+        run_command(lambda: report([str(tmp_path)]))
+    assert error.value.__cause__ is None or isinstance(error.value.code, str)
+    wrong = ["--model_name_or_path", "/nowhere/at/all", "--data_path", "x.json", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"wrong flags:\n  - --data_path x.json: no such file"):
+        run_command(lambda: preflight([*wrong, "--use_cpu", "True"]))
+
+
+def test_any_other_error_keeps_its_traceback():
+    with pytest.raises(json.JSONDecodeError):
+        run_command(lambda: json.loads("{"))
+
+
+def test_the_status_of_a_command_is_its_exit_status():
+    for status in (0, 1, None):
+        with pytest.raises(SystemExit) as error:
+            run_command(lambda status=status: status)
+        assert error.value.code == status
