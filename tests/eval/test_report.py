@@ -267,7 +267,7 @@ def test_two_runs_are_compared(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "report.html").read_text()
     settings = page.split('id="settings"')[1].split("</section>")[0]
     assert re.findall(r'<th class="code">(\w+)', settings) == ["learning_rate"]
-    assert "a/run 0.001 b/run 0.002" in plain(settings)
+    assert "setting a/run b/run learning_rate 0.001 0.002" in plain(settings)
     training = page.split('aria-label="Training loss"')[1].split("</svg>")[0]
     assert "a/run" in training and "b/run" in training, "curves lie over each other"
     assert training.count("stroke: var(--c0)") and training.count("stroke: var(--c1)")
