@@ -56,8 +56,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class Alarm:
-    """`kind` is one of plateau, zero gradient, no update, visual targets, captions left behind, waiting for data and
-    not finite.
+    """`kind` is one of plateau, zero gradient, no update, visual targets, captions left behind, waiting for data, blind
+    and not finite.
     """
 
     step: int
@@ -170,6 +170,22 @@ class AlarmRules:
         message = f"{seen.waited:.0%} of the time goes into waiting for data."
         remedy = "raise --dataloader_num_workers, or let --feature_cache keep the vision features."
         return [("waiting", Alarm(seen.step, "waiting for data", message, remedy))]
+
+
+def blind(step: int, gain: Sequence[float | None]) -> Alarm | None:
+    """The alarm of a finished run whose visual information gain (mean, low, high; nats a caption) may be 0."""
+    mean, low, high = gain
+    if mean is None or low is None or high is None or low > 0:
+        return None
+    message = (
+        f"at the end another clip's video costs a caption {mean:+.3f} nats [{low:+.3f}, {high:+.3f}]: nothing shows "
+        "that the model uses the video."
+    )
+    remedy = (
+        "train longer, see whether the captions say what their clips show, and compare the gradients of projector and "
+        "resampler with those of the language model (--mm_projector_lr, --mm_vision_resampler_lr)."
+    )
+    return Alarm(step, "blind", message, remedy)
 
 
 def _takes_part(group: str, seen: Observation) -> bool:

@@ -21,7 +21,7 @@ from llava.constants import IGNORE_INDEX
 from llava.eval.controls import CONTROLS_FILE, choose_samples, control_losses, format_controls
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import MM_PARTS, part_of
-from llava.train.alarms import Alarm
+from llava.train.alarms import Alarm, blind
 from llava.train.guard import FiniteGuard
 from llava.train.monitor import RunMonitor
 from llava.train.sampler import ModalityLengthSampler
@@ -286,6 +286,10 @@ class LlavaTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(summary) + "\n")
+        if self.monitor is not None and self.state.global_step >= self.state.max_steps > 0:
+            alarm = blind(self.state.global_step, summary["gains"]["video"]["per_caption"])
+            if alarm is not None and alarm.kind not in {a.kind for a in self.monitor.alarms}:
+                self.monitor.sound(alarm)
         return {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

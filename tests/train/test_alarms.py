@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llava.train.alarms import AlarmRules, Observation
+from llava.train.alarms import AlarmRules, Observation, blind
 
 CHANCE = math.log(1000)
 
@@ -69,6 +69,13 @@ def test_captions_left_behind_by_the_total():
     assert [k for _, k in kinds(AlarmRules(1000), observations)] == ["captions left behind"]
     level = [Observation(step=o.step, loss=o.loss, caption_loss=o.loss, other_targets=100) for o in observations]
     assert kinds(AlarmRules(1000), level) == []
+
+
+def test_a_finished_run_that_does_not_see_is_blind():
+    assert blind(9, [0.1, -0.1, 0.3]).kind == "blind"
+    assert "+0.100 nats [-0.100, +0.300]" in blind(9, [0.1, -0.1, 0.3]).message
+    assert blind(9, [0.3, 0.1, 0.5]) is None
+    assert blind(9, [0.3, None, None]) is None, "one clip says nothing"
 
 
 @pytest.mark.parametrize(("waited", "steps", "sounds"), [(0.5, 20, True), (0.5, 5, False), (0.2, 50, False)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from llava.data.features import FeatureCache
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.train.guard import FiniteGuard
 from llava.train.llava_trainer import LlavaTrainer, short_logs
@@ -94,6 +95,14 @@ def test_a_frozen_vocabulary_sounds_the_plateau(assets, tmp_path):
     train(assets, tmp_path / "run", preflight="off", max_steps=60, learning_rate=1e-5)
     alarm = json.loads((tmp_path / "run" / "alarms.jsonl").read_text())
     assert alarm["kind"] == "plateau" and alarm["step"] == 50
+
+
+def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatch):
+    monkeypatch.setattr(FeatureCache, "read", lambda self, path, split: torch.ones(2, 16, 24))
+    train(assets, tmp_path / "run", preflight="off", eval_data_path=assets.video_json, eval_strategy="steps",
+          eval_steps=3)  # fmt: skip
+    alarms = [json.loads(line) for line in (tmp_path / "run" / "alarms.jsonl").read_text().splitlines()]
+    assert [(a["step"], a["kind"]) for a in alarms] == [(6, "blind")]
 
 
 def test_weights_that_the_optimiser_lost_sound_an_alarm(assets, tmp_path, monkeypatch):
