@@ -131,7 +131,8 @@ def _check_model(
             with context():
                 return trainer.compute_loss(model, batch)
 
-        findings += on_model.check_gradients(model, finite, wanted, loss_of)
+        scale = 1024.0 if args.fp16 else 1.0
+        findings += on_model.check_gradients(model, finite, wanted, loss_of, scale)
     findings.append(_check_optimizer(trainer))
     if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
         for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():

@@ -243,24 +243,29 @@ def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str,
 
 
 def check_gradients(
-    model: nn.Module, batches: Mapping[str, Batch], wanted: set[str], loss_of: Callable[[Batch], torch.Tensor]
+    model: nn.Module,
+    batches: Mapping[str, Batch],
+    wanted: set[str],
+    loss_of: Callable[[Batch], torch.Tensor],
+    scale: float = 1.0,
 ) -> list[Finding]:
     """One forward and backward pass for each modality: who gets a gradient and who must not.
 
     Args:
         wanted: names of the parameters that must get a finite gradient that is not zero, from one modality at least.
         loss_of: the loss of a batch as training computes it.
+        scale: what the loss is multiplied by, so that small gradients of fp16 do not vanish.
     """
     reached: dict[str, float] = {}
     findings: list[Finding] = []
     for kind, batch in batches.items():
         model.zero_grad(set_to_none=True)
-        loss_of(batch).backward()
+        (loss_of(batch) * scale).backward()
         for name, parameter in model.named_parameters():
             grad = parameter.grad
             if grad is None:
                 continue
-            size = float(grad.float().norm())
+            size = float(grad.float().norm()) / scale
             if not math.isfinite(size):
                 words, remedy = f"the gradient of {name} is not finite", "train in --bf16 or fp32"
                 findings.append(Finding(f"gradients, {kind}", "FAIL", words, remedy))
@@ -269,7 +274,8 @@ def check_gradients(
                 findings.append(Finding(f"gradients, {kind}", "FAIL", words, "freeze it with requires_grad_(False)"))
             reached[name] = max(reached.get(name, 0.0), size)
     model.zero_grad(set_to_none=True)
-    silent = _by_group({n for n in wanted if not reached.get(n, 0.0) > 0.0})
+    # Softmax does not change with a key's bias, so its gradient is 0 but for rounding.
+    silent = _by_group({n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith("key.bias")})
     members = _by_group(wanted)
     for group in GROUPS:
         if group in silent:
@@ -278,7 +284,7 @@ def check_gradients(
             remedy = "something between it and the loss is detached, frozen or unused; or leave it out of training"
             findings.append(Finding(f"gradients, {group}", "FAIL", words, remedy))
         elif group in members:
-            norm = math.sqrt(sum(reached[n] ** 2 for n in members[group]))
+            norm = math.sqrt(sum(reached.get(n, 0.0) ** 2 for n in members[group]))
             words = f"all {len(members[group])} tensors get one; norm {norm:.2g}"
             findings.append(Finding(f"gradients, {group}", "ok", words))
     return findings

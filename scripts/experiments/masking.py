@@ -13,6 +13,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from llava.eval.report import Run, read_run
 
@@ -97,6 +98,7 @@ def figure(runs: dict[str, list[Run]], path: Path) -> None:
         axis.set_xlabel("step")
         axis.set_yscale("log" if log else "linear")
         if log:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("")
         axis.grid(alpha=0.3)
