@@ -98,7 +98,10 @@ class DINOv2VisionTower(nn.Module):
         def unused(name: str) -> bool:
             later = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
             final = name.startswith("vision_model.layernorm.") or name.endswith("mask_token")
-            return final or (later is not None and int(later[1]) >= used)
+            # Without a layer in between, patches do not see the other tokens.
+            apart = {"register_tokens"} | ({"cls_token"} if self.select_feature == "patch" else set())
+            unseen = used == 0 and name.rsplit(".", 1)[-1] in apart
+            return final or unseen or (later is not None and int(later[1]) >= used)
 
         return [name for name, _ in self.named_parameters() if unused(name)]
 
