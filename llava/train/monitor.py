@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 ALARMS_FILE = "alarms.jsonl"
 FIRST_STEPS = 20
+SAMPLED = 16_384
+"""Weights of a tensor that the update-to-weight ratio is taken over."""
 SETTLING_STEPS = 5
 """Steps whose waiting for data is not judged: workers start."""
 
@@ -151,7 +153,7 @@ class RunMonitor(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.measuring:
             with self.timed(), torch.no_grad():
-                self.before = {g: [p.detach().clone() for p in ps] for g, ps in self.groups.items()}
+                self.before = {g: [_sample(p).clone() for p in ps] for g, ps in self.groups.items()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if not self.measuring:
@@ -159,7 +161,7 @@ class RunMonitor(TrainerCallback):
         with self.timed(), torch.no_grad():
             weights = _norms(self.before)
             changes = _norms(
-                {g: torch._foreach_sub([p.detach() for p in self.groups[g]], b) for g, b in self.before.items()}
+                {g: torch._foreach_sub([_sample(p) for p in self.groups[g]], b) for g, b in self.before.items()}
             )
             self.before = {}
             self.ratios = {g: changes[g] / weights[g] if weights[g] else math.nan for g in changes}
@@ -237,6 +239,12 @@ class RunMonitor(TrainerCallback):
         line = asdict(alarm) | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         with open(self.path / ALARMS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _sample(parameter: nn.Parameter) -> torch.Tensor:
+    """At most about `SAMPLED` evenly spaced weights of a tensor: enough for a ratio, and 100 times cheaper than all."""
+    flat = parameter.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLED)]
 
 
 def _norms(tensors: Mapping[str, Sequence[torch.Tensor | None]]) -> dict[str, float]:
