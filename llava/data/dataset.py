@@ -83,16 +83,18 @@ class LazySupervisedDataset(Dataset):
                 sample["image_features"] = torch.stack([self.cache.read(p, None)[0] for p in record.images])
             return sample
         if record.videos:
-            sample["pixel_values_videos"] = torch.stack([self._video(p, record.split) for p in record.videos])
+            sample["pixel_values_videos"] = torch.stack([self.read_video(p, record.split) for p in record.videos])
         if record.images:
-            sample["pixel_values"] = torch.stack([self._image(p) for p in record.images])
+            sample["pixel_values"] = torch.stack([self.read_image(p) for p in record.images])
         return sample
 
-    def _video(self, path: str, split: tuple[int, int] | None) -> torch.Tensor:
+    def read_video(self, path: str, split: tuple[int, int] | None) -> torch.Tensor:
+        """Pixels (T, 3, S, S) of a clip's chosen frames."""
         frames = read_frames(path, self.spec, split)
         return frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)
 
-    def _image(self, path: str) -> torch.Tensor:
+    def read_image(self, path: str) -> torch.Tensor:
+        """Pixels (3, S, S) of an image."""
         return frames_to_pixels(read_image(path), self.processor, self.spec.image_aspect_ratio)[0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from llava.data.records import modality
 from llava.errors import run_command
 from llava.train import preflight_model as on_model
+from llava.train import preflight_training as on_training
 from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
-from llava.train.preflight_data import Finding, check_labels, check_tokens, show_samples, spread
+from llava.train.preflight_data import Finding, check_held_out, check_labels, check_tokens, show_samples, spread
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +97,18 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     console = Console(stderr=True)
     for text in texts:
         console.print(text)
-    return [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+    findings = [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+    if trainer.eval_dataset is not None:
+        held_out = check_held_out(dataset.records, trainer.eval_dataset.records)
+        findings += [held_out] if held_out is not None else []
+    return findings
 
 
 def _check_model(
     trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[str, str], fresh: bool, sharded: bool
 ) -> list[Finding]:
     args, model = trainer.args, trainer.model
-    findings = on_model.check_trainable(model, parts, exempt)
+    findings = on_training.check_trainable(model, parts, exempt)
     if sharded:
         words = "weights are spread over the processes; gradients, optimiser and use of the video are not checked"
         return [*findings, Finding("model", "skipped", words, "run pre-flight alone, without --deepspeed or --fsdp")]
@@ -111,6 +117,10 @@ def _check_model(
     context = trainer.accelerator.autocast
     trained = model.training
     model.eval()
+    seen = next((r for r in trainer.train_dataset.records if r.videos or r.images), None)
+    if trainer.train_dataset.cache is not None and seen is not None and model.vision_tower is not None:
+        tower = model.vision_tower.to(args.device)
+        findings.append(on_model.check_cache(trainer.train_dataset, seen, tower))
     for kind, batch in batches.items():
         numerics = on_model.check_numerics(model, batch, kind, context)
         findings.append(numerics)
@@ -125,19 +135,19 @@ def _check_model(
     model.train()
     finite = {k: b for k, b in batches.items() if not _failed(findings, f"numerics, {k}")}
     if finite:
-        wanted = on_model.expected_to_train(model, parts, exempt)
+        wanted = on_training.expected_to_train(model, parts, exempt)
 
         def loss_of(batch: dict[str, Any]) -> torch.Tensor:
             with context():
                 return trainer.compute_loss(model, batch)
 
         scale = 1024.0 if args.fp16 else 1.0
-        findings += on_model.check_gradients(model, finite, wanted, loss_of, scale)
+        findings += on_training.check_gradients(model, finite, wanted, loss_of, scale)
     findings.append(_check_optimizer(trainer))
     if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
         for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():
             findings.append(
-                on_model.check_overfit(
+                on_training.check_overfit(
                     model, batch, kind, lambda twin: _optimizer_of(trainer, twin), context, args.max_grad_norm
                 )
             )
@@ -159,8 +169,22 @@ def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
 
 
 def _check_optimizer(trainer: LlavaTrainer) -> Finding:
+    args = trainer.args
     optimizer = _optimizer_of(trainer, trainer.model)
-    return on_model.check_optimizer(optimizer, trainer.model, part_learning_rates(trainer.args), 1.0)
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / per_step))
+    steps = args.max_steps if args.max_steps > 0 else epochs
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
+    peak = on_training.schedule_peak(scheduler, steps)
+    return on_training.check_optimizer(optimizer, trainer.model, part_learning_rates(args), peak)
 
 
 def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:

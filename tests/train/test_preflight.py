@@ -154,6 +154,12 @@ def break_features_constant(patch):
     patch.setattr(FeatureCache, "read", lambda self, path, split: torch.ones(2, 16, 24))
 
 
+def break_pairing(patch):
+    """Every clip gets another clip's features."""
+    read = FeatureCache.read
+    patch.setattr(FeatureCache, "read", lambda self, path, split: read(self, path.replace("clip0", "clip1"), split))
+
+
 def break_look(patch):
     """The rows are counted, checked, and then not written."""
     patch.setattr(llava_arch, "splice", lambda embeds, positions, rows: embeds + 0 * rows.sum())
@@ -207,6 +213,7 @@ def on_purpose(faults):
         (None, {"mm_projector_lr": 0.0}, r"\(mm_mlp_adapter\) has learning rate 0"),
         (break_features_nan, {}, r"numerics, video: video_features of v0 are not finite"),
         (break_features_constant, {}, r"different clips have the same features"),
+        (break_pairing, {}, r"feature cache: the cached features of record 'v0' are not those of .*clip0\.mp4"),
         (break_look, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (break_mask, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (break_weights, {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
@@ -305,6 +312,28 @@ def test_a_trainable_tower_lists_only_what_it_uses(assets, tmp_path):
     found = {c["check"]: c["finding"] for c in checks}
     assert "what follows the tower's selected layer (-2)" in found["what trains"]
     assert "gradients, tower" in found
+
+
+def test_evaluation_clips_that_are_trained_on_are_counted(assets, tmp_path):
+    records = json.loads(assets.video_json.read_text())
+    path, some = tmp_path / "train.json", tmp_path / "some.json"
+    path.write_text(json.dumps(records[:4]))
+    some.write_text(json.dumps(records[3:]))
+    for name, data in (("leak", path), ("clean", tmp_path / "clean.json")):
+        data.write_text(json.dumps(records[:4] if name == "leak" else records[:3]))
+        train(assets, tmp_path / name, data_path=data, eval_data_path=some)
+        checks = json.loads((tmp_path / name / "preflight.json").read_text())["checks"]
+        found = next(c for c in checks if c["check"] == "held-out clips")
+        assert (found["status"], found["finding"][:6]) == (
+            ("warning", "1 of 3") if name == "leak" else ("ok", "none o")
+        )
+
+
+def test_a_schedule_that_never_warms_up_is_a_warning(assets, tmp_path):
+    train(assets, tmp_path / "run", warmup_steps=100)
+    checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
+    found = next(c for c in checks if c["check"] == "optimiser")
+    assert found["status"] == "warning" and "only 5% of the learning rate" in found["finding"]
 
 
 def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):
