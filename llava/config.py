@@ -180,6 +180,9 @@ class DataArguments:
             "or off."
         },
     )
+    clip_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds that decoding one clip may take before it counts as unreadable."}
+    )
     use_plain_lm: bool = field(
         default=True, metadata={"help": "Plain language modelling, no chat template; the only mode there is."}
     )

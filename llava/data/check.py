@@ -6,15 +6,10 @@ Reads every record, opens every file as training would, and prints all problems 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +20,7 @@ from transformers.hf_argparser import string_to_bool
 from llava.config import IMAGE_ASPECT_RATIOS, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.dataset import length_problems, sequence_lengths
-from llava.data.features import distinct_clips
+from llava.data.features import Clip, distinct_clips
 from llava.data.prompt import (
     expand_placeholders,
     plain_lm_sample,
@@ -43,13 +38,8 @@ from llava.data.records import (
     without,
 )
 from llava.data.video import REENCODE, VideoError, probe_video, read_frames, read_image, segment_bounds, select_frames
+from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.errors import run_command
-
-Clip = tuple[str, tuple[float, float] | None, bool]
-"""(path, segment, is it an image), as `distinct_clips` names them."""
-
-IN_FLIGHT = 2
-"""Files that are submitted for each worker; those in flight when a worker dies are opened again, one by one."""
 
 
 @dataclass(frozen=True)
@@ -88,52 +78,13 @@ def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: i
 
 
 def open_all(
-    clips: Sequence[Clip], work: Callable[[Clip], FileReport], num_workers: int
+    clips: Sequence[Clip], work: Callable[[Clip], FileReport], num_workers: int, timeout: float = CLIP_TIMEOUT
 ) -> Iterator[tuple[Clip, FileReport]]:
-    """`work` on every clip, in any order, in `num_workers` processes (0: in this one).
-
-    A worker that dies takes its pool along, so the clips that were in flight are opened again, each in a process of
-    its own; the one that dies again is the culprit and becomes a problem.
-    """
-    if num_workers < 1:
-        yield from ((clip, work(clip)) for clip in clips)
-        return
-    context = _context()
-    pending = deque(clips)
-    while pending:
-        flying: dict[Future[FileReport], Clip] = {}
-        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-            try:
-                while pending or flying:
-                    while pending and len(flying) < IN_FLIGHT * num_workers:
-                        flying[pool.submit(work, pending[0])] = pending[0]
-                        pending.popleft()
-                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                        report = future.result()
-                        yield flying.pop(future), report
-            except BrokenProcessPool:
-                pass
-        for clip in flying.values():
-            yield clip, _open_alone(clip, work, context)
-
-
-def _open_alone(clip: Clip, work: Callable[[Clip], FileReport], context: Any) -> FileReport:
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(work, clip).result()
-        except BrokenProcessPool:
-            return FileReport(
-                "reader crashed", f"{clip[0]}: the process that read it died (decoder crash or no memory); {REENCODE}"
-            )
-
-
-def _context() -> Any:
-    # A plain fork would copy the threads' locks of torch and tqdm; the server imports once for all workers.
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llava.data.dataset"])
-    return context
+    """`work` on every clip, in any order, in `num_workers` processes (0: in this one, without time limit)."""
+    for clip, result in run_tasks(work, clips, num_workers, timeout):
+        if isinstance(result, WorkerFailure):
+            result = FileReport(result.kind, f"{clip[0]}: {result.message}; {REENCODE}")
+        yield clip, result
 
 
 def inspect_files(
@@ -190,6 +141,22 @@ def check_lengths(
     return length_problems(records, lengths, tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
 
 
+def add_frame_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose frames, with training's names and defaults."""
+    spec, add = VideoSpec(), parser.add_argument
+    add("--num_frames", type=int, default=spec.num_frames)
+    add("--video_fps", type=float, default=spec.video_fps)
+    add("--frames_upbound", type=int, default=spec.frames_upbound)
+    add("--force_sample", type=string_to_bool, nargs="?", const=True, default=spec.force_sample)
+    add("--image_aspect_ratio", choices=IMAGE_ASPECT_RATIOS, default=spec.image_aspect_ratio)
+
+
+def spec_of(args: argparse.Namespace, **latents: int) -> VideoSpec:
+    """The `VideoSpec` that the flags of `add_frame_flags` describe; ValueError when they do not go together."""
+    names = ("num_frames", "video_fps", "frames_upbound", "force_sample", "image_aspect_ratio")
+    return VideoSpec(**{name: getattr(args, name) for name in names}, **latents)
+
+
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """The flags; those that training has too have its names and defaults."""
     spec = VideoSpec()
@@ -201,13 +168,9 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     add("--image_folder", help="prefix of the records' image paths")
     add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
     add("--model_max_length", type=int, help="longest sequence, in tokens (default: the positions of the model)")
-    add("--num_frames", type=int, default=spec.num_frames)
     add("--mm_perceiver_latents_fast", type=int, default=spec.fast_latents)
     add("--mm_perceiver_latents", type=int, default=spec.slow_latents)
-    add("--video_fps", type=float, default=spec.video_fps)
-    add("--frames_upbound", type=int, default=spec.frames_upbound)
-    add("--force_sample", type=string_to_bool, nargs="?", const=True, default=spec.force_sample)
-    add("--image_aspect_ratio", choices=IMAGE_ASPECT_RATIOS, default=spec.image_aspect_ratio)
+    add_frame_flags(parser)
     add("--min_frames", type=int, default=2, help="fewer frames in a video are a problem (default: 2, a single "
         "frame is no video); with fewer than num_frames some are repeated, which is counted")  # fmt: skip
     add("--num_workers", type=int, default=cpus, help=f"processes that open files (default: {cpus})")
@@ -220,15 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, parser = parse_arguments(argv)
     tokenizer = None
     try:
-        spec = VideoSpec(
-            num_frames=args.num_frames,
-            fast_latents=args.mm_perceiver_latents_fast,
-            slow_latents=args.mm_perceiver_latents,
-            video_fps=args.video_fps,
-            frames_upbound=args.frames_upbound,
-            force_sample=args.force_sample,
-            image_aspect_ratio=args.image_aspect_ratio,
-        )
+        spec = spec_of(args, fast_latents=args.mm_perceiver_latents_fast, slow_latents=args.mm_perceiver_latents)
         if args.model_name_or_path:
             tokenizer, max_length = _tokenizer(args.model_name_or_path, args.model_max_length)
     except (ValueError, OSError) as error:

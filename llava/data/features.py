@@ -14,22 +14,25 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from llava.config import ProcessorSpec, VideoSpec
 from llava.data.records import Problem, Record
 from llava.data.video import VideoError, frames_to_pixels, read_frames, read_image, reader_versions
+from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 
 SHARD_BYTES = 256 << 20
+VERIFY_ERROR = 0.02
 
 Split = tuple[int, int] | None
+Clip = tuple[str, Split, bool]
+"""(path, segment, is it an image)."""
 
 
 class FeatureCache:
@@ -167,27 +170,19 @@ def cache_settings(
     }
 
 
-class _Clips(Dataset):
-    """Clips as pixels (T, 3, S, S), or the error that reading one gave."""
-
-    def __init__(self, clips: Sequence[tuple[str, Split, bool]], spec: VideoSpec, processor: ProcessorSpec) -> None:
-        self.clips, self.spec, self.processor = clips, spec, processor
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | str]:
-        path, split, is_image = self.clips[index]
-        try:
-            frames = read_image(path) if is_image else read_frames(path, self.spec, split)
-        except VideoError as error:
-            return index, str(error)
-        return index, frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)
+def read_pixels(clip: Clip, spec: VideoSpec, processor: ProcessorSpec) -> np.ndarray | str:
+    """Pixels (T, 3, S, S) of a clip, or the error that reading it gave."""
+    path, split, is_image = clip
+    try:
+        frames = read_image(path) if is_image else read_frames(path, spec, split)
+    except VideoError as error:
+        return str(error)
+    return frames_to_pixels(frames, processor, spec.image_aspect_ratio).numpy()
 
 
-def distinct_clips(records: Iterable[Record]) -> dict[tuple[str, Split, bool], list[Record]]:
+def distinct_clips(records: Iterable[Record]) -> dict[Clip, list[Record]]:
     """(path, segment, is it an image) of every file that records name, with the records that name it."""
-    clips: dict[tuple[str, Split, bool], list[Record]] = {}
+    clips: dict[Clip, list[Record]] = {}
     for record in records:
         for path in record.videos:
             clips.setdefault((path, record.split, False), []).append(record)
@@ -206,6 +201,7 @@ def extract_features(
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     num_workers: int = 0,
+    timeout: float | None = CLIP_TIMEOUT,
     rank: int = 0,
     world_size: int = 1,
     show_progress: bool = True,
@@ -214,6 +210,9 @@ def extract_features(
 
     Args:
         tower: (N, 3, S, S) -> (N, P, Dv), on `device`.
+        num_workers: processes that decode; 0 decodes in this one, which a clip that hangs or crashes the decoder takes
+            along.
+        timeout: seconds that decoding a clip may take.
 
     Returns:
         One problem for each record that names a clip that cannot be read.
@@ -223,34 +222,71 @@ def extract_features(
     missing = [clip for clip in list(wanted)[rank::world_size] if not cache.has(clip[0], clip[1])]
     if not missing:
         return []
-    loader = DataLoader(
-        _Clips(missing, spec, processor), batch_size=batch_size, num_workers=num_workers, collate_fn=list
-    )
     problems: list[Problem] = []
-    pending: dict[int, list[tuple[tuple[str, Split], np.ndarray]]] = {}
+    waiting: list[tuple[Clip, np.ndarray]] = []
+    shards: dict[int, list[tuple[tuple[str, Split], np.ndarray]]] = {}
 
-    def flush(frames: int) -> None:
-        clips = pending.pop(frames)
-        cache.write([clip for clip, _ in clips], np.stack([features for _, features in clips]))
+    def encode() -> None:
+        """The waiting clips through the tower, into the shards of their number of frames; full shards are written."""
+        pixels = torch.from_numpy(np.concatenate([p for _, p in waiting]))
+        features = tower(pixels.to(device)).half().cpu().numpy()
+        parts = np.split(features, np.cumsum([len(p) for _, p in waiting])[:-1])
+        for (clip, _), part in zip(waiting, parts, strict=True):
+            if not np.isfinite(part).all():
+                raise ValueError(f"{clip[0]}: the vision tower gives features that are not finite in fp16")
+            shards.setdefault(len(part), []).append((clip[:2], part))
+        waiting.clear()
+        flush(SHARD_BYTES)
 
+    def flush(least_bytes: int) -> None:
+        for frames in [n for n, clips in shards.items() if len(clips) * clips[0][1].nbytes >= least_bytes]:
+            clips = shards.pop(frames)
+            cache.write([clip for clip, _ in clips], np.stack([features for _, features in clips]))
+
+    work = partial(read_pixels, spec=spec, processor=processor)
     with tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress:
-        for batch in loader:
-            good = [(index, pixels) for index, pixels in batch if isinstance(pixels, torch.Tensor)]
-            for index, error in batch:
-                if isinstance(error, str):
-                    problems += [Problem(r.source, r.id, "unreadable", error) for r in wanted[missing[index]]]
-            if good:
-                features = tower(torch.cat([pixels for _, pixels in good]).to(device)).half().cpu().numpy()
-                parts = np.split(features, np.cumsum([len(pixels) for _, pixels in good])[:-1])
-                for (index, _), part in zip(good, parts, strict=True):
-                    if not np.isfinite(part).all():
-                        raise ValueError(
-                            f"{missing[index][0]}: the vision tower gives features that are not finite in fp16"
-                        )
-                    pending.setdefault(len(part), []).append((missing[index][:2], part))
-            for frames in [n for n, clips in pending.items() if len(clips) * clips[0][1].nbytes >= SHARD_BYTES]:
-                flush(frames)
-            progress.update(len(batch))
-        for frames in list(pending):
-            flush(frames)
+        for clip, result in run_tasks(work, missing, num_workers, timeout):
+            if isinstance(result, np.ndarray):
+                waiting.append((clip, result))
+            else:
+                failed = isinstance(result, WorkerFailure)
+                kind, message = (result.kind, f"{clip[0]}: {result.message}") if failed else ("unreadable", result)
+                problems += [Problem(r.source, r.id, kind, message) for r in wanted[clip]]
+            if len(waiting) == batch_size:
+                encode()
+            progress.update()
+        if waiting:
+            encode()
+        flush(0)
     return problems
+
+
+@torch.no_grad()
+def verify_features(
+    records: Sequence[Record],
+    cache: FeatureCache,
+    tower: Callable[[torch.Tensor], torch.Tensor],
+    spec: VideoSpec,
+    processor: ProcessorSpec,
+    device: torch.device | str = "cpu",
+    number: int = 16,
+) -> tuple[int, list[Problem]]:
+    """Computes the features of some cached clips again, evenly spread: how many, and those that differ from the cache.
+
+    Batches of another size, other kernels and fp16 round differently, so a relative error up to `VERIFY_ERROR` passes.
+    """
+    cached = [clip for clip in distinct_clips(records) if cache.has(clip[0], clip[1])]
+    places = {round(k * (len(cached) - 1) / max(number - 1, 1)) for k in range(number)} if cached else set()
+    chosen = [cached[i] for i in sorted(places)]
+    problems = []
+    for clip in chosen:
+        pixels = read_pixels(clip, spec, processor)
+        if isinstance(pixels, str):
+            problems.append(Problem(clip[0], "", "unreadable", pixels))
+            continue
+        expected = tower(torch.from_numpy(pixels).to(device)).float().cpu()
+        error = (cache.read(clip[0], clip[1]).float() - expected).norm().item() / max(expected.norm().item(), 1e-12)
+        if not error <= VERIFY_ERROR:
+            message = f"{clip[0]}: its cached features differ from those of the file (relative error {error:.2g})"
+            problems.append(Problem(clip[0], "", "other features", message))
+    return len(chosen), problems

@@ -26,8 +26,8 @@ FREE_FLAGS = {
     "output_dir", "logging_dir", "run_name", "report_to", "resume_from_checkpoint", "logging_steps", "logging_strategy",
     "save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_data_path",
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
-    "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "local_rank", "ddp_timeout",
-    "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
+    "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
+    "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples",
 }  # fmt: skip
 

@@ -164,7 +164,11 @@ def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | N
 
 
 def fill_cache(
-    cache: FeatureCache, records: Sequence[Record], model: LlavaGPT2ForCausalLM, training_args: TrainingArguments
+    cache: FeatureCache,
+    records: Sequence[Record],
+    model: LlavaGPT2ForCausalLM,
+    training_args: TrainingArguments,
+    timeout: float,
 ) -> list[Problem]:
     """Extracts what the cache lacks, divided over the ranks; every rank gets the problems of all."""
     tower = model.vision_tower.to(training_args.device)
@@ -176,6 +180,7 @@ def fill_cache(
         model.processor_spec,
         training_args.device,
         num_workers=max(training_args.dataloader_num_workers, 1),
+        timeout=timeout,
         rank=training_args.process_index,
         world_size=training_args.world_size,
         show_progress=training_args.process_index == 0,

@@ -113,8 +113,9 @@ def prepare(args: run_flags.Arguments, run_record: dict[str, Any] | None = None)
 
     cache = stages.make_cache(args, model)
     if cache is not None:
-        problems += stages.fill_cache(cache, without(records, problems), model, training_args)
-        eval_problems += stages.fill_cache(cache, without(eval_records, eval_problems), model, training_args)
+        timeout = data_args.clip_timeout
+        problems += stages.fill_cache(cache, without(records, problems), model, training_args, timeout)
+        eval_problems += stages.fill_cache(cache, without(eval_records, eval_problems), model, training_args, timeout)
     dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     eval_dataset = None

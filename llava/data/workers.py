@@ -1,0 +1,164 @@
+"""Work on many files in processes that may hang or crash: each task has a time limit, and a dead worker is replaced.
+
+A decoder is foreign code that reads foreign files. One clip in ten thousand makes it loop or crash, and neither may end
+a run, hide itself, or take another clip along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+POLL_SECONDS = 1.0
+CLIP_TIMEOUT = 120.0
+"""Seconds that reading one clip may take, unless a flag says otherwise."""
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """A task without result: `kind` is `took too long` or `reader crashed`."""
+
+    kind: str
+    message: str
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    task: Any = None
+    started: float = field(default=0.0)
+
+
+def run_tasks(
+    work: Callable[[Task], Any], tasks: Sequence[Task], num_workers: int, timeout: float | None = None
+) -> Iterator[tuple[Task, Any]]:
+    """`work` on every task, in any order: pairs of a task and its result, or its `WorkerFailure`.
+
+    Args:
+        work: can be pickled; an exception that it raises is raised here.
+        num_workers: processes; 0 works in this one, without time limit.
+        timeout: seconds for a task; the time that its result waits to be taken does not count.
+    """
+    if num_workers < 1:
+        yield from ((task, work(task)) for task in tasks)
+        return
+    context = process_context()
+    pending = deque(tasks)
+    workers: list[_Worker] = []
+    try:
+        while pending or any(w.task is not None for w in workers):
+            while pending and len(workers) < num_workers:
+                workers.append(_start(context, work))
+            for worker in workers:
+                if worker.task is None and pending:
+                    _give(worker, pending)
+            busy = [w for w in workers if w.task is not None]
+            ready = set(wait([w.pipe for w in busy], timeout=_patience(busy, timeout)))
+            for worker in busy:
+                if worker.pipe in ready:
+                    task, result = worker.task, _take(worker)
+                    if isinstance(result, WorkerFailure):
+                        workers.remove(worker)
+                    worker.task = None
+                    yield task, _or_raise(result)
+                elif timeout is not None and time.monotonic() - worker.started > timeout and not worker.pipe.poll():
+                    task = worker.task
+                    workers.remove(worker)
+                    _end(worker)
+                    yield (
+                        task,
+                        WorkerFailure("took too long", f"no result after {timeout:g} s, so its process was ended"),
+                    )
+    finally:
+        for worker in workers:
+            _end(worker)
+
+
+def process_context() -> Any:
+    """How processes are started: from a server that imports once.
+
+    A plain fork would copy the threads' locks of torch and tqdm.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llava.data.dataset"])
+    return context
+
+
+def _start(context: Any, work: Callable[[Any], Any]) -> _Worker:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        ours.recv()  # It has started: imports do not count as time of a task.
+    except EOFError as error:
+        process.join()
+        raise RuntimeError(f"a worker process could not start (exit status {process.exitcode})") from error
+    return _Worker(process, ours)
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+    """The life of a worker: tasks in, results or exceptions out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # An interrupt ends the parent, which ends its workers.
+    pipe.send(None)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = (True, work(task))
+        except Exception as error:
+            result = (False, error)
+        pipe.send(result)
+
+
+def _give(worker: _Worker, pending: deque[Any]) -> None:
+    worker.task, worker.started = pending.popleft(), time.monotonic()
+    # One that died between two tasks is found out when its result is read.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        worker.pipe.send(worker.task)
+
+
+def _take(worker: _Worker) -> Any:
+    try:
+        return worker.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        code = worker.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+        worker.pipe.close()
+        return WorkerFailure("reader crashed", f"the process that read it died with {how} (decoder crash or no memory)")
+
+
+def _or_raise(result: Any) -> Any:
+    if isinstance(result, WorkerFailure):
+        return result
+    good, value = result
+    if not good:
+        raise value
+    return value
+
+
+def _patience(busy: Sequence[_Worker], timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    first = min(w.started for w in busy)
+    return min(max(first + timeout - time.monotonic(), 0.0) + 0.01, POLL_SECONDS)
+
+
+def _end(worker: _Worker) -> None:
+    worker.pipe.close()
+    worker.process.kill()
+    worker.process.join()
