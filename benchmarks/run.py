@@ -1,0 +1,265 @@
+"""What an epoch costs, part by part, as ratios within one run: `python -m benchmarks.run`.
+
+    python -m benchmarks.run --clips DIR --output DIR [--only decode cache step logits] [--repeats 5]
+
+Every pair is measured in turns, so that a busy machine slows both; medians, lowest and highest are given. Writes
+benchmark.json and benchmark.md. Weights are random: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import Dinov2Config, Dinov2Model
+
+from benchmarks.models import SIZES, Size, make_model, make_samples
+from llava.config import ProcessorSpec, VideoSpec
+from llava.constants import IGNORE_INDEX
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.features import FeatureCache, extract_features
+from llava.data.records import Record
+from llava.data.video import probe_video, read_frames, select_frames
+from llava.model.language_model import llava_gpt2
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+
+Row = dict[str, Any]
+VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
+
+
+def in_turns(paths: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each path, measured in turns after one warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for turn in range(repeats + 1):
+        for name, path in paths.items():
+            start = time.perf_counter()
+            path()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def row(measure: str, unit: str, slow: Sequence[float], fast: Sequence[float], note: str = "") -> Row:
+    """How many times faster the fast path is: the median of the ratios of pairs, lowest and highest."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {
+        "measure": measure, "plain": median(slow), "fast": median(fast), "unit": unit, "ratio": median(ratios),
+        "lowest": min(ratios), "highest": max(ratios), "note": note,
+    }  # fmt: skip
+
+
+def decode(clips: Sequence[Path], repeats: int) -> list[Row]:
+    """`read_frames` against raw decord on the same frames."""
+    import decord
+
+    spec = VideoSpec(force_sample=True)
+    trusted = [(c, i) for c in clips if (i := probe_video(str(c))).decoder == "decord"]
+    if not trusted:
+        return []
+
+    def ours() -> None:
+        for clip, _ in trusted:
+            read_frames(str(clip), spec)
+
+    def raw() -> None:
+        for clip, info in trusted:
+            reader = decord.VideoReader(str(clip), num_threads=1)
+            reader.get_batch(select_frames(info.num_frames, info.fps, spec, None)).asnumpy()
+
+    times = in_turns({"ours": ours, "raw": raw}, repeats)
+    note = f"4 frames of each of {len(trusted)} clips; ratio below 1: checks before decoding cost time"
+    return [row("read_frames against raw decord", "s", times["raw"], times["ours"], note)]
+
+
+def cache(clips: Sequence[Path], repeats: int, layers: int) -> list[Row]:
+    """An epoch's vision from the cache, against decoding and the tower, and against reading the bytes."""
+    spec, processor = VideoSpec(force_sample=True), ProcessorSpec()
+    config = Dinov2Config(hidden_size=1024, num_hidden_layers=layers, num_attention_heads=16)
+    tower = DINOv2VisionTower(Dinov2Model(config), -2, "patch")
+    records = [Record(c.stem, [], (str(c),), (), None, {}, c.name) for c in clips]
+    pixels = torch.randn(4 * len(clips), 3, 224, 224)
+    with tempfile.TemporaryDirectory() as folder:
+        features = FeatureCache(folder, {"benchmark": 1})
+        counter = iter(range(10**6))
+
+        def extract() -> None:
+            fresh = FeatureCache(folder, {"benchmark": next(counter) + 2})
+            extract_features(records, fresh, tower, spec, processor, show_progress=False)
+
+        def forward() -> None:
+            with torch.no_grad():
+                tower(pixels)
+
+        extract_features(records, features, tower, spec, processor, show_progress=False)
+        shard = next(features.folder.glob("*.npy"))
+        slow = in_turns({"extract": extract, "forward": forward}, max(repeats // 3, 1))
+
+        def read() -> None:
+            for clip in clips:
+                features.read(str(clip), None)
+
+        times = in_turns({"read": read, "bytes": lambda: np.fromfile(shard, dtype=np.uint8)}, 10 * repeats)
+    name = f"DINOv2 of 1024 x {layers}"
+    reads = [median(times["read"])] * len(slow["extract"])
+    return [
+        row("extraction against the tower's forward alone", "s", slow["extract"], slow["forward"],
+            f"{name}, {len(clips)} clips of 4 frames; decoding, pixels and writing are the rest"),
+        row("vision of an epoch from the cache, against decoding and tower", "s", slow["extract"], reads, name),
+        row("cached read against the file's bytes", "s", times["read"], times["bytes"],
+            "above 1: reading costs more than its bytes"),
+    ]  # fmt: skip
+
+
+def full_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Any, num_items: Any = None) -> tuple:
+    """The plain computation: logits of every position."""
+    logits = head(hidden[:, :-1]).float()
+    loss = F.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )  # fmt: skip
+    return loss / (labels[:, 1:] != IGNORE_INDEX).sum(), logits.new_zeros(labels[:, 1:].shape)
+
+
+def make_step(size: Size, device: str) -> tuple[Any, dict[str, Any]]:
+    model = make_model(size).to(device).train()
+    batch = DataCollatorForSupervisedDataset(0)(make_samples(size, model, size.batch))
+    return model, {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def logits(repeats: int, device: str) -> list[Row]:
+    """A forward and backward pass with logits at supervised positions, against logits everywhere."""
+    rows = []
+    supervised = llava_gpt2.supervised_loss
+    for name in ("12x768", "4x256"):
+        model, batch = make_step(SIZES[name], device)
+
+        def step(loss: Any, model: Any = model, batch: Any = batch) -> None:
+            llava_gpt2.supervised_loss = loss
+            model.zero_grad(set_to_none=True)
+            model(**batch).loss.backward()
+
+        try:
+            times = in_turns({"full": partial(step, full_logits), "ours": partial(step, supervised)}, repeats)
+        finally:
+            llava_gpt2.supervised_loss = supervised
+        note = f"forward and backward, batch {SIZES[name].batch}, 375 positions of which 15 are supervised"
+        rows.append(row(f"logits where there are labels, {name}", "s", times["full"], times["ours"], note))
+    return rows
+
+
+def matmul_ceiling(device: str) -> float:
+    """FLOP/s of the best of several large matrix products in fp32."""
+    best = 0.0
+    for n in (1024, 2048, 3072):
+        a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+        times = in_turns({"matmul": lambda a=a, b=b: a @ b}, 5)["matmul"]
+        best = max(best, 2 * n**3 / min(times))
+    return best
+
+
+def step_flops(size: Size, positions: int, supervised: int) -> float:
+    """Multiply-adds times two of a training step: 6 a weight and position, attention, and the head where supervised."""
+    blocks = 12 * size.n_layer * size.n_embd**2
+    attention = 2 * size.n_layer * positions * size.n_embd
+    head = size.vocabulary * size.n_embd
+    return 6 * size.batch * (positions * (blocks + attention) + supervised * head)
+
+
+def step(repeats: int, device: str) -> list[Row]:
+    """Parts of a step, in seconds, and the share of the matmul ceiling that the language model reaches."""
+    rows = []
+    ceiling = matmul_ceiling(device)
+    for name in ("12x768", "4x256"):
+        size = SIZES[name]
+        model, batch = make_step(size, device)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        kept: dict[str, Any] = {}
+
+        def vision(model: Any = model, batch: Any = batch) -> None:
+            model.encode_videos(video_features=batch["video_features"])
+
+        def forward(model: Any = model, batch: Any = batch, kept: Any = kept) -> None:
+            kept["loss"] = model(**batch).loss
+
+        def backward(kept: Any = kept, model: Any = model) -> None:
+            model.zero_grad(set_to_none=True)
+            kept["loss"].backward()
+
+        parts = {"vision": vision, "forward": forward, "backward": backward, "optimiser": optimizer.step}
+        times = in_turns(parts, repeats)
+        total = [sum(values) for values in zip(*(times[p] for p in ("forward", "backward", "optimiser")), strict=True)]
+        for part, values in times.items():
+            note = "projector and resampler, forward alone; part of forward" if part == "vision" else ""
+            rows.append(row(f"step of {name}: whole against {part}", "s", total, values, note))
+        passes = [f + b for f, b in zip(times["forward"], times["backward"], strict=True)]
+        positions = batch["input_ids"].shape[1]
+        flops = step_flops(size, positions, 15)
+        share = [flops / ceiling / p for p in passes]
+        note = f"{flops / 1e9:.0f} GFLOP of the language model; ceiling {ceiling / 1e9:.0f} GFLOP/s; projector and "
+        note += "resampler are in the time and not in the FLOP"
+        rows.append(
+            {"measure": f"share of the matmul ceiling, {name}", "plain": ceiling, "fast": flops / median(passes),
+             "unit": "FLOP/s", "ratio": median(share), "lowest": min(share), "highest": max(share), "note": note}
+        )  # fmt: skip
+    return rows
+
+
+def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    lines = ["| measure | plain | fast | ratio (lowest, highest) | |", "| --- | ---: | ---: | ---: | --- |"]
+    for r in rows:
+        cells = (f"{r[side]:.3g} {r['unit']}" for side in ("plain", "fast"))
+        ratio = f"{r['ratio']:.3g} ({r['lowest']:.3g}, {r['highest']:.3g})"
+        lines.append(f"| {r['measure']} | {' | '.join(cells)} | {ratio} | {r['note']} |")
+    return "\n".join([*lines, "", ", ".join(f"{k} {v}" for k, v in about.items())])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", help="folder of video files, for decode and cache")
+    parser.add_argument("--only", nargs="+", choices=("decode", "cache", "logits", "step"), help="some measures alone")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tower_layers", type=int, default=24, help="layers of the tower of 1024 features")
+    parser.add_argument("--output", default=".", help="folder for benchmark.json and benchmark.md")
+    args = parser.parse_args(argv)
+    wanted = args.only or (["decode", "cache"] if args.clips else []) + ["logits", "step"]
+    clips = sorted(p for p in Path(args.clips).iterdir() if p.suffix in VIDEOS) if args.clips else []
+    if not clips and {"decode", "cache"} & set(wanted):
+        parser.error("decode and cache need --clips, a folder of video files")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[Row] = []
+    for name, measure in {
+        "decode": lambda: decode(clips, args.repeats),
+        "cache": lambda: cache(clips, args.repeats, args.tower_layers),
+        "logits": lambda: logits(args.repeats, device),
+        "step": lambda: step(args.repeats, device),
+    }.items():
+        if name in wanted:
+            rows += measure()
+            print(f"{name}: done", flush=True)
+    about = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "benchmark.json").write_text(json.dumps({"rows": rows, "about": about}, indent=1) + "\n")
+    text = markdown(rows, about)
+    (output / "benchmark.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
