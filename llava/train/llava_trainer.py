@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
@@ -23,7 +23,7 @@ from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import MM_PARTS, part_of
 from llava.train.alarms import Alarm, blind
 from llava.train.guard import FiniteGuard
-from llava.train.monitor import RunMonitor
+from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
 from llava.train.sampler import ModalityLengthSampler
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,15 @@ def parameter_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+class FreshLogs(TrainerCallback):
+    """At the start, drops what an earlier attempt in the folder wrote after the step that this one goes on from."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for name in (ALARMS_FILE, CONTROLS_FILE):
+                keep_until(Path(args.output_dir) / name, state.global_step)
+
+
 class LlavaTrainer(Trainer):
     """Args beyond `Trainer`'s: `lengths` and `modalities` of the training samples, and `run_record`, which every
     checkpoint keeps as `llava_run.json`.
@@ -101,6 +110,7 @@ class LlavaTrainer(Trainer):
         for printer, short in ((PrinterCallback, ShortPrinter), (ProgressCallback, ShortProgress)):
             if self.pop_callback(printer) is not None:
                 self.add_callback(short)
+        self.add_callback(FreshLogs)
         self.monitor: RunMonitor | None = None
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
@@ -284,6 +294,8 @@ class LlavaTrainer(Trainer):
             logger.info("%s", format_controls(summary))
             folder = Path(self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            # The last evaluation may repeat that of the last step.
+            keep_until(folder / CONTROLS_FILE, self.state.global_step - 1)
             with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(summary) + "\n")
         if self.monitor is not None and self.state.global_step >= self.state.max_steps > 0:

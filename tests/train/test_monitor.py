@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -143,3 +144,19 @@ def test_a_fused_optimiser_skips_what_the_guard_marks():
 def test_a_line_of_the_log_leaves_groups_out():
     assert short_logs({"loss": 1.0, "grad_norm/projector": 2.0}) == {"loss": 1.0}
     assert short_logs(None) == {}
+
+
+def test_what_an_earlier_attempt_wrote_is_left_out(assets, tmp_path):
+    """A killed run had alarms and controls after its last checkpoint; the resumed one writes its own."""
+    folder = tmp_path / "run"
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_data_path": assets.video_json,
+               "eval_strategy": "steps", "eval_steps": 2}  # fmt: skip
+    train(assets, folder, **options)
+    shutil.rmtree(folder / "checkpoint-6")
+    lines = [json.dumps({"step": step, "kind": "old", "message": "", "remedy": ""}) for step in (3, 4, 5)]
+    (folder / "alarms.jsonl").write_text("\n".join([*lines, '{"step": 4, "ki']))
+    controls = (folder / "controls.jsonl").read_text()
+    train(assets, folder, resume_from_checkpoint=True, **options)
+    alarms = [json.loads(line) for line in (folder / "alarms.jsonl").read_text().splitlines()]
+    assert [(a["step"], a["kind"]) for a in alarms] == [(3, "old"), (4, "old")]
+    assert (folder / "controls.jsonl").read_text() == controls, "and its controls are those of the whole run"
