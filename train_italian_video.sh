@@ -142,6 +142,7 @@ NUM_WORKERS="${NUM_WORKERS:-4}"
 REPORT_TO="${REPORT_TO:-tensorboard}"
 FEATURE_CACHE="${FEATURE_CACHE:-$OUTPUT_ROOT/feature_cache}"
 CAPTION_LIMIT="${CAPTION_LIMIT:-200}"
+ON_BAD_SAMPLE="${ON_BAD_SAMPLE:-stop}"
 RESUME="${RESUME:-auto}"
 
 if [[ ! -f "$DATA_PATH" ]]; then
@@ -153,7 +154,7 @@ MAKE=("${TOWER[@]+"${TOWER[@]}"}")
 if [[ -z "$MODEL_PATH" ]]; then
     MODEL_PATH="$OUTPUT_ROOT/$( ((DEMO)) && echo demo || echo "$NAME")_gpt2_${N_LAYER}x${N_EMBD}_seed$SEED"
     MAKE+=(--data_path "$DATA_PATH" --output_dir "$MODEL_PATH" --seed "$SEED" --vocab_size "$VOCAB_SIZE"
-        --n_layer "$N_LAYER" --n_embd "$N_EMBD" --n_head "$N_HEAD" --n_positions "$N_POSITIONS")
+        --on_bad_sample "$ON_BAD_SAMPLE" --n_layer "$N_LAYER" --n_embd "$N_EMBD" --n_head "$N_HEAD" --n_positions "$N_POSITIONS")
 fi
 if ((${#MAKE[@]})); then
     python scripts/make_model.py --exist_ok "${MAKE[@]}"
@@ -169,7 +170,7 @@ FLAGS=(
     --warmup_steps "$WARMUP_STEPS" --lr_scheduler_type "$LR_SCHEDULER_TYPE" --weight_decay "$WEIGHT_DECAY"
     --adam_beta2 "$ADAM_BETA2"
     --logging_steps "$LOGGING_STEPS" --save_steps "$SAVE_STEPS" --save_total_limit "$SAVE_TOTAL_LIMIT"
-    --dataloader_num_workers "$NUM_WORKERS" --report_to "$REPORT_TO"
+    --dataloader_num_workers "$NUM_WORKERS" --report_to "$REPORT_TO" --on_bad_sample "$ON_BAD_SAMPLE"
 )
 ((GPUS)) || FLAGS+=(--use_cpu True)
 case "$PRECISION" in
@@ -209,8 +210,10 @@ if [[ "$EXP_ID" == 2 ]]; then
         SCORE_FLAGS=(--attributes "$DEMO_DIR/data/attributes.json")
     fi
     [[ -n "$VIDEO_FOLDER" ]] && SCORE_FLAGS+=(--video_folder "$VIDEO_FOLDER")
+    [[ -n "$IMAGE_FOLDER" ]] && SCORE_FLAGS+=(--image_folder "$IMAGE_FOLDER")
     python -m llava.eval.captioning --model-path "$OUTPUT_DIR" --data_path "${SCORED[@]}" --control \
-        --feature_cache "$FEATURE_CACHE" --output "$OUTPUT_DIR/captions.json" "${SCORE_FLAGS[@]}"
+        --feature_cache "$FEATURE_CACHE" --on_bad_sample "$ON_BAD_SAMPLE" --output "$OUTPUT_DIR/captions.json" \
+        "${SCORE_FLAGS[@]}"
 fi
 python -m llava.eval.report "$OUTPUT_DIR" >/dev/null
 echo "Model, logs and scores: $OUTPUT_DIR; open $OUTPUT_DIR/report.html in a browser"

@@ -177,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos")
     parser.add_argument("--video_folder", help="prefix of the records' video paths")
+    parser.add_argument("--image_folder", help="prefix of the records' image paths")
+    parser.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
     parser.add_argument("--control", action="store_true", help="also caption each record with another clip's video")
     parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
@@ -196,11 +198,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     written: dict[str, Any] = {}
     for path in args.data_path:
         records = read_for_evaluation(
-            path, captioner.tokenizer, model, cache, args.video_folder, None, args.num_workers, args.limit
-        )
-        videoless = [r.id for r in records if len(r.videos) != 1]
-        if videoless:
-            raise ValueError(f"{path}: captioning takes one video a record; {videoless[:3]} have none or several")
+            path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
+            args.limit, args.on_bad_sample,
+        )  # fmt: skip
+        captioned = [r for r in records if len(r.videos) == 1 and not r.images]
+        if len(captioned) < len(records):
+            print(f"{path}: {len(captioned)} of {len(records)} records have one video and nothing else to see")
+        if not captioned:
+            raise ValueError(f"{path}: no record with one video, which is what captioning takes")
+        records = captioned
         for control in ("true", "other") if args.control else ("true",):
             captions = caption_records(captioner, records, cache, args.batch_size, control)
             surprise = reference_losses(captioner, records, cache, args.batch_size) if control == "true" else None

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.data.features import FeatureCache, extract_features
 from llava.data.prompt import reserved_tokens
-from llava.data.records import Record, apply_policy, load_records, missing_files
+from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 
 
@@ -19,20 +19,25 @@ def read_for_evaluation(
     image_folder: str | None = None,
     num_workers: int = 0,
     limit: int | None = None,
+    on_bad_sample: str = "stop",
 ) -> list[Record]:
     """The records of a file, or the first `limit`, after extraction of the features that `cache` lacks.
 
     Raises:
-        DatasetError: with all problems of the file at once; an evaluation leaves nothing out.
+        DatasetError: under `stop`, with all problems of the file at once; under `skip`, when no record is left.
     """
     records, problems = load_records(path, image_folder, video_folder, reserved=reserved_tokens(tokenizer))
     if limit is not None and len(records) > limit:
         print(f"{path}: the first {limit} of {len(records)} records")
         records = records[:limit]
     problems += missing_files(records)
-    if not problems:
-        problems = extract_features(
-            records, cache, model.vision_tower, model.video_spec, model.processor_spec, model.device,
+    if not problems or on_bad_sample == "skip":
+        problems += extract_features(
+            without(records, problems), cache, model.vision_tower, model.video_spec, model.processor_spec, model.device,
             num_workers=num_workers,
         )  # fmt: skip
-    return apply_policy(records, problems, "stop")
+    kept = apply_policy(records, problems, on_bad_sample)
+    if problems:
+        print(f"{path}: {len(kept)} of {len(kept) + len({p.source for p in problems})} records; left out:")
+        print(format_problems(problems))
+    return kept

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from llava.data.records import load_records
+from llava.data.records import DatasetError, load_records
 from llava.eval.captioning import Captioner, exact_match, format_table, main, prompt_of, reference_of
 from llava.eval.loss import caption_losses
+from tests.conftest import record
 from tests.model.test_llava_gpt2 import make_batch, pixels
 from tests.train.runs import train
 
@@ -79,3 +80,18 @@ def test_caption_losses_are_the_models_own(tokenizer, build):
 def test_the_table_lines_up():
     table = format_table({"a": {"x": 1.0}, "longer": {"x": 0.5, "shape": 0.25}})
     assert table.splitlines() == ["        x  shape", "a       1.00       ", "longer  0.50   0.25"]
+
+
+def test_bad_and_videoless_records_are_counted_and_left_out(assets, run, tmp_path, capsys):
+    records = json.loads(assets.video_json.read_text())
+    records += [record("text", "Un gatto."), record("gone", "Un gatto.", "gone.mp4")]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(records))
+    argv = ["--model-path", str(run), "--data_path", str(path), "--video_folder", str(assets.clips),
+            "--feature_cache", str(tmp_path / "cache"), "--output", str(tmp_path / "captions.json")]  # fmt: skip
+    with pytest.raises(DatasetError, match=r"gone\.mp4"):
+        main(argv)
+    assert main([*argv, "--on_bad_sample", "skip"]) == 0
+    shown = capsys.readouterr().out
+    assert "7 of 8 records; left out:" in shown and "6 of 7 records have one video" in shown
+    assert len(json.loads((tmp_path / "captions.json").read_text())["captions"]["some, true video"]) == 6
