@@ -47,10 +47,8 @@ MAKE = {
     "--feature_cache DIR --control --output RUN/captions.json",
 }
 """The files of a run and what makes them."""
-IDENTITY_FLAGS = {"output_dir", "logging_dir", "run_name"}
-"""They differ between any two runs."""
-FILLED_FLAGS = {"accelerator_config", "disable_tqdm", "hub_token"}
-"""transformers replaces their default by itself."""
+IDENTITY_FLAGS = {"output_dir", "logging_dir", "run_name"}  # They differ between any two runs.
+FILLED_FLAGS = {"accelerator_config", "disable_tqdm", "hub_token"}  # transformers replaces their default by itself.
 SAMPLES = 3
 
 
@@ -227,8 +225,12 @@ def is_anything_wrong(run: Run) -> Answer:
     if run.alarms:
         kinds = ", ".join(dict.fromkeys(str(a.get("kind")) for a in run.alarms))
         bad.append(f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''} ({kinds}).")
+    elif run.flags.get("run_monitor") is False:
+        warn.append("The monitor was off, so nothing could sound an alarm.")
     else:
         fine.append("No alarm on record.")
+    if run.flags.get("experiment_faults"):
+        bad.append(f"It was broken on purpose ({run.flags['experiment_faults']}).")
     for key, what in {"loss": "loss", "eval_loss": "evaluation loss", "grad_norm": "gradient norm"}.items():
         broken = [step for step, value in run.values(key) if not math.isfinite(value)]
         # The loss scaler of fp16 skips steps whose gradients overflow.
@@ -345,20 +347,16 @@ def write_report(
     read = [read_run(folder) for folder in runs]
     named = dict(zip(run_names([r.folder for r in read]), read, strict=True))
     output = Path(output) if output else read[0].folder / "report.html" if len(read) == 1 else Path("report.html")
-    first = read[0]
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            runs=named,
-            answers={n: [did_it_learn(r), did_it_see(r), is_anything_wrong(r)] for n, r in named.items()},
-            panels=_panels(named),
-            gains=gain_panels({n: r.controls or [] for n, r in named.items()}),
-            flags=split_flags(first.flags),
-            settings=differing(named),
-            frames=Frames(video_folder, first.flags.get("video_folder")) if clips else None,
-            written=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        )
+    template = _environment().get_template("report.html.j2")
+    page = template.render(
+        runs=named,
+        answers={n: [did_it_learn(r), did_it_see(r), is_anything_wrong(r)] for n, r in named.items()},
+        panels=_panels(named),
+        gains=gain_panels({n: r.controls or [] for n, r in named.items()}),
+        flags=split_flags(read[0].flags),
+        settings=differing(named),
+        frames=Frames(video_folder, read[0].flags.get("video_folder")) if clips else None,
+        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
@@ -374,12 +372,10 @@ def _panels(runs: Mapping[str, Run]) -> list[Panel]:
 
 def _environment() -> Environment:
     """Jinja2 with everything escaped and no name undefined."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    functions = (gain_of, pick_samples, mark_words)
-    environment.globals |= {f.__name__: f for f in functions} | {"make": MAKE, "conditions": CONDITIONS}
+    loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+    environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words)}
+    environment.globals |= {"make": MAKE, "conditions": CONDITIONS}
     environment.filters |= {"number": format_number, "interval": format_interval, "show": show, "draw": draw}
     return environment
 

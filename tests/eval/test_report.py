@@ -353,6 +353,11 @@ def test_is_anything_wrong():
     assert "gradient norm was not finite once" in is_anything_wrong(run_of(ended, preflight=passed)).text
     assert is_anything_wrong(run_of(ended[1:])).tone == "warn"
     assert is_anything_wrong(run_of(ended[1:], preflight=passed, alarms=[alarm()])).tone == "bad"
+    unwatched = is_anything_wrong(run_of(ended[1:], preflight=passed, record={"flags": {"run_monitor": False}}))
+    assert unwatched.tone == "warn" and "The monitor was off" in unwatched.text
+    faulty = {"flags": {"experiment_faults": "unmasked_labels"}}
+    broken = is_anything_wrong(run_of(ended[1:], preflight=passed, record=faulty))
+    assert broken.tone == "bad" and "broken on purpose (unmasked_labels)" in broken.text
 
 
 def test_samples_are_good_median_and_bad():
