@@ -124,7 +124,7 @@ def cache(clips: Sequence[Path], repeats: int, layers: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def full_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Any, num_items: Any = None) -> tuple:
+def full_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Any, num_items: Any = None, *_: Any) -> tuple:
     """The plain computation: logits of every position."""
     logits = head(hidden[:, :-1]).float()
     loss = F.cross_entropy(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import transformers
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 IMAGE_ASPECT_RATIOS = ("pad", "square", "crop")
 
@@ -199,6 +200,9 @@ class TrainingArguments(transformers.TrainingArguments):
     group_by_modality_length: bool = field(
         default=True, metadata={"help": "Batches of one modality and of similar lengths."}
     )
+    packing: bool = field(
+        default=True, metadata={"help": "Samples share rows, apart from each other, where that saves padding."}
+    )
     preflight: str = field(
         default="quick",
         metadata={"help": "Checks before the first step: quick, full (also over-fits a batch) or off."},
@@ -221,8 +225,21 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay False: it would replace a NaN loss by an average of earlier ones."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "False: all that trains has a gradient in every step."},
+    )
+    dataloader_persistent_workers: bool = field(default=True, metadata={"help": "Data workers outlive an epoch."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False
+        if self.device.type == "cuda" and self.dataloader_pin_memory:
+            # Pinned memory is copied while the device computes.
+            cast(AcceleratorConfig, self.accelerator_config).non_blocking = True
 
 
 def video_spec(model_args: ModelArguments, data_args: DataArguments) -> VideoSpec:

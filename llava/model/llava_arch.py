@@ -180,6 +180,8 @@ class LlavaMetaForCausalLM:
         num_images: torch.Tensor | None = None,
         num_videos: torch.Tensor | None = None,
         sample_ids: Sequence[str] | None = None,
+        image_positions: torch.Tensor | None = None,
+        video_positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Swaps the embeddings at visual positions for vision features.
 
@@ -191,6 +193,8 @@ class LlavaMetaForCausalLM:
             num_images, num_videos: (B,) how many of them each sample brings; without them the text's own spans are
                 counted and the total is checked.
             sample_ids: names of the samples for error messages.
+            image_positions, video_positions: (B, L) boolean, where the rows go, when `TrainingCollator` has found and
+                checked them already.
 
         Returns:
             `inputs_embeds` (B, L, D) and the labels.
@@ -200,25 +204,28 @@ class LlavaMetaForCausalLM:
         """
         embeds = self.get_input_embeddings()(input_ids)
         connect = self.training and torch.is_grad_enabled() and self._vision_trains()
-        for kind, template, count, pixels, features, encode in (
-            ("image", self._image_template(), num_images, pixel_values, image_features, self.encode_images),
-            ("video", self._video_template(), num_videos, pixel_values_videos, video_features, self.encode_videos),
+        templates = self.visual_templates()
+        for kind, count, positions, pixels, features, encode in (
+            ("image", num_images, image_positions, pixel_values, image_features, self.encode_images),
+            ("video", num_videos, video_positions, pixel_values_videos, video_features, self.encode_videos),
         ):
+            template, checked = templates.get(kind), positions is not None
             given = pixels if pixels is not None else features
             total = 0 if given is None else given.shape[0]
             if not template:
                 if total:
                     raise ValueError(f"{total} {kind}(s) given, but this model was built without rows for any")
                 continue
-            positions = visual_positions(input_ids, sorted(set(template)))
-            if count is None:
-                count = (input_ids == template[0]).sum(dim=1)
-            check_positions(input_ids, positions, count, template, kind, sample_ids)
-            if int(count.sum()) != total:
-                raise ValueError(f"the batch's text has {int(count.sum())} {kind}(s), but {total} were given")
+            if not checked:
+                positions = visual_positions(input_ids, sorted(set(template)))
+                if count is None:
+                    count = (input_ids == template[0]).sum(dim=1)
+                check_positions(input_ids, positions, count, template, kind, sample_ids)
+                if int(count.sum()) != total:
+                    raise ValueError(f"the batch's text has {int(count.sum())} {kind}(s), but {total} were given")
             if total:
                 rows = encode(pixels, features).flatten(0, 1)
-                embeds = splice(embeds, positions, rows)
+                embeds = splice(embeds, positions, rows, checked)
                 connect = connect and kind != "video"
         if connect:
             embeds = embeds + self._unused_rows().sum().to(embeds.dtype)
@@ -244,17 +251,16 @@ class LlavaMetaForCausalLM:
             rows = self.encode_videos(video_features=blank)
         return rows.flatten(0, 1)[:0]
 
-    def _image_template(self) -> list[int]:
-        """Token ids of one image in order, as many as it has rows; empty on a model that takes no image."""
-        if self.mm_projector is None or self.video_spec.image_rows < 2:
-            return []
-        return self._token_ids(image_tokens(self.video_spec))
-
-    def _video_template(self) -> list[int]:
-        """Token ids of one video in order, as many as it has rows; empty on a model without vision."""
+    def visual_templates(self) -> dict[str, list[int]]:
+        """Token ids of one item in order, as many as it has rows, by kind: `video` and `image`, as far as the model
+        takes them; empty on a model without vision.
+        """
         if self.mm_projector is None:
-            return []
-        return self._token_ids(video_tokens(self.video_spec))
+            return {}
+        templates = {"video": self._token_ids(video_tokens(self.video_spec))}
+        if self.video_spec.image_rows >= 2:
+            templates["image"] = self._token_ids(image_tokens(self.video_spec))
+        return templates
 
     def _token_ids(self, tokens: Sequence[str]) -> list[int]:
         ids = self.config.visual_token_ids

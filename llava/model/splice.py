@@ -26,22 +26,27 @@ def check_positions(
     template: Sequence[int],
     kind: str,
     sample_ids: Sequence[str] | None = None,
+    segment_ids: torch.Tensor | None = None,
 ) -> None:
     """Checks that each sample's visual positions are exactly those of its items.
 
     Args:
         input_ids: (B, L) token ids.
         positions: (B, L) boolean, the positions of this kind of item.
-        items: (B,) how many items (videos or images) each sample brings.
+        items: how many items (videos or images) each sample brings: (B,), or of any number with `segment_ids`.
         template: the token ids of one item in order, one for each of its rows.
         kind: "video" or "image", for the message.
         sample_ids: names of the samples for the message; their places in the batch otherwise.
+        segment_ids: (B, L) index of the sample that each position belongs to; each row is one sample when None.
 
     Raises:
         ValueError: naming the sample, the positions found and the rows expected, or the first token out of order.
     """
     rows = len(template)
-    found = positions.sum(dim=1).tolist()
+    if segment_ids is None:
+        segment_ids = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+    owners = segment_ids[positions]
+    found = torch.bincount(owners, minlength=len(items)).tolist()
     expected = items.tolist()
     for b, (have, count) in enumerate(zip(found, expected, strict=True)):
         if have != count * rows:
@@ -53,20 +58,23 @@ def check_positions(
     tokens = input_ids[positions].view(-1, rows)
     wrong = (tokens != torch.tensor(list(template), dtype=tokens.dtype, device=tokens.device)).any(dim=1)
     if wrong.any():
-        owner = positions.nonzero()[:: max(rows, 1), 0][wrong][0]
+        owner = owners[:: max(rows, 1)][wrong][0]
         raise ValueError(
             f"sample {_name(int(owner), sample_ids)}: the visual tokens of a {kind} are out of order: "
             "a span is <start>, patches, <end>, and a video is a fast span and then a slow one"
         )
 
 
-def splice(inputs_embeds: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def splice(
+    inputs_embeds: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, checked: bool = False
+) -> torch.Tensor:
     """Replaces the embeddings at `positions` by `rows`, in reading order.
 
     Args:
         inputs_embeds: (B, L, D) text embeddings.
         positions: (B, L) boolean.
         rows: (N, D) vision rows.
+        checked: that there are as many positions as rows is known, and the device is not waited for to count them.
 
     Returns:
         (B, L, D), a new tensor; gradients flow to the rows and to the embeddings that stay.
@@ -74,8 +82,7 @@ def splice(inputs_embeds: torch.Tensor, positions: torch.Tensor, rows: torch.Ten
     Raises:
         ValueError: when the number of positions is not N.
     """
-    count = int(positions.sum())
-    if count != rows.shape[0]:
+    if not checked and (count := int(positions.sum())) != rows.shape[0]:
         raise ValueError(f"{count} visual positions in the batch but {rows.shape[0]} feature rows")
     return inputs_embeds.masked_scatter(positions.unsqueeze(-1), rows.to(inputs_embeds.dtype))
 

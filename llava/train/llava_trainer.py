@@ -18,6 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
+from llava.data.packing import TrainingCollator
 from llava.eval.controls import CONTROLS_FILE, choose_samples, control_losses, format_controls
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import MM_PARTS, part_of
@@ -107,6 +108,8 @@ class LlavaTrainer(Trainer):
     ) -> None:
         self.lengths, self.modalities, self.run_record = lengths, modalities, run_record
         super().__init__(*args, **kwargs)
+        # The model smooths the labels itself: transformers would take the logits of every position.
+        self.label_smoother = None
         for printer, short in ((PrinterCallback, ShortPrinter), (ProgressCallback, ShortProgress)):
             if self.pop_callback(printer) is not None:
                 self.add_callback(short)
@@ -124,6 +127,20 @@ class LlavaTrainer(Trainer):
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
             )
             self.add_callback(self.monitor)
+
+    def get_train_dataloader(self) -> Any:
+        """As in transformers; training batches are laid out for speed, those of evaluation stay one sample a row."""
+        plain, self.data_collator = self.data_collator, self.training_collator()
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def training_collator(self) -> TrainingCollator:
+        """What collates training batches."""
+        return TrainingCollator(
+            self.data_collator.pad_token_id, templates=self.model.visual_templates(), pack=self.args.packing
+        )
 
     def _write_text(self, tag: str, text: str, step: int) -> None:
         for callback in self.callback_handler.callbacks:
@@ -143,7 +160,9 @@ class LlavaTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As in transformers; the monitor sees the loss of every token."""
+        """As in transformers; the monitor sees the loss of every token, and labels are smoothed in training alone."""
+        if self.is_in_train:
+            inputs["label_smoothing"] = self.args.label_smoothing_factor
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.monitor is not None and self.is_in_train:
             self.monitor.add_batch(outputs["token_losses"], inputs)

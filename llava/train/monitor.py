@@ -47,21 +47,24 @@ def batch_sums(token_losses: torch.Tensor, batch: Mapping[str, Any], visual_ids:
 
     Args:
         token_losses: (B, L - 1), of `LlavaGPT2ForCausalLM.forward`.
-        batch: collated, with `input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` (B,).
+        batch: collated, with `input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` of the
+            samples, and `segment_ids` (B, L) when several may share a row.
         visual_ids: ids of the visual tokens.
     """
     targets = batch["labels"][:, 1:]
     supervised = targets != IGNORE_INDEX
     visual = torch.isin(targets, visual_ids) & supervised
     words = supervised & ~visual
-    seen = (batch["num_videos"] + batch["num_images"] > 0)[:, None]
+    seen = batch["num_videos"] + batch["num_images"] > 0
+    segments = batch.get("segment_ids")
+    seen = seen[:, None] if segments is None else seen[segments[:, 1:].clamp(min=0)]
     parts = torch.stack([words & seen, words & ~seen, visual])
     nats = torch.where(parts, token_losses, 0.0).sum((1, 2))
     losses = torch.stack([nats, parts.sum((1, 2)).to(nats)], dim=1).flatten()
     mask = batch["attention_mask"]
     counts = (batch["num_videos"].sum(), batch["num_images"].sum(), mask.numel() - mask.sum())
     videos, images, padding = (c.to(losses) for c in counts)
-    samples, positions = losses.new_tensor(len(mask)), losses.new_tensor(mask.numel())
+    samples, positions = (losses.new_full((), n) for n in (len(batch["num_videos"]), mask.numel()))
     return torch.cat([losses, torch.stack([samples, videos, images, positions, padding])])
 
 

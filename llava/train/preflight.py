@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PREFLIGHT_FILE = "preflight.json"
 SAMPLES_FILE = "preflight_samples.html"
+LAYOUT_SAMPLES = 8
 QUICK_SAMPLES = 4
 COLOURS = {"ok": "green", "note": "cyan", "skipped": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
@@ -132,6 +133,8 @@ def _check_model(
         findings.append(on_model.check_no_peeking(model, batch, kind, context))
         if kind != "text":
             findings += on_model.check_use_of_video(model, batch, kind, context)
+    if not any(_failed(findings, f"numerics, {kind}") for kind in batches):
+        findings.append(on_model.check_layout(model, *layouts(trainer, LAYOUT_SAMPLES), context))
     model.train()
     finite = {k: b for k, b in batches.items() if not _failed(findings, f"numerics, {k}")}
     if finite:
@@ -202,6 +205,17 @@ def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
         batch = trainer.data_collator([dataset[i] for i in chosen])
         batches[kind] = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
     return batches
+
+
+def layouts(trainer: LlavaTrainer, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch of training samples one a row, and in the layout of training; samples of all lengths."""
+    by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
+    samples = [trainer.train_dataset[i] for i in spread(by_length, size)]
+    plain, training = (
+        {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in collate(samples).items()}
+        for collate in (trainer.data_collator, trainer.training_collator())
+    )
+    return plain, training
 
 
 def _write(folder: Path, mode: str, findings: Sequence[Finding], seconds: float) -> None:

@@ -26,6 +26,8 @@ NEAR_CHANCE = 0.5
 """Nats around ln(vocabulary) within which a fresh model starts."""
 SMALLEST_EFFECT = 1e-6
 """Change of the logits, relative to their spread, below which a video is not used."""
+LAYOUT_ERROR = 0.005
+"""Relative difference of a batch's loss between two layouts; bf16 rounds to 0.001."""
 CACHE_ERROR = 0.02
 """Relative error of cached features; fp16 rounds to 0.0005, bf16 towers to 0.01."""
 
@@ -129,6 +131,24 @@ def check_start(
         return Finding(f"start of the loss, {kind}", status, f"{words}: the weights know the text already", remedy)
     remedy = "check that the tokenizer belongs to the model, and the scale of its embeddings"
     return Finding(f"start of the loss, {kind}", "warning", f"{words}: worse than guessing", remedy)
+
+
+def check_layout(model: nn.Module, plain: Batch, training: Batch, context: Context) -> Finding:
+    """Whether the loss of a batch is the same in the layout that it trains in, where samples may share rows.
+
+    Args:
+        plain: samples collated one a row.
+        training: the same samples from `TrainingCollator`.
+    """
+    with torch.no_grad(), context():
+        losses = [float(model(**b, return_logits=False, use_cache=False).loss) for b in (plain, training)]
+    rows, samples = len(training["input_ids"]), len(training["sample_ids"])
+    words = f"{samples} samples in {rows} rows of {training['input_ids'].shape[1]} positions"
+    if abs(losses[0] - losses[1]) > LAYOUT_ERROR * max(losses[0], 1.0):
+        words += f" have the loss {losses[1]:.4f}, one sample a row {losses[0]:.4f}"
+        remedy = "samples of a row see each other with this --attn_implementation: use sdpa, or --packing False"
+        return Finding("layout of batches", "FAIL", words, remedy)
+    return Finding("layout of batches", "ok", f"{words}: the loss is that of one sample a row")
 
 
 def check_no_peeking(model: nn.Module, batch: Batch, kind: str, context: Context) -> Finding:

@@ -72,8 +72,8 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
     if training_args.fp16 and training_args.device.type == "cpu":
         problems.append("--fp16 True has no effect on CPU: use --bf16 True, or neither")
-    if training_args.label_smoothing_factor:
-        problems.append("--label_smoothing_factor: the loss has no label smoothing; leave the flag out")
+    if not 0 <= training_args.label_smoothing_factor < 1:
+        problems.append(f"--label_smoothing_factor {training_args.label_smoothing_factor}: from 0 to below 1")
     if training_args.preflight not in ("quick", "full", "off"):
         problems.append(f"--preflight {training_args.preflight}: use quick, full or off")
     for name, least in (("show_samples", 0), ("controls_samples", 2)):

@@ -13,7 +13,8 @@ from llava.constants import IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import expand_placeholders
 from llava.model.builder import add_visual_tokens, load_language_model, load_pretrained_model, set_trainable
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM, supervised_loss
+from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.loss import head_logits, supervised_loss
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from llava.train.train import preprocess_plain_lm
 from tests.conftest import SPEC, save_tower
@@ -65,6 +66,30 @@ def test_supervised_loss_equals_the_full_computation(num_items):
     ours = torch.autograd.grad(loss, [hidden, head.weight])
     theirs = torch.autograd.grad(full, [hidden, head.weight])
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_supervised_loss_in_pieces_equals_the_whole(monkeypatch, smoothing):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False)
+    hidden = torch.randn(3, 9, 8, requires_grad=True)
+    labels = torch.randint(0, 50, (3, 9)).masked_fill(torch.rand(3, 9) < 0.5, IGNORE_INDEX)
+    full = torch.nn.functional.cross_entropy(
+        head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX,
+        label_smoothing=smoothing,
+    )  # fmt: skip
+    theirs = torch.autograd.grad(full, [hidden, head.weight])
+    for pieces in (1 << 27, 150):
+        monkeypatch.setattr("llava.model.loss.CHUNK_LOGITS", pieces)
+        loss, _ = supervised_loss(hidden, labels, head, label_smoothing=smoothing)
+        assert torch.allclose(loss, full)
+        ours = torch.autograd.grad(loss, [hidden, head.weight])
+        assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_padded_head_gives_the_same_logits():
+    head, states = torch.nn.Linear(8, 50, bias=False), torch.randn(3, 8)
+    assert torch.allclose(head_logits(states, head, 64), head(states), atol=1e-6)
 
 
 def test_a_batch_without_targets_is_an_error_and_not_nan():

@@ -170,7 +170,7 @@ def test_all_wrong_flags_are_reported_together(assets, tmp_path):
         (2, {"mm_tunable_parts": "mm_vision_tower"}, "--mm_vision_tower_storage checkpoint"),
         (1, {"mm_tunable_parts": "mm_mlp_adapter"}, "there is no --vision_tower"),
         (1, {"use_plain_lm": False}, "there is no chat mode"),
-        (1, {"label_smoothing_factor": 0.1}, "no label smoothing"),
+        (1, {"label_smoothing_factor": 1.1}, "label_smoothing_factor 1.1: from 0 to below 1"),
         (1, {"eval_strategy": "steps", "eval_steps": 2}, "needs --eval_data_path"),
     ],
 )

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from llava.constants import IGNORE_INDEX
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.loss import supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 
 TOWER_PREFIX = "vision_tower."
@@ -120,6 +119,11 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         num_images: torch.Tensor | None = None,
         num_videos: torch.Tensor | None = None,
         sample_ids: list[str] | None = None,
+        image_positions: torch.Tensor | None = None,
+        video_positions: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        supervised_positions: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_logits: bool | None = None,
@@ -131,6 +135,9 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         Args:
             input_ids: (B, L); visual positions are swapped for features as
                 `prepare_inputs_labels_for_multimodal_video` describes, whose arguments are taken here too.
+            segment_ids: (B, L) the sample that each position belongs to, from `llava.data.packing.TrainingCollator`;
+                rows are padded on the right. With `position_ids` that restart, attention stays within a sample.
+            supervised_positions, label_smoothing: as `llava.model.loss.supervised_loss` takes them.
             labels: (B, L), `IGNORE_INDEX` where nothing is predicted; shifted inside, so `labels` may equal the ids.
             return_logits: full logits (B, L, V) beside the loss; by default only in evaluation. In training the head
                 sees supervised positions alone.
@@ -151,7 +158,15 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
                 num_images=num_images,
                 num_videos=num_videos,
                 sample_ids=sample_ids,
+                image_positions=image_positions,
+                video_positions=video_positions,
             )
+        if segment_ids is not None:
+            # Causal attention never reaches the padding on the right, and transformers keeps samples of a row apart
+            # where positions restart, but only without a mask and without a cache of keys and values.
+            attention_mask, use_cache = None, False
+        if labels is not None and use_cache is None:
+            use_cache = False
         output = self.transformer(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -163,7 +178,9 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         hidden = output.last_hidden_state
         loss = logits = token_losses = None
         if labels is not None:
-            loss, token_losses = supervised_loss(hidden, labels, self.lm_head, num_items_in_batch)
+            loss, token_losses = supervised_loss(
+                hidden, labels, self.lm_head, num_items_in_batch, supervised_positions, label_smoothing
+            )
         if labels is None or (return_logits if return_logits is not None else not self.training):
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
@@ -214,33 +231,6 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
             raise ValueError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
         new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
         return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
-
-
-def supervised_loss(
-    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, num_items: torch.Tensor | int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the next token at supervised positions only.
-
-    Args:
-        hidden: (B, L, D) states of the language model.
-        labels: (B, L), unshifted; position 0 is never a target.
-        head: (..., D) -> (..., V) logits; sees the states before supervised tokens and no others.
-        num_items: what the sum is divided by; the number of supervised tokens here when None.
-
-    Returns:
-        The loss, and the detached loss of every token (B, L - 1), 0 where nothing is supervised.
-
-    Raises:
-        ValueError: when no position is supervised, where a mean would be NaN.
-    """
-    targets = labels[:, 1:]
-    supervised = targets != IGNORE_INDEX
-    states = hidden[:, :-1][supervised]
-    if states.shape[0] == 0:
-        raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
-    losses = F.cross_entropy(head(states).float(), targets[supervised], reduction="none")
-    each = losses.new_zeros(targets.shape).masked_scatter(supervised, losses.detach())
-    return losses.sum() / (states.shape[0] if num_items is None else num_items), each
 
 
 AutoConfig.register("llava_gpt2", LlavaGPT2Config)

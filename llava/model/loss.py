@@ -1,0 +1,95 @@
+"""The training objective: next-token cross-entropy at supervised positions, and nowhere else.
+
+Letters in shapes: B batch, L positions, D width, V vocabulary, N supervised positions of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from llava.constants import IGNORE_INDEX
+
+CHUNK_LOGITS = 1 << 27
+"""Logits (N x V) that are in memory at once: 512 MiB in fp32. More are computed in pieces, and again in the backward
+pass."""
+ALIGNMENT = 64
+"""Multiple that the head's rows are padded to where matrix kernels want it (CUDA)."""
+
+
+def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Places (N,) of the targets in the flattened `labels` (B, L); position 0 of a row is never a target."""
+    supervised = labels != IGNORE_INDEX
+    supervised[:, 0] = False
+    return supervised.flatten().nonzero().squeeze(1)
+
+
+def supervised_loss(
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: nn.Module,
+    num_items: torch.Tensor | int | None = None,
+    positions: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the next token at supervised positions only.
+
+    Args:
+        hidden: (B, L, D) states of the language model.
+        labels: (B, L), unshifted; position 0 is never a target.
+        head: a linear layer (..., D) -> (..., V); sees the states before supervised tokens and no others.
+        num_items: what the sum is divided by; the number of supervised tokens here when None.
+        positions: `supervised_positions(labels)`, when known: finding them waits for the device.
+        label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2016, section 7).
+
+    Returns:
+        The loss, and the detached cross-entropy of every token (B, L - 1), unsmoothed, 0 where nothing is supervised.
+
+    Raises:
+        ValueError: when no position is supervised, where a mean would be NaN, or `positions` are those of other labels.
+    """
+    if positions is None:
+        positions = supervised_positions(labels)
+    elif labels.device.type == "cpu" and not torch.equal(positions, supervised_positions(labels)):
+        raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
+    if positions.shape[0] == 0:
+        raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
+    states, targets = hidden.flatten(0, 1)[positions - 1], labels.flatten()[positions]
+    rows = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    if len(states) <= rows or not torch.is_grad_enabled():
+        total, each = _cross_entropy(states, targets, head, label_smoothing)
+    else:
+        # Without recomputing, every piece's logits would wait in memory for the backward pass.
+        pieces = [
+            checkpoint(_cross_entropy, s, t, head, label_smoothing, use_reentrant=False)
+            for s, t in zip(states.split(rows), targets.split(rows), strict=True)
+        ]
+        total, each = torch.stack([t for t, _ in pieces]).sum(), torch.cat([e for _, e in pieces])
+    spread = each.new_zeros(labels.numel()).index_copy(0, positions, each).view_as(labels)[:, 1:]
+    return total / (states.shape[0] if num_items is None else num_items), spread
+
+
+def _cross_entropy(
+    states: torch.Tensor, targets: torch.Tensor, head: nn.Module, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss, and detached cross-entropy (N,) of every target."""
+    logits = head_logits(states, head, ALIGNMENT if states.is_cuda else 1).float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    total = losses.sum()
+    if label_smoothing:
+        even = (logits.logsumexp(dim=-1) - logits.mean(dim=-1)).sum()
+        total = (1 - label_smoothing) * total + label_smoothing * even
+    return total, losses.detach()
+
+
+def head_logits(states: torch.Tensor, head: nn.Module, multiple: int = 1) -> torch.Tensor:
+    """(N, D) -> (N, V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
+    are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
+    """
+    short = -head.weight.shape[0] % multiple
+    if not short or head.bias is not None:
+        return head(states)
+    return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[:, :-short]

@@ -1,0 +1,161 @@
+"""Packing: every sample once, rows balanced, no sample sees another, and off where it does not pay."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llava.constants import IGNORE_INDEX
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.packing import TrainingCollator, pack_rows
+from llava.data.prompt import video_tokens
+from llava.model.builder import set_trainable
+from llava.train.monitor import batch_sums
+from tests.conftest import SPEC
+
+
+def samples_of(model, lengths: list[int], seed: int = 0) -> list[dict]:
+    """Text samples of the lengths given; every second one of 20 tokens or more starts with a video."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = (model.config.visual_token_ids or {}) if model.mm_projector is not None else {}
+    samples = []
+    for i, length in enumerate(lengths):
+        words = torch.randint(1, 250, (length,), generator=generator)
+        sample = {"sample_id": f"s{i}", "input_ids": words, "labels": words.clone()}
+        if ids and length >= 20 and i % 2:
+            span = torch.tensor([ids[t] for t in video_tokens(SPEC)])
+            sample["input_ids"] = torch.cat([span, words])
+            sample["labels"] = torch.cat([torch.full_like(span, IGNORE_INDEX), words])
+            sample["video_features"] = torch.randn(1, SPEC.num_frames, 16, 24, generator=generator).half()
+        samples.append(sample)
+    return samples
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=70))
+def test_every_sample_has_one_place_and_packing_never_costs_positions(lengths):
+    rows = pack_rows(lengths)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(row == sorted(row) and row for row in rows)
+    longest = max(sum(lengths[i] for i in row) for row in rows)
+    assert len(rows) * longest <= len(lengths) * max(lengths)
+    assert longest >= max(lengths)
+
+
+def test_rows_are_nearly_full_and_equal_lengths_stay_apart():
+    rng = random.Random(0)
+    lengths = [rng.randint(5, 60) for _ in range(32)]
+    rows = pack_rows(lengths)
+    assert sum(lengths) / (len(rows) * max(sum(lengths[i] for i in row) for row in rows)) > 0.9
+    assert pack_rows([375] * 16) == [[i] for i in range(16)]
+    assert pack_rows([7]) == [[0]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("vision", [False, True])
+def test_loss_and_gradients_are_those_of_one_sample_a_row(build, attention, vision):
+    model = build(vision=vision).eval()
+    model.config._attn_implementation = attention
+    samples = samples_of(model, [5, 44, 20, 31, 7, 26, 12, 9, 40, 6])
+    plain = DataCollatorForSupervisedDataset(0)(samples)
+    packed = TrainingCollator(0, templates=model.visual_templates())(samples)
+    assert len(packed["input_ids"]) < len(plain["input_ids"]) and "position_ids" in packed
+    assert sorted(packed["sample_ids"]) == sorted(plain["sample_ids"])
+    found = []
+    for batch in (plain, packed):
+        model.zero_grad()
+        output = model(**batch, return_logits=False)
+        output.loss.backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((output, grads))
+    (one, one_grads), (other, other_grads) = found
+    assert one.loss.item() == pytest.approx(other.loss.item(), rel=1e-6)
+    assert sorted(one.token_losses[one.token_losses > 0].tolist()) == pytest.approx(
+        sorted(other.token_losses[other.token_losses > 0].tolist()), rel=1e-4
+    )
+    assert one_grads.keys() == other_grads.keys()
+    for name, grad in one_grads.items():
+        assert torch.allclose(grad, other_grads[name], atol=1e-6), name
+    ids = torch.tensor(sorted((model.config.visual_token_ids or {0: -1}).values()))
+    sums = [batch_sums(o.token_losses, b, ids) for (o, _), b in zip(found, (plain, packed), strict=True)]
+    assert torch.allclose(sums[0][:9], sums[1][:9], rtol=1e-5), "the monitor sees the same sums by modality"
+
+
+def test_a_word_of_another_sample_of_the_row_changes_nothing(build):
+    model = build(vision=False).eval()
+    samples = samples_of(model, [5, 6, 50, 7, 8])
+    collate = TrainingCollator(0)
+    before = collate(samples)
+    segment = before["sample_ids"].index("s0")
+    assert (before["segment_ids"] == segment).any(dim=1).nonzero().item() >= 0
+    losses = [model(**before, return_logits=False).token_losses]
+    samples[0]["input_ids"] = samples[0]["input_ids"] + 1
+    samples[0]["labels"] = samples[0]["input_ids"].clone()
+    losses.append(model(**collate(samples), return_logits=False).token_losses)
+    own = before["segment_ids"][:, 1:] == segment
+    assert torch.equal(losses[0][~own], losses[1][~own])
+    assert not torch.equal(losses[0][own], losses[1][own])
+
+
+def test_the_first_token_of_a_sample_is_no_target_of_the_one_before(build):
+    model = build(vision=False)
+    batch = TrainingCollator(0)(samples_of(model, [5, 6, 50, 7, 8]))
+    starts = (batch["position_ids"] == 0) & (batch["segment_ids"] >= 0)
+    assert starts.sum() == 5 and (batch["labels"][starts] == IGNORE_INDEX).all()
+    assert len(batch["supervised_positions"]) == 4 + 5 + 49 + 6 + 7
+
+
+def test_a_video_too_few_in_a_row_is_named(build):
+    model = build()
+    samples = samples_of(model, [5, 30, 6, 31])
+    del samples[3]["video_features"]
+    with pytest.raises(ValueError, match="sample 's3': 10 video positions in the text, but 0 video"):
+        TrainingCollator(0, templates=model.visual_templates())(samples)
+
+
+def test_stale_positions_of_labels_are_an_error(build):
+    model = build(vision=False)
+    batch = TrainingCollator(0)(samples_of(model, [5, 6, 50, 7, 8]))
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][batch["segment_ids"] == 0] = IGNORE_INDEX
+    with pytest.raises(ValueError, match="not those of the labels"):
+        model(**batch)
+
+
+class Waits(TorchDispatchMode):
+    """Names the operations whose result the host has to wait for on an accelerator."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.NAMES:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", [[5, 30, 6, 31, 8], [30, 30]])
+def test_a_step_waits_for_no_result(build, lengths, monkeypatch):
+    """But for the mask of attention, which transformers makes from positions or a mask."""
+    model = build().train()
+    set_trainable(model, "mm_language_model,mm_mlp_adapter,mm_vision_resampler")
+    batch = TrainingCollator(0, templates=model.visual_templates())(samples_of(model, lengths))
+    # On CPU the model compares the positions that it was given with the labels.
+    monkeypatch.setattr("llava.model.loss.torch.equal", lambda *_: True)
+    monkeypatch.setattr("llava.model.loss.supervised_positions", lambda _: None)
+    with torch.no_grad(), Waits() as mask:
+        model.transformer(
+            inputs_embeds=torch.zeros(*batch["input_ids"].shape, 32), position_ids=batch.get("position_ids"),
+            use_cache=False,
+        )  # fmt: skip
+    with Waits() as step:
+        model(**batch).loss.backward()
+    assert step.found == mask.found and len(mask.found) <= 1
