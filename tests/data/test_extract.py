@@ -10,6 +10,7 @@ import pytest
 
 from llava.data import features
 from llava.data.extract import main
+from llava.data.feature_store import FeatureCache
 from llava.data.workers import WorkerFailure
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from tests.conftest import CAPTIONS, record, save_tower
@@ -22,7 +23,7 @@ def flags(assets, tmp_path):
     return [
         "--data_path", str(assets.video_json), "--video_folder", str(assets.clips), "--vision_tower",
         str(assets.tower), "--feature_cache", str(tmp_path / "feature_cache"), "--num_frames", "2",
-        "--force_sample", "True", "--num_workers", "1",
+        "--force_sample", "True", "--num_workers", "1", "--vision_precision", "fp32",
     ]  # fmt: skip
 
 
@@ -95,11 +96,13 @@ def test_verify_finds_what_differs(assets, tmp_path, flags, capsys):
     main(flags)
     assert main([*flags, "--verify", "4"]) == 0
     assert "4 cached clips computed again, 0 problem(s)" in capsys.readouterr().out
-    shard = next((tmp_path / "feature_cache").rglob("*.npy"))
-    array = np.load(shard)
-    array[0] += 1
-    np.save(shard, array)
-    features._open.cache_clear()
+    index = next(p for p in (tmp_path / "feature_cache").glob("*/*.json") if p.parent.name != "contents"
+                 and p.name != "settings.json")  # fmt: skip
+    entries = json.loads(index.read_text())["entries"]
+    settings = json.loads((index.parent / "settings.json").read_text())
+    index.unlink()
+    cache = FeatureCache(tmp_path / "feature_cache", settings)
+    cache.write([(e["key"], e["path"]) for e in entries], np.ones((6, 2, 16, 24), np.float16))
     assert main([*flags, "--verify", "6"]) == 1
     assert "its cached features differ" in capsys.readouterr().out
 
@@ -109,4 +112,4 @@ def test_another_tower_has_another_cache(tmp_path, flags):
     save_tower(tmp_path / "tower", seed=5)
     assert DINOv2VisionTower.from_pretrained(str(tmp_path / "tower")) is not None
     main([*flags, "--vision_tower", str(tmp_path / "tower")])
-    assert len(list((tmp_path / "feature_cache").iterdir())) == 2
+    assert len(list((tmp_path / "feature_cache").glob("*/settings.json"))) == 2
