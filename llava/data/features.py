@@ -195,11 +195,11 @@ def extract_features(
         tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress,
         closing(run_tasks(work, missing, num_workers, timeout)) as results,
     ):
-        for clip, result in results:
+        for done, (clip, result) in enumerate(results):
             if should_stop is not None and should_stop():
                 flush(0)
                 raise Stopped(
-                    f"extraction stopped: {progress.n} of {len(missing)} clips were read, and what was computed is in "
+                    f"extraction stopped: {done} of {len(missing)} clips were read, and what was computed is in "
                     f"{cache.folder}; the same command goes on from there"
                 )
             if isinstance(result, np.ndarray) and _content(cache, clip[0]) != contents[clip[0]]:

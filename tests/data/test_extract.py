@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from llava.data import features
 from llava.data.extract import main
 from llava.data.feature_store import FeatureCache
 from llava.data.workers import WorkerFailure
+from llava.errors import Stopped
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from tests.conftest import CAPTIONS, record, save_tower
 from tests.train.runs import train
@@ -113,3 +116,46 @@ def test_another_tower_has_another_cache(tmp_path, flags):
     assert DINOv2VisionTower.from_pretrained(str(tmp_path / "tower")) is not None
     main([*flags, "--vision_tower", str(tmp_path / "tower")])
     assert len(list((tmp_path / "feature_cache").glob("*/settings.json"))) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_with_what_is_finished_and_the_same_command_goes_on(flags, tmp_path, monkeypatch, name):
+    before = signal.getsignal(getattr(signal, name))
+    run = features.run_tasks
+
+    def signalled(*args):
+        for number, pair in enumerate(run(*args)):
+            if number == 4:
+                os.kill(os.getpid(), getattr(signal, name))
+            yield pair
+
+    monkeypatch.setattr(features, "run_tasks", signalled)
+    with pytest.raises(Stopped, match="4 of 6 clips were read"):
+        main([*flags, "--batch_size", "3"])
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert rows(tmp_path / "feature_cache") == 3
+    monkeypatch.undo()
+    assert main(flags) == 0
+    assert rows(tmp_path / "feature_cache") == 6
+
+
+def test_repair_from_the_command_line(flags, tmp_path, capsys):
+    main(flags)
+    (array,) = (tmp_path / "feature_cache").rglob("*.npy")
+    array.write_bytes(array.read_bytes()[:-1] + b"\x3f")
+    assert main([*flags, "--verify", "6"]) == 1
+    assert "are damaged (checksum" in capsys.readouterr().out
+    assert main([*flags, "--repair_features"]) == 0
+    assert main([*flags, "--verify", "6"]) == 0
+    assert rows(tmp_path / "feature_cache") == 7, "one of them was computed again"
+
+
+def test_training_and_extraction_agree_on_precision_and_storage(assets, tmp_path, flags, monkeypatch):
+    chosen = {"vision_precision": "bf16", "feature_dtype": "int8"}
+    assert main([*flags, *(word for name, value in chosen.items() for word in (f"--{name}", value))]) == 0
+
+    def never(*args, **kwargs):
+        raise AssertionError("nothing is left to extract")
+
+    monkeypatch.setattr(features, "run_tasks", never)
+    assert train(assets, tmp_path / "run", **chosen)
