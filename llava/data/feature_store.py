@@ -124,9 +124,15 @@ class FeatureCache:
         Raises:
             LookupError: when the clip as it is now was never extracted.
             DamagedFeatures: when what is on disk is not what was written; found when a process first reads the row.
-            OSError: when the clip is gone.
+            FileNotFoundError: when the clip is gone.
         """
-        key = self.key(path, split)
+        try:
+            key = self.key(path, split)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: gone since the run started, so that nobody can say whether its features in {self.folder} are "
+                "those of this record; put the file back, or leave its records out"
+            ) from error
         entry = self._entries.get(key)
         if entry is None:
             raise LookupError(

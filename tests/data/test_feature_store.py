@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import signal
 
@@ -230,3 +231,10 @@ def test_a_sound_cache_gives_no_warning(tmp_path, files, features, caplog):
     with caplog.at_level(logging.INFO):
         assert len(FeatureCache(tmp_path / "cache", {"dtype": "float16"})) == CLIPS
     assert caplog.text == ""
+
+
+def test_a_clip_that_is_deleted_during_training_is_named(tmp_path, files, features):
+    cache = fill(tmp_path / "cache", files, features)
+    os.unlink(files[1])
+    with pytest.raises(FileNotFoundError, match=r"clip1\.mp4: gone since the run started.*put the file back"):
+        cache.read(files[1], None)
