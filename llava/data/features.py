@@ -190,33 +190,45 @@ def extract_features(
             clips = shards.pop(frames)
             cache.write([clip for clip, _ in clips], np.stack([features for _, features in clips]))
 
-    work = partial(read_pixels, spec=spec, processor=processor)
+    def stop_if_asked(done: int) -> None:
+        if should_stop is not None and should_stop():
+            flush(0)
+            raise Stopped(
+                f"extraction stopped: {done} of {len(missing)} clips were read, and what was computed is in "
+                f"{cache.folder}; the same command goes on from there"
+            )
+
+    work, done = partial(read_pixels, spec=spec, processor=processor), 0
     with (
         tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress,
         closing(run_tasks(work, missing, num_workers, timeout)) as results,
     ):
-        for done, (clip, result) in enumerate(results):
-            if should_stop is not None and should_stop():
-                flush(0)
-                raise Stopped(
-                    f"extraction stopped: {done} of {len(missing)} clips were read, and what was computed is in "
-                    f"{cache.folder}; the same command goes on from there"
-                )
-            if isinstance(result, np.ndarray) and _content(cache, clip[0]) != contents[clip[0]]:
-                result = f"{clip[0]}: changed while it was read; extract again when it is complete"
-            if isinstance(result, np.ndarray):
-                waiting.append((clip, result))
-            else:
-                failed = isinstance(result, WorkerFailure)
-                kind, message = (result.kind, f"{clip[0]}: {result.message}") if failed else ("unreadable", result)
-                users = [r for copy in copies[keys[clip]] for r in wanted[copy]]
-                problems += [Problem(r.source, r.id, kind, message) for r in users]
-            if len(waiting) == batch_size:
-                encode()
-            progress.update()
+        try:
+            for clip, result in results:
+                # Before the result is looked at: a signal to a whole job ends its decoding processes too.
+                stop_if_asked(done)
+                if isinstance(result, np.ndarray) and _content(cache, clip[0]) != contents[clip[0]]:
+                    result = f"{clip[0]}: changed while it was read; extract again when it is complete"
+                if isinstance(result, np.ndarray):
+                    waiting.append((clip, result))
+                else:
+                    failed = isinstance(result, WorkerFailure)
+                    kind, message = (result.kind, f"{clip[0]}: {result.message}") if failed else ("unreadable", result)
+                    users = [r for copy in copies[keys[clip]] for r in wanted[copy]]
+                    problems += [Problem(r.source, r.id, kind, message) for r in users]
+                if len(waiting) == batch_size:
+                    encode()
+                done += 1
+                progress.update()
+        except RuntimeError as error:
+            if not isinstance(error, Stopped):  # A decoding process that was ended while it started.
+                stop_if_asked(done)
+            raise
         if waiting:
             encode()
         flush(0)
+        if problems:
+            stop_if_asked(done)
     return problems
 
 

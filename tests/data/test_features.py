@@ -24,6 +24,7 @@ from llava.data.features import (
 )
 from llava.data.records import load_records
 from llava.data.video import frames_to_pixels, read_frames
+from llava.data.workers import WorkerFailure
 from llava.errors import Stopped
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from tests.conftest import PROCESSOR, SPEC
@@ -275,3 +276,35 @@ def test_a_new_cache_names_those_that_another_machine_made(tmp_path, tower, reco
     assert str(cache.folder) in text
     with pytest.raises(ValueError, match="--feature_dtype float8: use one of float16, int8"):
         cache_settings("", -2, "patch", SPEC, PROCESSOR, "fp32", "float8")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_signal_to_the_whole_job_is_a_stop_and_no_crash_of_a_clip(tmp_path, tower, records, monkeypatch, asked):
+    """It ends decoding processes, in the middle of a clip or of their start."""
+    stop = []
+
+    def killed_while_reading(work, tasks, *args):
+        yield tasks[0], work(tasks[0])
+        stop.append(asked)
+        yield tasks[1], WorkerFailure("reader crashed", "signal 15")
+
+    def killed_while_starting(work, tasks, *args):
+        yield tasks[0], work(tasks[0])
+        stop.append(asked)
+        raise RuntimeError("a worker process could not start")
+
+    for number, killed in enumerate((killed_while_reading, killed_while_starting)):
+        stop.clear()
+        monkeypatch.setattr(features, "run_tasks", killed)
+        cache = FeatureCache(tmp_path / f"cache{number}", settings(tower))
+        options = {"batch_size": 1, "show_progress": False, "should_stop": lambda: any(stop)}
+        if asked:
+            with pytest.raises(Stopped, match="1 of 6"):
+                extract_features(records, cache, tower, SPEC, PROCESSOR, **options)
+            assert len(FeatureCache(tmp_path / f"cache{number}", settings(tower))) == 1
+        elif killed is killed_while_reading:
+            problems = extract_features(records, cache, tower, SPEC, PROCESSOR, **options)
+            assert [p.kind for p in problems] == ["reader crashed"]
+        else:
+            with pytest.raises(RuntimeError, match="could not start"):
+                extract_features(records, cache, tower, SPEC, PROCESSOR, **options)
