@@ -98,6 +98,7 @@ class FeatureCache:
         """
         self.contents.reload()
         self._entries.clear()
+        self._sound.clear()  # A clip that two runs extracted may now be served from the other shard.
         for index in sorted(self.folder.glob("*.json")):
             if index.name == "settings.json":
                 continue

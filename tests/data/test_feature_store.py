@@ -238,3 +238,17 @@ def test_a_clip_that_is_deleted_during_training_is_named(tmp_path, files, featur
     os.unlink(files[1])
     with pytest.raises(FileNotFoundError, match=r"clip1\.mp4: gone since the run started.*put the file back"):
         cache.read(files[1], None)
+
+
+def test_a_second_copy_of_a_clips_features_is_checked_too(tmp_path, files, features):
+    cache = fill(tmp_path / "cache", files, features)
+    cache.read(files[3], None)
+    other = FeatureCache(tmp_path / "cache", {"dtype": "float16"})
+    first, _ = shard_files(cache)
+    other.write([(other.key(path, None), path) for path in files], features)
+    (second,) = [path for path in cache.folder.glob("*.npy") if path != first]
+    for array in (first, second):
+        flip(array, -1)
+    cache.reload()
+    with pytest.raises(DamagedFeatures):
+        cache.read(files[3], None)
