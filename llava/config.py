@@ -136,6 +136,10 @@ class ModelArguments:
     )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
+    vision_precision: str = field(
+        default="auto",
+        metadata={"help": "Precision of a frozen tower: fp32, bf16, or auto, which is bf16 where the device has it."},
+    )
     mm_vision_tower_storage: str = field(
         default="reference",
         metadata={"help": "reference: checkpoints name the tower and its checksum; checkpoint: they hold its weights."},
@@ -180,6 +184,13 @@ class DataArguments:
             "help": "Where features of a frozen tower are kept: a folder, auto (feature_cache beside output_dir), "
             "or off."
         },
+    )
+    feature_dtype: str = field(
+        default="float16", metadata={"help": "What cached features are stored as: float16, or int8 in half the room."}
+    )
+    repair_features: bool = field(
+        default=False,
+        metadata={"help": "Check the checksum of every cached feature at the start and compute damaged ones again."},
     )
     clip_timeout: float = field(
         default=120.0, metadata={"help": "Seconds that decoding one clip may take before it counts as unreadable."}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llava.errors import run_command
+from llava.errors import Stopped, run_command
 from llava.eval.report import main as report
 from llava.train.preflight import main as preflight
 
@@ -30,3 +30,13 @@ def test_the_status_of_a_command_is_its_exit_status():
         with pytest.raises(SystemExit) as error:
             run_command(lambda status=status: status)
         assert error.value.code == status
+
+
+def test_what_was_told_to_stop_has_its_own_status(capsys):
+    def stop():
+        raise Stopped("stopped: the same command goes on")
+
+    with pytest.raises(SystemExit) as error:
+        run_command(stop)
+    assert error.value.code == 85
+    assert capsys.readouterr().err == "\nstopped: the same command goes on\n"

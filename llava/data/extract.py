@@ -5,9 +5,11 @@
     torchrun --nproc_per_node 4 -m llava.data.extract ...        one process a GPU
     python -m llava.data.extract ... --shard 3/16                the fourth of 16 parts, for job arrays
     python -m llava.data.extract ... --verify 64                 computes some again and compares
+    python -m llava.data.extract ... --repair_features           checks all checksums, computes damaged ones again
 
 Training with the same flags then finds every feature in the cache. Killed anywhere, the same command goes on with what
-is missing. A clip that cannot be read, or takes too long, is reported at the end; the others are extracted.
+is missing; on SIGTERM and SIGUSR1 it writes what is finished and ends with status 85. A clip that cannot be read, or
+takes too long, is reported at the end; the others are extracted.
 """
 
 from __future__ import annotations
@@ -15,18 +17,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from transformers.hf_argparser import string_to_bool
 
 from llava.data.check import add_frame_flags, spec_of
-from llava.data.features import FeatureCache, cache_settings, extract_features, verify_features
+from llava.data.feature_store import TOLERANCES, FeatureCache
+from llava.data.features import cache_settings, describe_cache, extract_features, verify_features
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
 from llava.data.workers import CLIP_TIMEOUT
 from llava.errors import run_command
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec
+from llava.model.multimodal_encoder.dinov2_encoder import (
+    PRECISIONS,
+    DINOv2VisionTower,
+    processor_spec,
+    resolve_precision,
+)
 
 
 def parse_shard(value: str) -> tuple[int, int]:
@@ -53,7 +64,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vision_tower", required=True, help="a DINOv2 folder or hub name")
     add("--mm_vision_select_layer", type=int, default=-2, help="index into the tower's hidden states")
     add("--mm_vision_select_feature", default="patch", help="patch, or cls_patch")
+    add("--vision_precision", choices=PRECISIONS, default="auto",
+        help="of the tower; auto: bf16 where the device has it")  # fmt: skip
     add("--feature_cache", required=True, help="folder where features are kept; give training the same")
+    add("--feature_dtype", choices=TOLERANCES, default="float16", help="what features are stored as")
+    add("--repair_features", type=string_to_bool, nargs="?", const=True, default=False,
+        help="first check the checksum of every cached feature, and compute damaged ones again")  # fmt: skip
     add_frame_flags(parser)
     add("--batch_size", type=int, default=16, help="clips that go through the tower together")
     add("--num_workers", type=int, default=cpus, help=f"processes that decode (default: {cpus})")
@@ -80,8 +96,25 @@ def read_all(args: argparse.Namespace) -> tuple[list[Record], list[Problem]]:
     return without(records, problems), problems
 
 
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and SIGUSR1 end nothing: they turn the answer of the function that is given to True."""
+    received: list[int] = []
+    names = [n for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+    before = {n: signal.signal(getattr(signal, n), lambda number, _: received.append(number)) for n in names}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Extracts, or verifies; exit status 1 when a clip could not be read or differs from the cache."""
+    """Extracts, or verifies; exit status 1 when a clip could not be read or differs from the cache.
+
+    Raises:
+        Stopped: on SIGTERM and SIGUSR1, after what was finished is written.
+    """
     args = parse_arguments(argv)
     # torchrun says which of its processes this is.
     rank, ranks, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -90,11 +123,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     tower = DINOv2VisionTower.from_pretrained(
         args.vision_tower, args.mm_vision_select_layer, args.mm_vision_select_feature
     )
+    tower.precision = resolve_precision(args.vision_precision, device)
     processor = processor_spec(args.vision_tower)
     settings = cache_settings(
-        tower.checksum(), args.mm_vision_select_layer, args.mm_vision_select_feature, spec, processor
-    )
-    cache = FeatureCache(args.feature_cache, settings)
+        tower.checksum(), args.mm_vision_select_layer, args.mm_vision_select_feature, spec, processor,
+        tower.precision, args.feature_dtype,
+    )  # fmt: skip
+    cache = FeatureCache(args.feature_cache, settings, args.repair_features)
+    if rank == 0:
+        print(describe_cache(cache), flush=True)
     tower = tower.to(device)
     records, problems = read_all(args)
     if args.verify:
@@ -106,10 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise LookupError(f"{cache.folder}: none of these clips is cached under these flags; extract first")
         return int(bool(differing))
     part, parts = args.shard
-    problems += extract_features(
-        records, cache, tower, spec, processor, device, args.batch_size, args.num_workers, args.clip_timeout,
-        rank=part + parts * rank, world_size=parts * ranks, show_progress=rank == 0,
-    )  # fmt: skip
+    with stop_signals() as stopped:
+        problems += extract_features(
+            records, cache, tower, spec, processor, device, args.batch_size, args.num_workers, args.clip_timeout,
+            rank=part + parts * rank, world_size=parts * ranks, show_progress=rank == 0, should_stop=stopped,
+        )  # fmt: skip
     print(f"rank {rank}, part {part} of {parts}: done, {len(problems)} problem(s): {cache.folder}")
     if problems:
         print(format_problems(problems))

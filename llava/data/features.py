@@ -1,20 +1,14 @@
-"""Features of a frozen vision tower, computed once and memory-mapped for ever after.
+"""Features of a frozen vision tower, computed once and read from `llava.data.feature_store` for ever after.
 
-A cache folder holds one subfolder for each fingerprint of settings, and in it pairs of files: `NAME.npy`, the features
-of some clips (C, T, P, Dv), and `NAME.json`, their index. The index is renamed into place after its array is complete,
-so a killed extraction leaves nothing that is ever read, and what was finished is not computed again.
-
-Letters in shapes: C clips, T frames, P patches, Dv width of the tower, S pixels.
+Letters in shapes: N frames of a batch, T frames of a clip, P patches, Dv width of the tower, S pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import uuid
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,118 +17,21 @@ import torch
 from tqdm import tqdm
 
 from llava.config import ProcessorSpec, VideoSpec
+from llava.data.feature_store import TOLERANCES, DamagedFeatures, FeatureCache, Split, join_key
 from llava.data.records import Problem, Record
 from llava.data.video import VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
+from llava.errors import Stopped
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 << 20
-VERIFY_ERROR = 0.02
 
-Split = tuple[int, int] | None
 Clip = tuple[str, Split, bool]
 """(path, segment, is it an image)."""
 
 
-class FeatureCache:
-    """Features of one tower under one set of settings.
-
-    Args:
-        root: the cache folder, shared by any number of runs.
-        settings: everything that determines a feature apart from the clip itself; a difference in any of it leads to
-            another subfolder.
-    """
-
-    def __init__(self, root: str | Path, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(root) / self.fingerprint
-        self._rows: dict[str, tuple[str, int]] = {}
-        self._hashes: dict[tuple[str, int, int], str] = {}
-        self.reload()
-
-    def reload(self) -> None:
-        """Reads the indexes on disk, those of other processes included."""
-        self._rows.clear()
-        for index in sorted(self.folder.glob("*.json")):
-            if index.name == "settings.json":
-                continue
-            for row, entry in enumerate(json.loads(index.read_text())):
-                self._rows[entry["key"]] = (index.stem, row)
-                self._hashes[entry["path"], entry["size"], entry["mtime_ns"]] = entry["content"]
-
-    def key(self, path: str, split: Split) -> str:
-        """Key of a clip: the hash of its content, and the segment. Reads the file when it is new or has changed."""
-        return f"{self._content(path)}:{split[0]}-{split[1]}" if split else self._content(path)
-
-    def _content(self, path: str) -> str:
-        stat = os.stat(path)
-        known = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
-        if known not in self._hashes:
-            digest = hashlib.blake2b(digest_size=20)
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            self._hashes[known] = digest.hexdigest()
-        return self._hashes[known]
-
-    def has(self, path: str, split: Split) -> bool:
-        return self.key(path, split) in self._rows
-
-    def read(self, path: str, split: Split) -> torch.Tensor:
-        """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
-
-        Raises:
-            LookupError: when the clip as it is now was never extracted.
-        """
-        key = self.key(path, split)
-        if key not in self._rows:
-            raise LookupError(
-                f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction"
-            )
-        shard, row = self._rows[key]
-        return torch.from_numpy(_open(str(self.folder / f"{shard}.npy"))[row].copy())
-
-    def write(self, clips: Sequence[tuple[str, Split]], features: np.ndarray) -> None:
-        """Adds a shard: `clips` (path, segment) and their features (C, T, P, Dv)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / "settings.json", lambda f: f.write(json.dumps(self.settings, indent=1).encode()))
-        name = uuid.uuid4().hex
-        entries = []
-        for path, split in clips:
-            stat = os.stat(path)
-            entries.append(
-                {
-                    "key": self.key(path, split),
-                    "content": self._content(path),
-                    "path": os.path.abspath(path),
-                    "size": stat.st_size,
-                    "mtime_ns": stat.st_mtime_ns,
-                }
-            )
-        _replace(self.folder / f"{name}.npy", lambda f: np.save(f, features))
-        _replace(self.folder / f"{name}.json", lambda f: f.write(json.dumps(entries).encode()))
-        for row, entry in enumerate(entries):
-            self._rows[entry["key"]] = (name, row)
-
-
-@lru_cache(maxsize=4096)
-def _open(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def open_cache(root: str | Path, model: Any) -> FeatureCache:
+def open_cache(root: str | Path, model: Any, repair: bool = False) -> FeatureCache:
     """The cache in `root` for the attached tower and the settings of a model with vision (`llava.model.llava_arch`).
 
     A tower that is kept by reference was compared with its checksum when it was attached. One that is stored may have
@@ -148,14 +45,29 @@ def open_cache(root: str | Path, model: Any) -> FeatureCache:
         config.mm_vision_select_feature,
         model.video_spec,
         model.processor_spec,
+        model.vision_tower.precision,
+        config.mm_feature_dtype,
     )
-    return FeatureCache(root, settings)
+    return FeatureCache(root, settings, repair)
 
 
 def cache_settings(
-    tower_checksum: str, select_layer: int, select_feature: str, spec: VideoSpec, processor: ProcessorSpec
+    tower_checksum: str,
+    select_layer: int,
+    select_feature: str,
+    spec: VideoSpec,
+    processor: ProcessorSpec,
+    precision: str = "fp32",
+    dtype: str = "float16",
 ) -> dict[str, Any]:
-    """All that determines a feature apart from the clip: tower, layer, frame choice, pixels, decoders, dtype."""
+    """All that determines a feature apart from the clip: tower, layer, frame choice, pixels, decoders, types.
+
+    Args:
+        precision: that the tower computes in, `fp32` or `bf16`.
+        dtype: that features are stored as, one of `TOLERANCES`.
+    """
+    if dtype not in TOLERANCES:
+        raise ValueError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
     frames = spec.to_dict()
     # How many latents summarise the features does not change them.
     del frames["fast_latents"], frames["slow_latents"]
@@ -166,8 +78,26 @@ def cache_settings(
         "frames": frames,
         "processor": ProcessorSpec.from_dict(processor.to_dict()).to_dict(),
         "decoders": reader_versions(),
-        "dtype": "float16",
+        "precision": precision,
+        "dtype": dtype,
     }
+
+
+def describe_cache(cache: FeatureCache) -> str:
+    """Where features are kept and how they are made; while there are none, also those that another machine made."""
+    settings = cache.settings
+    lines = [
+        f"vision features: computed in {settings['precision']}, stored as {settings['dtype']} in {cache.folder}, "
+        f"{len(cache)} there"
+    ]
+    if not len(cache):
+        lines += [
+            f"  {folder} holds others, with {name} {there!r} and not {here!r}"
+            + (f": --vision_precision {there} would use them" if name == "precision" else "")
+            for folder, name, there, here in cache.siblings()
+            if name in ("precision", "dtype", "decoders")
+        ]
+    return "\n".join(lines)
 
 
 def read_pixels(clip: Clip, spec: VideoSpec, processor: ProcessorSpec) -> np.ndarray | str:
@@ -205,6 +135,7 @@ def extract_features(
     rank: int = 0,
     world_size: int = 1,
     show_progress: bool = True,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[Problem]:
     """Fills the cache for the clips of `records` that it lacks; under several ranks, for this rank's share.
 
@@ -213,18 +144,34 @@ def extract_features(
         num_workers: processes that decode; 0 decodes in this one, which a clip that hangs or crashes the decoder takes
             along.
         timeout: seconds that decoding a clip may take.
+        should_stop: asked after each clip.
 
     Returns:
         One problem for each record that names a clip that cannot be read.
+
+    Raises:
+        Stopped: when `should_stop` says so, after the features that are computed were written.
+        OSError: when they cannot be written.
     """
     wanted = distinct_clips(records)
     # Shares are fixed before looking into the cache, which other ranks are filling at the same time.
-    missing = [clip for clip in list(wanted)[rank::world_size] if not cache.has(clip[0], clip[1])]
+    share = list(wanted)[rank::world_size]
+    contents, unreadable = cache.contents.resolve([clip[0] for clip in share], should_stop, show_progress)
+    problems = [Problem(r.source, r.id, "unreadable", unreadable[c[0]]) for c in share if c[0] in unreadable
+                for r in wanted[c]]  # fmt: skip
+    keys = {clip: join_key(contents[clip[0]], clip[1]) for clip in share if clip[0] in contents}
+    if cache.repair:
+        logger.warning("%s: %d damaged features found", cache.folder, cache.remove_damaged(keys.values()))
+    # Copies of a clip share their features: the first of them is read for all.
+    copies: dict[str, list[Clip]] = {}
+    for clip, key in keys.items():
+        if key not in cache:
+            copies.setdefault(key, []).append(clip)
+    missing = [clips[0] for clips in copies.values()]
     if not missing:
-        return []
-    problems: list[Problem] = []
+        return problems
     waiting: list[tuple[Clip, np.ndarray]] = []
-    shards: dict[int, list[tuple[tuple[str, Split], np.ndarray]]] = {}
+    shards: dict[int, list[tuple[tuple[str, str], np.ndarray]]] = {}
 
     def encode() -> None:
         """The waiting clips through the tower, into the shards of their number of frames; full shards are written."""
@@ -234,7 +181,7 @@ def extract_features(
         for (clip, _), part in zip(waiting, parts, strict=True):
             if not np.isfinite(part).all():
                 raise ValueError(f"{clip[0]}: the vision tower gives features that are not finite in fp16")
-            shards.setdefault(len(part), []).append((clip[:2], part))
+            shards.setdefault(len(part), []).append(((keys[clip], clip[0]), part))
         waiting.clear()
         flush(SHARD_BYTES)
 
@@ -243,22 +190,53 @@ def extract_features(
             clips = shards.pop(frames)
             cache.write([clip for clip, _ in clips], np.stack([features for _, features in clips]))
 
-    work = partial(read_pixels, spec=spec, processor=processor)
-    with tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress:
-        for clip, result in run_tasks(work, missing, num_workers, timeout):
-            if isinstance(result, np.ndarray):
-                waiting.append((clip, result))
-            else:
-                failed = isinstance(result, WorkerFailure)
-                kind, message = (result.kind, f"{clip[0]}: {result.message}") if failed else ("unreadable", result)
-                problems += [Problem(r.source, r.id, kind, message) for r in wanted[clip]]
-            if len(waiting) == batch_size:
-                encode()
-            progress.update()
+    def stop_if_asked(done: int) -> None:
+        if should_stop is not None and should_stop():
+            flush(0)
+            raise Stopped(
+                f"extraction stopped: {done} of {len(missing)} clips were read, and what was computed is in "
+                f"{cache.folder}; the same command goes on from there"
+            )
+
+    work, done = partial(read_pixels, spec=spec, processor=processor), 0
+    with (
+        tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress,
+        closing(run_tasks(work, missing, num_workers, timeout)) as results,
+    ):
+        try:
+            for clip, result in results:
+                # Before the result is looked at: a signal to a whole job ends its decoding processes too.
+                stop_if_asked(done)
+                if isinstance(result, np.ndarray) and _content(cache, clip[0]) != contents[clip[0]]:
+                    result = f"{clip[0]}: changed while it was read; extract again when it is complete"
+                if isinstance(result, np.ndarray):
+                    waiting.append((clip, result))
+                else:
+                    failed = isinstance(result, WorkerFailure)
+                    kind, message = (result.kind, f"{clip[0]}: {result.message}") if failed else ("unreadable", result)
+                    users = [r for copy in copies[keys[clip]] for r in wanted[copy]]
+                    problems += [Problem(r.source, r.id, kind, message) for r in users]
+                if len(waiting) == batch_size:
+                    encode()
+                done += 1
+                progress.update()
+        except RuntimeError as error:
+            if not isinstance(error, Stopped):  # A decoding process that was ended while it started.
+                stop_if_asked(done)
+            raise
         if waiting:
             encode()
         flush(0)
+        if problems:
+            stop_if_asked(done)
     return problems
+
+
+def _content(cache: FeatureCache, path: str) -> str | None:
+    try:
+        return cache.contents.hash(path)
+    except OSError:
+        return None
 
 
 @torch.no_grad()
@@ -273,7 +251,7 @@ def verify_features(
 ) -> tuple[int, list[Problem]]:
     """Computes the features of some cached clips again, evenly spread: how many, and those that differ from the cache.
 
-    Batches of another size, other kernels and fp16 round differently, so a relative error up to `VERIFY_ERROR` passes.
+    Batches of another size, other kernels, fp16 and int8 round differently: `TOLERANCES`.
     """
     cached = [clip for clip in distinct_clips(records) if cache.has(clip[0], clip[1])]
     places = {round(k * (len(cached) - 1) / max(number - 1, 1)) for k in range(number)} if cached else set()
@@ -285,8 +263,13 @@ def verify_features(
             problems.append(Problem(clip[0], "", "unreadable", pixels))
             continue
         expected = tower(torch.from_numpy(pixels).to(device)).float().cpu()
-        error = (cache.read(clip[0], clip[1]).float() - expected).norm().item() / max(expected.norm().item(), 1e-12)
-        if not error <= VERIFY_ERROR:
+        try:
+            found = cache.read(clip[0], clip[1]).float()
+        except DamagedFeatures as damage:
+            problems.append(Problem(clip[0], "", "damaged features", str(damage)))
+            continue
+        error = (found - expected).norm().item() / max(expected.norm().item(), 1e-12)
+        if not error <= TOLERANCES[cache.dtype]:
             message = f"{clip[0]}: its cached features differ from those of the file (relative error {error:.2g})"
             problems.append(Problem(clip[0], "", "other features", message))
     return len(chosen), problems

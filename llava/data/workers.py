@@ -134,7 +134,7 @@ def _give(worker: _Worker, pending: deque[Any]) -> None:
 def _take(worker: _Worker) -> Any:
     try:
         return worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # OSError: it died in the middle of its message.
         worker.process.join()
         code = worker.process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"

@@ -49,6 +49,7 @@ class LlavaMetaForCausalLM:
             self.vision_tower = DINOv2VisionTower.from_config(
                 tower_config, config.mm_vision_select_layer, config.mm_vision_select_feature
             )
+            self.vision_tower.precision = config.mm_vision_precision
 
     def initialize_vision_modules(
         self,
@@ -86,6 +87,7 @@ class LlavaMetaForCausalLM:
         config.mm_vision_config = tower_config.to_dict()
         config.mm_vision_select_layer = tower.select_layer
         config.mm_vision_select_feature = tower.select_feature
+        config.mm_vision_precision = tower.precision
         config.mm_hidden_size = tower_config.hidden_size
         config.mm_patch_grid = [processor.image_size // patch] * 2
         config.mm_processor = processor.to_dict()
@@ -124,6 +126,7 @@ class LlavaMetaForCausalLM:
                 f"{checksum[:12]}, expected {config.mm_vision_tower_checksum[:12]}; point --vision_tower at the "
                 "original weights"
             )
+        tower.precision = config.mm_vision_precision
         self.vision_tower = tower.to(self.device)
 
     @property

@@ -15,6 +15,7 @@ from torch import nn
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
+from llava.data.feature_store import TOLERANCES
 from llava.data.records import Record
 from llava.eval.loss import token_losses
 from llava.train.preflight_data import Finding
@@ -28,8 +29,6 @@ SMALLEST_EFFECT = 1e-6
 """Change of the logits, relative to their spread, below which a video is not used."""
 LAYOUT_ERROR = 0.005
 """Relative difference of a batch's loss between two layouts; bf16 rounds to 0.001."""
-CACHE_ERROR = 0.02
-"""Relative error of cached features; fp16 rounds to 0.0005, bf16 towers to 0.01."""
 
 
 def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> Finding:
@@ -91,7 +90,7 @@ def check_cache(dataset: Any, record: Record, tower: nn.Module) -> Finding:
     with torch.no_grad():
         expected = tower(pixels.to(device)).float().cpu()
     error = (found.float() - expected).norm().item() / max(expected.norm().item(), 1e-12)
-    if error > CACHE_ERROR:
+    if not error <= TOLERANCES[dataset.cache.dtype]:
         words = f"the cached features of record {record.id!r} are not those of {path} (relative error {error:.2g})"
         return Finding(
             "feature cache", "FAIL", words, "the cache is stale or damaged: name a new folder with --feature_cache"

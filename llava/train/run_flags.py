@@ -15,7 +15,9 @@ from transformers import HfArgumentParser
 
 import llava
 from llava.config import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.data.feature_store import TOLERANCES
 from llava.model.builder import select_parts
+from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
 from llava.train.experiments import parse_faults
 from llava.train.llava_trainer import RUN_RECORD
 
@@ -28,7 +30,7 @@ FREE_FLAGS = {
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
-    "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples",
+    "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
 }  # fmt: skip
 
 
@@ -44,6 +46,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     problems = flag_problems(model_args, data_args, training_args)
     if problems:
         raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
+    if model_args.vision_tower is not None:
+        # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
+        model_args.vision_precision = resolve_precision(model_args.vision_precision, training_args.device)
     return model_args, data_args, training_args
 
 
@@ -64,8 +69,13 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
             problems.append(f"--{name} {value}: no such folder")
     if not data_args.use_plain_lm:
         problems.append("--use_plain_lm False: there is no chat mode; leave the flag out")
-    if data_args.on_bad_sample not in ("stop", "skip"):
-        problems.append(f"--on_bad_sample {data_args.on_bad_sample}: use stop or skip")
+    for name, value, known in (
+        ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
+        ("vision_precision", model_args.vision_precision, PRECISIONS),
+        ("feature_dtype", data_args.feature_dtype, tuple(TOLERANCES)),
+    ):
+        if value not in known:
+            problems.append(f"--{name} {value}: use {', '.join(known[:-1])} or {known[-1]}")
     if training_args.logging_nan_inf_filter:
         problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
     if training_args.remove_unused_columns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llava.config import DataArguments, ModelArguments, TrainingArguments, Video
 from llava.constants import PLACEHOLDERS
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
-from llava.data.features import FeatureCache, extract_features, open_cache
+from llava.data.features import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     Problem,
@@ -28,9 +28,10 @@ from llava.data.records import (
     modality,
     without,
 )
+from llava.errors import Stopped
 from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
 from llava.train.run_flags import Arguments, tunable_parts
 
 logger = logging.getLogger(__name__)
@@ -148,19 +149,30 @@ def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, 
 def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | None:
     """The feature cache that the flags ask for; none without a tower, or when the tower trains.
 
+    A frozen tower computes in the precision of the flags from here on, with a cache or without, and the model's config
+    keeps it for those who load the model.
+
     Raises:
         ValueError: when a cache is asked for by folder while the tower trains.
     """
     model_args, data_args, training_args = args
-    if model.vision_tower is None or data_args.feature_cache == "off":
+    tower = model.vision_tower
+    if tower is not None and tower.frozen:
+        tower.precision = model.config.mm_vision_precision = resolve_precision(
+            model_args.vision_precision, training_args.device
+        )
+        model.config.mm_feature_dtype = data_args.feature_dtype
+    if tower is None or data_args.feature_cache == "off":
         return None
-    if not model.vision_tower.frozen:
+    if not tower.frozen:
         if data_args.feature_cache != "auto":
             raise ValueError("--feature_cache: the vision tower trains, so its features change; use auto or off")
         return None
     beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
     root = beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
-    return open_cache(root, model)
+    cache = open_cache(root, model, data_args.repair_features)
+    logger.info("%s", describe_cache(cache))
+    return cache
 
 
 def fill_cache(
@@ -169,27 +181,40 @@ def fill_cache(
     model: LlavaGPT2ForCausalLM,
     training_args: TrainingArguments,
     timeout: float,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[Problem]:
-    """Extracts what the cache lacks, divided over the ranks; every rank gets the problems of all."""
+    """Extracts what the cache lacks, divided over the ranks; every rank gets the problems of all.
+
+    Raises:
+        Stopped: on all ranks, when `should_stop` said so on one; what it had computed is written.
+    """
     tower = model.vision_tower.to(training_args.device)
-    problems = extract_features(
-        records,
-        cache,
-        tower,
-        model.video_spec,
-        model.processor_spec,
-        training_args.device,
-        num_workers=max(training_args.dataloader_num_workers, 1),
-        timeout=timeout,
-        rank=training_args.process_index,
-        world_size=training_args.world_size,
-        show_progress=training_args.process_index == 0,
-    )
+    problems, stopped = [], None
+    try:
+        problems = extract_features(
+            records,
+            cache,
+            tower,
+            model.video_spec,
+            model.processor_spec,
+            training_args.device,
+            num_workers=max(training_args.dataloader_num_workers, 1),
+            timeout=timeout,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+            show_progress=training_args.process_index == 0,
+            should_stop=should_stop,
+        )
+    except Stopped as stop:
+        stopped = str(stop)
     if training_args.world_size > 1:
-        gathered: list[list[Problem]] = [[] for _ in range(training_args.world_size)]
-        torch.distributed.all_gather_object(gathered, problems)
-        problems = [p for part in gathered for p in part]
+        gathered: list[Any] = [None] * training_args.world_size
+        torch.distributed.all_gather_object(gathered, (problems, stopped))
+        problems = [p for part, _ in gathered for p in part]
+        stopped = next((message for _, message in gathered if message), None)
         cache.reload()
+    if stopped:
+        raise Stopped(stopped)
     return problems
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from llava.data import features
 from llava.data.extract import main
+from llava.data.feature_store import FeatureCache
 from llava.data.workers import WorkerFailure
+from llava.errors import Stopped
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from tests.conftest import CAPTIONS, record, save_tower
 from tests.train.runs import train
@@ -22,7 +26,7 @@ def flags(assets, tmp_path):
     return [
         "--data_path", str(assets.video_json), "--video_folder", str(assets.clips), "--vision_tower",
         str(assets.tower), "--feature_cache", str(tmp_path / "feature_cache"), "--num_frames", "2",
-        "--force_sample", "True", "--num_workers", "1",
+        "--force_sample", "True", "--num_workers", "1", "--vision_precision", "fp32",
     ]  # fmt: skip
 
 
@@ -95,11 +99,13 @@ def test_verify_finds_what_differs(assets, tmp_path, flags, capsys):
     main(flags)
     assert main([*flags, "--verify", "4"]) == 0
     assert "4 cached clips computed again, 0 problem(s)" in capsys.readouterr().out
-    shard = next((tmp_path / "feature_cache").rglob("*.npy"))
-    array = np.load(shard)
-    array[0] += 1
-    np.save(shard, array)
-    features._open.cache_clear()
+    index = next(p for p in (tmp_path / "feature_cache").glob("*/*.json") if p.parent.name != "contents"
+                 and p.name != "settings.json")  # fmt: skip
+    entries = json.loads(index.read_text())["entries"]
+    settings = json.loads((index.parent / "settings.json").read_text())
+    index.unlink()
+    cache = FeatureCache(tmp_path / "feature_cache", settings)
+    cache.write([(e["key"], e["path"]) for e in entries], np.ones((6, 2, 16, 24), np.float16))
     assert main([*flags, "--verify", "6"]) == 1
     assert "its cached features differ" in capsys.readouterr().out
 
@@ -109,4 +115,47 @@ def test_another_tower_has_another_cache(tmp_path, flags):
     save_tower(tmp_path / "tower", seed=5)
     assert DINOv2VisionTower.from_pretrained(str(tmp_path / "tower")) is not None
     main([*flags, "--vision_tower", str(tmp_path / "tower")])
-    assert len(list((tmp_path / "feature_cache").iterdir())) == 2
+    assert len(list((tmp_path / "feature_cache").glob("*/settings.json"))) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_with_what_is_finished_and_the_same_command_goes_on(flags, tmp_path, monkeypatch, name):
+    before = signal.getsignal(getattr(signal, name))
+    run = features.run_tasks
+
+    def signalled(*args):
+        for number, pair in enumerate(run(*args)):
+            if number == 4:
+                os.kill(os.getpid(), getattr(signal, name))
+            yield pair
+
+    monkeypatch.setattr(features, "run_tasks", signalled)
+    with pytest.raises(Stopped, match="4 of 6 clips were read"):
+        main([*flags, "--batch_size", "3"])
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert rows(tmp_path / "feature_cache") == 3
+    monkeypatch.undo()
+    assert main(flags) == 0
+    assert rows(tmp_path / "feature_cache") == 6
+
+
+def test_repair_from_the_command_line(flags, tmp_path, capsys):
+    main(flags)
+    (array,) = (tmp_path / "feature_cache").rglob("*.npy")
+    array.write_bytes(array.read_bytes()[:-1] + b"\x3f")
+    assert main([*flags, "--verify", "6"]) == 1
+    assert "are damaged (checksum" in capsys.readouterr().out
+    assert main([*flags, "--repair_features"]) == 0
+    assert main([*flags, "--verify", "6"]) == 0
+    assert rows(tmp_path / "feature_cache") == 7, "one of them was computed again"
+
+
+def test_training_and_extraction_agree_on_precision_and_storage(assets, tmp_path, flags, monkeypatch):
+    chosen = {"vision_precision": "bf16", "feature_dtype": "int8"}
+    assert main([*flags, *(word for name, value in chosen.items() for word in (f"--{name}", value))]) == 0
+
+    def never(*args, **kwargs):
+        raise AssertionError("nothing is left to extract")
+
+    monkeypatch.setattr(features, "run_tasks", never)
+    assert train(assets, tmp_path / "run", **chosen)

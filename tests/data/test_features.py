@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from llava.config import VideoSpec
-from llava.data.features import FeatureCache, cache_settings, distinct_clips, extract_features
+from llava.data import content_hashes, features
+from llava.data.feature_store import TOLERANCES
+from llava.data.features import (
+    FeatureCache,
+    cache_settings,
+    describe_cache,
+    distinct_clips,
+    extract_features,
+    verify_features,
+)
 from llava.data.records import load_records
 from llava.data.video import frames_to_pixels, read_frames
+from llava.data.workers import WorkerFailure
+from llava.errors import Stopped
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from tests.conftest import PROCESSOR, SPEC
 
@@ -135,3 +148,163 @@ def test_segments_of_one_clip_are_kept_apart(tmp_path, assets, tower):
     whole, half = (cache.read(r.videos[0], r.split).numpy() for r in records)
     assert np.array_equal(whole[0], half[0])
     assert not np.array_equal(whole[1], half[1])
+
+
+def index_files(cache):
+    return [path for path in cache.folder.glob("*.json") if path.name != "settings.json"]
+
+
+def test_copies_of_a_clip_are_computed_once_and_bad_ones_reported_for_all(tmp_path, tower, records):
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    copies = []
+    for record in records[:2]:
+        path = record.videos[0].replace(".mp4", "-copy.mp4")
+        shutil.copyfile(record.videos[0], path)
+        copies.append(replace(record, videos=(path,), id=f"copy of {record.id}"))
+    for path in (records[1].videos[0], copies[1].videos[0]):
+        with open(path, "wb") as file:
+            file.write(b"no video")
+    seen = []
+    problems = extract_features(
+        [*records, *copies], cache, lambda p: seen.append(len(p)) or tower(p), SPEC, PROCESSOR, show_progress=False
+    )
+    assert sum(seen) == 5 * SPEC.num_frames
+    assert torch.equal(cache.read(copies[0].videos[0], None), cache.read(records[0].videos[0], None))
+    assert [p.record_id for p in problems] == ["v1", "copy of v1"]
+
+
+def test_a_clip_that_changes_while_it_is_read_is_a_problem(tmp_path, tower, records, monkeypatch):
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    read = features.read_pixels
+
+    def change(clip, **kwargs):
+        pixels = read(clip, **kwargs)
+        if clip[0].endswith("clip1.mp4"):
+            shutil.copyfile(records[0].videos[0], clip[0])
+        if clip[0].endswith("clip2.mp4"):
+            os.unlink(clip[0])
+        return pixels
+
+    monkeypatch.setattr(features, "read_pixels", change)
+    problems = extract_features(records, cache, tower, SPEC, PROCESSOR, show_progress=False)
+    assert [(p.record_id, "changed while it was read" in p.message) for p in problems] == [("v1", True), ("v2", True)]
+    assert len(cache) == 4
+
+
+def test_two_extractions_of_the_same_clips_at_once(tmp_path, tower, records):
+    """The second starts when the first has looked into the cache, and ends before the first writes."""
+    caches = [FeatureCache(tmp_path / "cache", settings(tower)) for _ in range(2)]
+
+    def meanwhile(pixels):
+        if not len(caches[1]):
+            extract_features(records[1:], caches[1], tower, SPEC, PROCESSOR, show_progress=False)
+        return tower(pixels)
+
+    extract_features(records, caches[0], meanwhile, SPEC, PROCESSOR, show_progress=False)
+    whole = FeatureCache(tmp_path / "cache", settings(tower))
+    for cache in (*caches, whole):
+        for record in records[1:]:
+            assert torch.equal(cache.read(record.videos[0], None), whole.read(record.videos[0], None))
+    assert verify_features(records, whole, tower, SPEC, PROCESSOR) == (6, [])
+
+
+def test_a_stop_writes_what_was_computed(tmp_path, tower, records):
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    answers = iter([False] * 6 + [False, False, False, True])
+    with pytest.raises(Stopped, match="3 of 6 clips were read.*the same command goes on"):
+        extract_features(
+            records, cache, tower, SPEC, PROCESSOR, batch_size=2, show_progress=False, should_stop=lambda: next(answers)
+        )
+    assert len(FeatureCache(tmp_path / "cache", settings(tower))) == 2
+    seen = []
+    again = FeatureCache(tmp_path / "cache", settings(tower))
+    extract_features(records, again, lambda p: seen.append(len(p)) or tower(p), SPEC, PROCESSOR, show_progress=False)
+    assert sum(seen) == 4 * SPEC.num_frames
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_repair_computes_damaged_features_again_and_no_others(tmp_path, tower, records, dtype):
+    keys = {**settings(tower), "dtype": dtype}
+    cache = FeatureCache(tmp_path / "cache", keys)
+    extract_features(records, cache, tower, SPEC, PROCESSOR, show_progress=False)
+    (array,) = cache.folder.glob("*.npy")
+    data = bytearray(array.read_bytes())
+    data[-5] ^= 1
+    array.write_bytes(data)
+    number, problems = verify_features(records, FeatureCache(tmp_path / "cache", keys), tower, SPEC, PROCESSOR)
+    assert number == 6 and [p.kind for p in problems] == ["damaged features"]
+    seen = []
+    repaired = FeatureCache(tmp_path / "cache", keys, repair=True)
+    extract_features(records, repaired, lambda p: seen.append(len(p)) or tower(p), SPEC, PROCESSOR, show_progress=False)
+    assert sum(seen) == SPEC.num_frames
+    for known in (repaired, FeatureCache(tmp_path / "cache", keys)):
+        assert verify_features(records, known, tower, SPEC, PROCESSOR) == (6, [])
+
+
+def test_a_broken_index_costs_an_extraction(tmp_path, tower, records):
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    extract_features(records, cache, tower, SPEC, PROCESSOR, show_progress=False)
+    index_files(cache)[0].write_text("[{")
+    again = FeatureCache(tmp_path / "cache", settings(tower))
+    extract_features(records, again, tower, SPEC, PROCESSOR, show_progress=False)
+    assert verify_features(records, again, tower, SPEC, PROCESSOR) == (6, [])
+
+
+def test_the_start_reads_no_clip_that_is_known(tmp_path, tower, records, monkeypatch):
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    extract_features(records, cache, tower, SPEC, PROCESSOR, show_progress=False)
+    os.rename(tmp_path / "clips", tmp_path / "moved")
+    moved = [replace(r, videos=tuple(v.replace("/clips/", "/moved/") for v in r.videos)) for r in records]
+    extract_features(moved, FeatureCache(tmp_path / "cache", settings(tower)), None, SPEC, PROCESSOR)
+
+    def never(path):
+        raise AssertionError(f"{path} was hashed again")
+
+    monkeypatch.setattr(content_hashes, "_hash", never)
+    again = FeatureCache(tmp_path / "cache", settings(tower))
+    assert extract_features(moved, again, None, SPEC, PROCESSOR) == []
+    assert again.read(moved[0].videos[0], None).shape == (2, 16, 24)
+
+
+def test_a_new_cache_names_those_that_another_machine_made(tmp_path, tower, records):
+    keys = {**settings(tower), "precision": "bf16"}
+    cache = FeatureCache(tmp_path / "cache", keys)
+    extract_features(records[:1], cache, tower, SPEC, PROCESSOR, show_progress=False)
+    assert describe_cache(cache).endswith("1 there")
+    text = describe_cache(FeatureCache(tmp_path / "cache", settings(tower)))
+    assert "computed in fp32" in text and "--vision_precision bf16 would use them" in text
+    assert str(cache.folder) in text
+    with pytest.raises(ValueError, match="--feature_dtype float8: use one of float16, int8"):
+        cache_settings("", -2, "patch", SPEC, PROCESSOR, "fp32", "float8")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_signal_to_the_whole_job_is_a_stop_and_no_crash_of_a_clip(tmp_path, tower, records, monkeypatch, asked):
+    """It ends decoding processes, in the middle of a clip or of their start."""
+    stop = []
+
+    def killed_while_reading(work, tasks, *args):
+        yield tasks[0], work(tasks[0])
+        stop.append(asked)
+        yield tasks[1], WorkerFailure("reader crashed", "signal 15")
+
+    def killed_while_starting(work, tasks, *args):
+        yield tasks[0], work(tasks[0])
+        stop.append(asked)
+        raise RuntimeError("a worker process could not start")
+
+    for number, killed in enumerate((killed_while_reading, killed_while_starting)):
+        stop.clear()
+        monkeypatch.setattr(features, "run_tasks", killed)
+        cache = FeatureCache(tmp_path / f"cache{number}", settings(tower))
+        options = {"batch_size": 1, "show_progress": False, "should_stop": lambda: any(stop)}
+        if asked:
+            with pytest.raises(Stopped, match="1 of 6"):
+                extract_features(records, cache, tower, SPEC, PROCESSOR, **options)
+            assert len(FeatureCache(tmp_path / f"cache{number}", settings(tower))) == 1
+        elif killed is killed_while_reading:
+            problems = extract_features(records, cache, tower, SPEC, PROCESSOR, **options)
+            assert [p.kind for p in problems] == ["reader crashed"]
+        else:
+            with pytest.raises(RuntimeError, match="could not start"):
+                extract_features(records, cache, tower, SPEC, PROCESSOR, **options)

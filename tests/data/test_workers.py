@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import struct
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from llava.data.workers import WorkerFailure, run_tasks
+from llava.data.workers import WorkerFailure, _take, _Worker, run_tasks
 
 
 def double_or_fail(task: str) -> str:
@@ -35,6 +38,15 @@ def test_a_crash_is_that_of_its_task_alone():
     assert found["crash"].kind == found["exit"].kind == "reader crashed"
     assert f"signal {signal.SIGSEGV.value}" in found["crash"].message
     assert "status 3" in found["exit"].message
+
+
+def test_a_process_that_dies_in_the_middle_of_its_message_is_a_crash():
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
+    theirs.close()
+    dead = SimpleNamespace(join=lambda: None, exitcode=-signal.SIGTERM)
+    result = _take(_Worker(dead, ours))
+    assert result.kind == "reader crashed" and f"signal {signal.SIGTERM.value}" in result.message
 
 
 def test_a_task_that_hangs_is_ended_and_the_others_go_on():

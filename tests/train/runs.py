@@ -21,6 +21,7 @@ def flags(assets: SimpleNamespace, output: Path, experiment: int = 2, **override
     if experiment == 2:
         values |= {
             "data_path": assets.video_json, "video_folder": assets.clips, "vision_tower": assets.tower,
+            "vision_precision": "fp32",
             "num_frames": 2, "mm_perceiver_latents": 4, "mm_perceiver_latents_fast": 1, "force_sample": True,
         }  # fmt: skip
     values |= overrides

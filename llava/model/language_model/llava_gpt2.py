@@ -35,6 +35,8 @@ class LlavaGPT2Config(GPT2Config):
     mm_vision_config: dict | None = None
     mm_vision_select_layer: int = -2
     mm_vision_select_feature: str = "patch"
+    mm_vision_precision: str = "fp32"
+    mm_feature_dtype: str = "float16"
     mm_hidden_size: int | None = None
     mm_patch_grid: list | None = None
     mm_processor: dict | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +19,24 @@ from llava.config import ProcessorSpec
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 SELECT_FEATURES = ("patch", "cls_patch")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_precision(name: str, device: torch.device | str) -> str:
+    """`fp32` or `bf16` for a frozen tower: as named, or under `auto` bf16 where `device` computes in it natively."""
+    if name not in PRECISIONS:
+        raise ValueError(f"--vision_precision {name}: use one of {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return name
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # With these instructions DINOv2-large took a third of the time of fp32; without them bf16 is emulated.
+        info = Path("/proc/cpuinfo")
+        flags = info.read_text() if kind == "cpu" and info.exists() else ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "bf16" if native else "fp32"
 
 
 class DINOv2VisionTower(nn.Module):
@@ -25,6 +44,10 @@ class DINOv2VisionTower(nn.Module):
 
     `select_layer` indexes transformers' `hidden_states` (0 is the embedding, -1 the last layer's output before the
     final LayerNorm); `select_feature` is `patch`, or `cls_patch` for the class token in front. Registers are dropped.
+
+    A frozen tower computes in its own `precision`, whatever autocast it is called under, so that features are the same
+    in extraction, training and evaluation. bf16 is autocast and no cast: the weights keep their checksum and are saved
+    as they are, and the residual stream stays in fp32 (error 0.007 instead of 0.013 over 24 layers at the same speed).
     """
 
     def __init__(self, vision_model: nn.Module, select_layer: int, select_feature: str) -> None:
@@ -47,6 +70,7 @@ class DINOv2VisionTower(nn.Module):
         self.vision_model = vision_model
         self.select_layer = select_layer
         self.select_feature = select_feature
+        self.precision = "fp32"
         self.prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
         self.requires_grad_(False)
         self.eval()
@@ -111,7 +135,9 @@ class DINOv2VisionTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) -> (N, P, Dv), or (N, 1 + P, Dv) with the class token."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        frozen, device = self.frozen, pixel_values.device.type
+        own = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16") if frozen else nullcontext()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), own:
             hidden = self.vision_model(pixel_values, output_hidden_states=True).hidden_states[self.select_layer]
         patches = hidden[:, self.prefix_tokens :]
         return patches if self.select_feature == "patch" else torch.cat([hidden[:, :1], patches], dim=1)

@@ -1,0 +1,93 @@
+"""Vision features in a run: the tower's precision, damage in the cache, and a stop while they are extracted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from llava.data.feature_store import DamagedFeatures
+from llava.errors import Stopped
+from llava.eval.captioning import Captioner
+from llava.train import stages
+from llava.train.run_flags import parse_arguments
+from llava.train.train import main, prepare
+from tests.train.runs import flags, train
+
+
+def damage_one_row(root) -> str:
+    """Flips a bit in the features of one clip; returns the name of the file."""
+    (array,) = root.glob("*/*.npy")
+    data = bytearray(array.read_bytes())
+    data[-2] ^= 1
+    array.write_bytes(data)
+    return array.name
+
+
+def seen_by_the_projector(assets, output, **options) -> torch.Tensor:
+    """Features (V, T, P, Dv) of the first two clips, as they arrive at the projector in a training step."""
+    run = prepare(parse_arguments(flags(assets, output, preflight="off", **options)))
+    trainer, arrived = run.trainer, []
+    trainer.model.mm_projector.register_forward_pre_hook(lambda module, args: arrived.append(args[0]))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
+        trainer.model(**batch)
+    return arrived[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["step in fp32", "step in bf16"])
+def test_features_are_the_same_with_a_cache_and_without(assets, tmp_path, precision, bf16):
+    options = {"vision_precision": precision, "bf16": bf16}
+    direct = seen_by_the_projector(assets, tmp_path / "direct", feature_cache="off", **options)
+    cached = seen_by_the_projector(assets, tmp_path / "cached", **options)
+    plain = seen_by_the_projector(assets, tmp_path / "plain", feature_cache="off", vision_precision="fp32")
+    assert ((cached - direct).norm() / direct.norm()).item() < 5e-4, "fp16 rounding and nothing else"
+    difference = ((direct - plain).norm() / plain.norm()).item()
+    assert difference > 1e-3 if precision == "bf16" else difference == 0
+
+
+def test_losses_with_a_cache_and_without_agree_in_bf16(assets, tmp_path):
+    options = {"vision_precision": "bf16", "bf16": True}
+    cached = train(assets, tmp_path / "a", **options)
+    assert cached == pytest.approx(train(assets, tmp_path / "b", feature_cache="off", **options), abs=2e-3)
+
+
+def test_the_precision_is_recorded_and_goes_with_the_model(assets, tmp_path, monkeypatch):
+    monkeypatch.setattr("llava.train.run_flags.resolve_precision", lambda name, device: "bf16")
+    train(assets, tmp_path / "run", vision_precision="auto", feature_dtype="int8", save_strategy="steps", save_steps=3)
+    record = json.loads((tmp_path / "run" / "checkpoint-3" / "llava_run.json").read_text())
+    assert record["flags"]["vision_precision"] == "bf16", "what auto was, so that a run goes on in the same"
+    captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+    assert captioner.model.vision_tower.precision == "bf16"
+    (settings,) = (tmp_path / "feature_cache").glob("*/settings.json")
+    cache = stages.open_cache(tmp_path / "feature_cache", captioner.model)
+    assert cache.folder == settings.parent and len(cache) == 6, "evaluation reads what training read"
+    monkeypatch.setattr("llava.train.run_flags.resolve_precision", lambda name, device: "fp32")
+    with pytest.raises(ValueError, match="--vision_precision: was 'bf16', is 'fp32'"):
+        train(assets, tmp_path / "run", vision_precision="auto", feature_dtype="int8", save_strategy="steps",
+              save_steps=3, resume_from_checkpoint="True")  # fmt: skip
+
+
+def test_unknown_precisions_and_types_are_named_together(assets, tmp_path):
+    with pytest.raises(ValueError, match=r"--vision_precision fp8: use auto.*\n.*--feature_dtype fp8: use float16 or"):
+        parse_arguments(flags(assets, tmp_path / "run", vision_precision="fp8", feature_dtype="fp8"))
+
+
+def test_damaged_features_stop_a_run_and_repair_mends_them(assets, tmp_path):
+    sound = train(assets, tmp_path / "a", preflight="off")
+    name = damage_one_row(tmp_path / "feature_cache")
+    with pytest.raises(DamagedFeatures, match=rf"clip\d\.mp4: its features in .*{name}, row 5.*--repair_features"):
+        train(assets, tmp_path / "b", preflight="off")
+    assert train(assets, tmp_path / "c", preflight="off", repair_features=True) == sound
+    assert train(assets, tmp_path / "d", preflight="off") == sound
+
+
+def test_a_stop_during_extraction_keeps_what_is_computed(assets, tmp_path, monkeypatch):
+    fill = stages.fill_cache
+    monkeypatch.setattr(stages, "fill_cache", lambda *args: fill(*args, should_stop=lambda: True))
+    with pytest.raises(Stopped, match="the same command goes on"):
+        main(flags(assets, tmp_path / "run"))
+    monkeypatch.undo()
+    assert train(assets, tmp_path / "run")
