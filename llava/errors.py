@@ -7,6 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+STOPPED_STATUS = 85
+"""Exit status of what stopped because it was told to, and goes on when it is started again."""
+
+
+class Stopped(RuntimeError):
+    """The work was told to stop, wrote down what was finished, and goes on when the same command is given again."""
+
 
 def is_message(error: BaseException) -> bool:
     """Whether an error was raised by this package itself, and not by a library that it calls."""
@@ -18,9 +25,15 @@ def is_message(error: BaseException) -> bool:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command line and exits with its status; a message is printed alone, other errors with their traceback."""
+    """Runs a command line and exits with its status; a message is printed alone, other errors with their traceback.
+
+    What was told to stop exits with `STOPPED_STATUS`.
+    """
     try:
         status = main()
+    except Stopped as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
     except (ValueError, OSError, FloatingPointError, LookupError) as error:
         if not is_message(error):
             raise
