@@ -140,6 +140,15 @@ def publish(written: Path, final: Path) -> None:
     _sync(final.parent)
 
 
+def move_into(aside: Path, final: Path, last: str) -> None:
+    """Moves the files of a folder into another, each whole or not at all, the one named `last` after the others."""
+    for path in sorted(aside.iterdir(), key=lambda p: (p.name == last, p.name)):
+        _sync(path)
+        path.replace(final / path.name)
+    _sync(final)
+    aside.rmdir()
+
+
 def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
     """Removes the oldest checkpoints beyond `limit`, never those of `keep`; damaged ones are not counted and stay."""
     if not limit or limit < 1:

@@ -24,12 +24,11 @@ from llava.model.builder import MM_PARTS, part_of
 from llava.train.alarms import Alarm, blind
 from llava.train.guard import FiniteGuard
 from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
-from llava.train.resumable import ResumableTrainer
+from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD = "llava_run.json"
 BAD_BATCH_FILE = "nonfinite_batch.json"
 
 

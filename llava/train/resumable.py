@@ -22,12 +22,13 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from llava.train.checkpoints import ASIDE, publish, rotate, write_errors_explained
+from llava.train.checkpoints import ASIDE, move_into, publish, rotate, write_errors_explained
 from llava.train.stop import Stop, ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
+RUN_RECORD = "llava_run.json"
 DIGESTS_FILE = "train_records.npy"
 TRAINER_STATE_FILE = "trainer_state.json"
 
@@ -220,6 +221,23 @@ class ResumableTrainer(Trainer):
         self.saved_step = step
         if self.stop is not None:
             self.stop.checkpoint = str(final)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; the model of a run is written aside, and its files get their places whole, the run's
+        record last.
+        """
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        final = Path(output_dir or self.args.output_dir)
+        aside = final / f"{ASIDE}model"
+        with write_errors_explained(final, "the model", self.args.save_total_limit):
+            super().save_model(str(aside), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                move_into(aside, final, last=RUN_RECORD)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """As in transformers; with another number of processes each draws afresh, from seed, step and rank."""
