@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -201,32 +202,24 @@ def attempt(command: list[str], log: Path, strike: tuple[str, str, int, float] |
     process = context.Process(target=child, args=(command, log, theirs))
     process.start()
     theirs.close()
-    result = Attempt(0, "")
-    start = time.monotonic()
-    due: float | None = None
+    result, start = Attempt(0, ""), time.monotonic()
+    due, listening = math.inf, True
     while process.is_alive() and time.monotonic() - start < PATIENCE:
-        wait = 0.2 if due is None else max(0.0, due - time.monotonic())
-        try:
-            if ours.poll(wait):
+        wait = min(max(due - time.monotonic(), 0.0), 0.1)
+        if not listening:
+            process.join(wait)
+        elif ours.poll(wait):
+            try:
                 result.phases.append((ours.recv(), time.monotonic() - start))
-                entered = sum(name == strike[1] for name, _ in result.phases) if strike else 0
-                if strike and due is None and result.phases[-1][0] == strike[1] and entered >= strike[2]:
-                    due = time.monotonic() + strike[3]
-        except EOFError:
-            process.join(1.0)
-        if strike and due is not None and time.monotonic() >= due and result.struck is None:
-            while ours.poll():
-                try:
-                    result.phases.append((ours.recv(), time.monotonic() - start))
-                except EOFError:
-                    break
-            if process.is_alive():
-                os.kill(process.pid or 0, getattr(signal, strike[0]))
-                result.struck = result.phases[-1][0]
-            due = float("inf")
-            strike = (*strike[:3], float("inf"))
-        if due == float("inf"):
-            process.join(0.2)
+            except EOFError:
+                listening = False
+                continue
+            names = [name for name, _ in result.phases]
+            if strike and names[-1] == strike[1] and names.count(strike[1]) == strike[2] and result.struck is None:
+                due = time.monotonic() + strike[3]
+        elif strike and time.monotonic() >= due:
+            result.struck, due = result.phases[-1][0], math.inf
+            os.kill(process.pid or 0, getattr(signal, strike[0]))
     if process.is_alive():
         process.kill()
         result.struck = "hung"

@@ -261,6 +261,7 @@ class ResumableTrainer(Trainer):
     def _undisturbed(self, loader: Any) -> Any:
         """Workers leave signals to the run, and a generator of its own keeps loading out of the training's numbers."""
         base = getattr(loader, "base_dataloader", loader)
-        base.worker_init_fn = partial(ignore_stop_signals, then=base.worker_init_fn)
+        if self.stop is not None:
+            base.worker_init_fn = partial(ignore_stop_signals, then=base.worker_init_fn)
         base.generator = torch.Generator().manual_seed(self.args.seed)
         return loader

@@ -9,7 +9,6 @@ passes on, and waits 30 s before it kills.
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import multiprocessing
@@ -57,8 +56,10 @@ class Stop:
         self.looked = -LOOK_SECONDS
         self.arriving: tuple[torch.Tensor, Any] | None = None
         self.handlers: dict[signal.Signals, Any] = {}
+        self.children: list[Any] = []
 
     def __enter__(self) -> Stop:
+        self.children = multiprocessing.active_children()
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         if self.is_main:
@@ -69,12 +70,25 @@ class Stop:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, Stopped):
-            if not self.told:
-                self._tell(None)
-            atexit.register(_end_children)
+        if isinstance(error, Stopped) and not self.told:
+            self._tell(None)
+        self._end_workers()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+
+    def _end_workers(self) -> None:
+        """Ends what the run has started: workers that ignore SIGTERM would keep Python from ending."""
+        started = [p for p in multiprocessing.active_children() if p not in self.children]
+        if not started:
+            return
+        # torch takes the end of a worker for an error.
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if self.handlers else None
+        for process in started:
+            process.kill()
+        for process in started:
+            process.join()
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or f"signal {signal.Signals(number).name}"
@@ -147,13 +161,6 @@ class Stop:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / STOPPED_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
         return f"stopped ({reason}): {where}; the same command goes on"
-
-
-def _end_children() -> None:
-    """At the end of the process: a worker that hangs in a decoder would keep it from ending."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def ignore_stop_signals(worker_id: int, then: Callable[[int], Any] | None = None) -> None:
