@@ -78,13 +78,7 @@ def differences(a: Path, b: Path) -> list[str]:
     for name in ("eval_results.json", "controls.jsonl"):
         texts = [(folder / name).read_text() if (folder / name).exists() else None for folder in (a, b)]
         found += [name] if texts[0] != texts[1] else []
-    alarms = [
-        [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
-        for path in (a / "alarms.jsonl", b / "alarms.jsonl")
-        if path.exists()
-    ]
-    if len(alarms) == 1 or (alarms and alarms[0] != alarms[1]):
-        found.append("alarms.jsonl")
+    found += [] if alarms(a) == alarms(b) else ["alarms.jsonl"]
     last = [listed[-1] if (listed := list_checkpoints(folder)) else None for folder in (a, b)]
     if last[0] is None or last[1] is None:
         return found
@@ -103,6 +97,13 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """The log of a run without what tells of time."""
     entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [{k: v for k, v in entry.items() if not k.endswith(TIMES)} for entry in entries]
+
+
+def alarms(folder: Path) -> list[dict[str, Any]]:
+    """The alarms of a run without their time, and without those that tell of waiting."""
+    path = folder / "alarms.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines if line["kind"] != "waiting for data"]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -272,7 +273,9 @@ def chaos(folder: Path, seed: int, kills: int) -> tuple[list[Kill], list[str]]:
         for _ in range(100):
             strike = None
             if len(struck) < todo:
-                phase = draw.choice(PHASES[experiment])
+                # Features are extracted before the first checkpoint alone.
+                early = experiment == 2 and not list_checkpoints(output) and draw.random() < 0.6
+                phase = "extract" if early else draw.choice(PHASES[experiment])
                 known = whole[experiment][phase]
                 # Early in a phase more often than late, since what is resumed enters it less often.
                 entered = draw.randint(1, max(1, len(known) // 2))

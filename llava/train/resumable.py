@@ -130,6 +130,16 @@ class ResumableTrainer(Trainer):
             self.sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which with `--save_total_limit 1` would remove the last checkpoint when another is the
+        best.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, epoch: int, *args: Any, **kwargs: Any
     ) -> None:

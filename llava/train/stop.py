@@ -39,15 +39,23 @@ class Stop:
 
     Entering installs the signal handlers and removes what an earlier stop left in the folder.
 
+    Args:
+        remedy: how the run goes on, for the message.
+
     Attributes:
         reason: why the run is to stop, in words; None while it is not.
         checkpoint: the newest one of this run, for the message.
     """
 
     def __init__(
-        self, output_dir: str | Path, process_index: int = 0, world_size: int = 1, device: torch.device | None = None
+        self,
+        output_dir: str | Path,
+        process_index: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        remedy: str = "the same command goes on",
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir, self.remedy = Path(output_dir), remedy
         self.is_main, self.world_size = process_index == 0, world_size
         self.device = device or torch.device("cpu")
         self.reason: str | None = None
@@ -160,7 +168,7 @@ class Stop:
             note = {"step": step, "checkpoint": self.checkpoint, "reason": reason}
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / STOPPED_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
-        return f"stopped ({reason}): {where}; the same command goes on"
+        return f"stopped ({reason}): {where}; {self.remedy}"
 
 
 def ignore_stop_signals(worker_id: int, then: Callable[[int], Any] | None = None) -> None:

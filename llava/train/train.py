@@ -68,10 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_main = training_args.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     folder, rank, ranks = training_args.output_dir, training_args.process_index, training_args.world_size
+    asked = str(training_args.resume_from_checkpoint).lower()
+    remedy = "the same command goes on" if asked in ("auto", "true") else "--resume_from_checkpoint True goes on"
     with (
         write_errors_explained(folder, limit=training_args.save_total_limit),
         only_run(folder, rank, ranks),
-        Stop(folder, rank, ranks, training_args.device) as stop,
+        Stop(folder, rank, ranks, training_args.device, remedy) as stop,
     ):
         run_all(args, stop)
 

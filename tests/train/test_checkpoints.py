@@ -132,12 +132,13 @@ def test_rotation_keeps_the_newest_the_best_and_what_is_damaged(tmp_path):
     assert names(tmp_path) == {"checkpoint-11", "checkpoint-12"}
 
 
-def test_a_run_rotates_and_keeps_its_best(assets, tmp_path):
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_run_rotates_and_keeps_its_best(assets, tmp_path, limit):
     options = SAVE | {
-        "save_steps": 1, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 1, "eval_data_path":
-        assets.text_json, "metric_for_best_model": "eval_samples_seen_first", "greater_is_better": True,
+        "save_steps": 1, "save_total_limit": limit, "eval_strategy": "steps", "eval_steps": 1, "eval_data_path":
+        assets.text_json, "metric_for_best_model": "eval_loss", "greater_is_better": False,
+        "load_best_model_at_end": True,
     }  # fmt: skip
-    options |= {"metric_for_best_model": "eval_loss", "greater_is_better": False, "load_best_model_at_end": True}
     # So high a rate that the first step is the best.
     train(assets, tmp_path, 1, learning_rate=10.0, lr_scheduler_type="constant", **options)
     kept = {p for p in names(tmp_path) if p.startswith("checkpoint-")}

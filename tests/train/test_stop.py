@@ -206,7 +206,8 @@ def test_two_processes_stop_together_and_go_on_exactly(assets, tmp_path):
     """Stopped by file, then by SIGTERM to torchrun, then finished by two processes and by one."""
     options = {
         "max_steps": 150, "per_device_train_batch_size": 1, "preflight": "off", "resume_from_checkpoint": "auto",
-        "dataloader_num_workers": 1, "learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 150,
+        "dataloader_num_workers": 1, "learning_rate": 1e-4, "eval_data_path": assets.text_json,
+        "eval_strategy": "steps", "eval_steps": 10, "save_strategy": "steps", "save_steps": 150,
     }  # fmt: skip
 
     def torchrun(name: str) -> tuple[subprocess.Popen, list[str], threading.Event]:
