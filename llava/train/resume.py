@@ -26,6 +26,11 @@ Result = TypeVar("Result")
 
 BATCH_FLAGS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 """May change as long as their product with the number of processes, the global batch, does not."""
+DEEPSPEED_GLOBALS = {
+    "deepspeed.utils.tensor_fragment.fragment_address", "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+}  # fmt: skip
+"""What DeepSpeed's own states are made of, beside tensors."""
 OPTIMIZER_FLAGS = {
     "learning_rate", "mm_projector_lr", "mm_vision_resampler_lr", "mm_vision_tower_lr", "weight_decay", "optim",
     "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -68,7 +73,7 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     clear_leftovers(folder)
     last = newest_valid(folder)
     if last is not None:
-        refuse_pickled_weights(last)
+        refuse_pickles(last)
     damaged = [path.name for _, path in list_checkpoints(folder)]
     if last is None and (folder / RUN_RECORD).is_file():
         raise FileExistsError(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
@@ -102,7 +107,7 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
 
 
 def _check_named(checkpoint: Path) -> None:
-    refuse_pickled_weights(checkpoint)
+    refuse_pickles(checkpoint)
     needed = ("trainer_state.json", "scheduler.pt", PROGRESS_FILE, RUN_RECORD)
     lacking = [name for name in needed if not (checkpoint / name).is_file()]
     if lacking:
@@ -119,8 +124,10 @@ def _check_named(checkpoint: Path) -> None:
         )
 
 
-def refuse_pickled_weights(checkpoint: Path) -> None:
-    """Weights are read from safetensors alone: a pickle runs any code that it was given.
+def refuse_pickles(checkpoint: Path) -> None:
+    """Weights are read from safetensors alone, since a pickle runs any code that it was given.
+
+    transformers reads the other states with `weights_only`. DeepSpeed does not, so its files are looked into first.
 
     Raises:
         ValueError: naming the file and the remedy.
@@ -132,6 +139,13 @@ def refuse_pickled_weights(checkpoint: Path) -> None:
             "when model.safetensors lies beside it; otherwise convert it where you trust it "
             "(torch.load(..., weights_only=True), then safetensors.torch.save_file)"
         )
+    for path in sorted(checkpoint.glob("global_step*/*.pt")):
+        foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - DEEPSPEED_GLOBALS
+        if foreign:
+            raise ValueError(
+                f"{path} is a pickle that asks for {', '.join(sorted(foreign))}, which DeepSpeed does not write and "
+                "which could run code when it is loaded: go on from a checkpoint that you trust"
+            )
 
 
 def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: TrainingArguments) -> None:

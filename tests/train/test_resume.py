@@ -289,3 +289,17 @@ def test_pickled_weights_are_refused(assets, cut, tmp_path):
             with pytest.raises(ValueError, match=r"pytorch_model\.bin, weights in a pickle.*convert it"):
                 train(assets, cut, 1, **CUT | {"resume_from_checkpoint": asked})
     assert not (tmp_path / "ran").exists()
+
+
+def test_foreign_code_in_states_of_deepspeed_is_refused(assets, cut, tmp_path):
+    path = cut / "checkpoint-4" / "global_step4" / "mp_rank_00_model_states.pt"
+    path.parent.mkdir()
+    for content, refused in (({"module": torch.ones(2)}, False), ({"module": Malicious(tmp_path / "ran")}, True)):
+        torch.save(content, path)
+        write_manifest(cut / "checkpoint-4")
+        if refused:
+            with pytest.raises(ValueError, match=r"mp_rank_00_model_states\.pt is a pickle that asks for posix\.mkdir"):
+                train(assets, cut, 1, **CUT)
+        else:
+            resume.refuse_pickles(cut / "checkpoint-4")
+    assert not (tmp_path / "ran").exists()
