@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
 from llava.errors import STOPPED_STATUS, run_command
 from llava.train import stages
@@ -84,10 +85,8 @@ def differences(a: Path, b: Path) -> list[str]:
         return found
     if last[0][0] != last[1][0]:
         return [*found, f"last checkpoint ({last[0][0]} and {last[1][0]})"]
-    # What numpy's random state is made of; nothing else is unpickled.
-    safe = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     for path in sorted(p for p in last[0][1].iterdir() if p.suffix in (".pt", ".pth")):
-        with torch.serialization.safe_globals(safe):
+        with safe_globals():  # What numpy's random state is made of; nothing else is unpickled.
             states = [torch.load(folder / path.name, weights_only=True) for _, folder in last]
         found += [] if same(*states) else [path.name]
     return found
