@@ -228,6 +228,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default=True, metadata={"help": "At evaluation, the loss under other, shuffled, blank and halved videos."}
     )
     controls_samples: int = field(default=256, metadata={"help": "Evaluation records that the controls use at most."})
+    confirm_changes: bool = field(
+        default=False, metadata={"help": "Resume with the flags or training records that changed, where that can work."}
+    )
     run_report: bool = field(default=True, metadata={"help": "Write report.html into output_dir at the end."})
     experiment_faults: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
     experiment_faults_confirmed: bool = field(default=False, metadata={"help": argparse.SUPPRESS})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 PLATEAU = 0.95
 """A loss above this share of ln(vocabulary) is no better than chance."""
@@ -95,6 +96,17 @@ class AlarmRules:
                 self.sounded.add(name)
                 new.append(alarm)
         return new
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen so far, as JSON takes it."""
+        silent = [[*key, count] for key, count in self.silent.items()]
+        return {"curve": self.curve, "lowest": self.lowest, "silent": silent, "sounded": sorted(self.sounded)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up a `state`."""
+        self.curve = [(total, captions) for total, captions in state["curve"]]
+        self.lowest, self.sounded = state["lowest"], set(state["sounded"])
+        self.silent = {(what, group): count for what, group, count in state["silent"]}
 
     def _targets(self, seen: Observation) -> list[tuple[str, Alarm]]:
         if not seen.visual_targets:

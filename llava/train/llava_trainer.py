@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
@@ -25,11 +25,11 @@ from llava.model.builder import MM_PARTS, part_of
 from llava.train.alarms import Alarm, blind
 from llava.train.guard import FiniteGuard
 from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
+from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD = "llava_run.json"
 BAD_BATCH_FILE = "nonfinite_batch.json"
 
 
@@ -98,7 +98,7 @@ class FreshLogs(TrainerCallback):
                 keep_until(Path(args.output_dir) / name, state.global_step)
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(ResumableTrainer):
     """Args beyond `Trainer`'s: `lengths` and `modalities` of the training samples, and `run_record`, which every
     checkpoint keeps as `llava_run.json`.
     """
@@ -114,7 +114,7 @@ class LlavaTrainer(Trainer):
             if self.pop_callback(printer) is not None:
                 self.add_callback(short)
         self.add_callback(FreshLogs)
-        self.monitor: RunMonitor | None = None
+        self.monitor = None
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         if self.args.run_monitor:
@@ -220,9 +220,10 @@ class LlavaTrainer(Trainer):
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return ModalityLengthSampler(
+        self.sampler = ModalityLengthSampler(
             self.lengths, self.modalities, step_samples, seed, grouped=args.group_by_modality_length
         )
+        return self.sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """Groups of one part and one weight decay each, so that every part has its own learning rate."""
@@ -260,7 +261,7 @@ class LlavaTrainer(Trainer):
         self.model.eval()
         visual_ids = (self.model.config.visual_token_ids or {}).values()
         nats = tokens = samples = common_nats = common_tokens = common_hits = 0.0
-        for batch in loader:
+        for batch in self.until_stopped(loader):
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 losses, hits = token_scores(self.model, batch)
@@ -301,7 +302,7 @@ class LlavaTrainer(Trainer):
         rank, ranks = self.args.process_index, self.args.world_size
         pairs = list(zip(chosen, others, strict=True))
         part = control_losses(
-            self.model, dataset, self.data_collator, pairs[rank::ranks] or pairs[:1],
+            self.model, dataset, self.collate_until_stopped, pairs[rank::ranks] or pairs[:1],
             self.args.per_device_eval_batch_size, self.compute_loss_context_manager,
         )  # fmt: skip
         if ranks > 1:

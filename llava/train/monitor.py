@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class RunMonitor(TrainerCallback):
                 self.groups.setdefault(group_of(name), []).append(parameter)
                 self.parts[group_of(name)] = part_of(name)
         self.vocabulary = model.config.vocab_size
+        self.device = next(model.parameters()).device
         self.visual_ids = torch.tensor(sorted((model.config.visual_token_ids or {}).values()))
         self.path, self.reduce, self.write_text, self.is_main = Path(output_dir), reduce, write_text, is_main
         self.sums: torch.Tensor | None = None
@@ -230,6 +231,23 @@ class RunMonitor(TrainerCallback):
         for name, values in (("grad_norm", self.norms), ("update_ratio", self.ratios), ("learning_rate", self.rates)):
             found |= {f"{name}/{group}": value for group, value in values.items()}
         return {name: value for name, value in found.items() if value is not None}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run logs and warns as one that never stopped; of `sums` each
+        process keeps its own.
+        """
+        measured = {name: getattr(self, name) for name in ("logged", "norms", "ratios", "rates")}
+        return measured | {"rules": self.rules.state()}
+
+    def restore(self, state: Mapping[str, Any], sums: Sequence[float] | None) -> None:
+        """Takes up a `state`, after `on_train_begin`, with this process's sums."""
+        for name in ("logged", "norms", "ratios", "rates"):
+            setattr(self, name, dict(state[name]))
+        self.rules.restore(state["rules"])
+        self.sums = None if sums is None else torch.tensor(sums, device=self.device)
+        path = self.path / ALARMS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.alarms = [Alarm(**{f.name: json.loads(line)[f.name] for f in fields(Alarm)}) for line in lines]
 
     def sound(self, alarm: Alarm) -> None:
         """Writes an alarm to the log, TensorBoard and `alarms.jsonl`."""

@@ -1,8 +1,7 @@
-"""The flags of a run: parsed, checked all at once, recorded, and compared when a run is resumed."""
+"""The flags of a run: parsed, checked all at once, and recorded."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,6 @@ from llava.data.feature_store import TOLERANCES
 from llava.model.builder import select_parts
 from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
 from llava.train.experiments import parse_faults
-from llava.train.llava_trainer import RUN_RECORD
 
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
@@ -31,6 +29,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
+    "confirm_changes",
 }  # fmt: skip
 
 
@@ -134,57 +133,22 @@ def tunable_parts(model_args: ModelArguments) -> list[str]:
     return ["mm_language_model", *vision]
 
 
-def find_checkpoint(training_args: TrainingArguments) -> str | None:
-    """The checkpoint to resume from: `--resume_from_checkpoint` is a folder, True (the last one) or auto (if any).
-
-    Raises:
-        FileNotFoundError: when the checkpoint asked for is not there.
-        FileExistsError: when the folder holds a run that would be overwritten.
-    """
-    asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
-    last = last_complete_checkpoint(folder)
-    if last is None and (Path(folder) / RUN_RECORD).is_file():
-        raise FileExistsError(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
-    if asked is None or str(asked).lower() in ("false", "none", ""):
-        if last is not None:
-            raise FileExistsError(
-                f"--output_dir {folder} holds a run ({Path(last).name}): add --resume_from_checkpoint True to go on "
-                "with it, or choose another folder"
-            )
-        return None
-    if str(asked).lower() == "auto":
-        return last
-    if str(asked).lower() == "true":
-        if last is None:
-            raise FileNotFoundError(f"--resume_from_checkpoint True: no checkpoint in {folder}; start without the flag")
-        return last
-    if not is_resumable(Path(asked)):
-        raise FileNotFoundError(
-            f"--resume_from_checkpoint {asked}: not a checkpoint folder that a run can go on from: it needs "
-            f"trainer_state.json, scheduler.pt and {RUN_RECORD} (a checkpoint saved with --save_only_model has no "
-            "optimiser state; give it as --model_name_or_path to start a new run from its weights)"
-        )
-    return str(asked)
-
-
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint of a run that was written to its end; `trainer_state.json` is written last."""
-    complete = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json") if is_resumable(p.parent)]
-    return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
-
-
-def is_resumable(checkpoint: Path) -> bool:
-    """Whether a checkpoint has what a run goes on from: its flags, the schedule and the trainer's state."""
-    return all((checkpoint / name).is_file() for name in ("trainer_state.json", "scheduler.pt", RUN_RECORD))
-
-
 def make_run_record(args: Arguments) -> dict[str, Any]:
-    """The resolved flags and the versions that a run is made with."""
+    """The resolved flags, the division of the global batch and the versions that a run is made with."""
     flags: dict[str, Any] = {}
     for group in args:
         flags |= group.to_dict() if isinstance(group, TrainingArguments) else asdict(group)
+    training_args = args[2]
+    size, accumulation = training_args.train_batch_size, training_args.gradient_accumulation_steps
+    processes = training_args.world_size
     return {
         "flags": flags,
+        "batch": {
+            "global": size * accumulation * processes,
+            "per_device": size,
+            "accumulation": accumulation,
+            "processes": processes,
+        },
         "versions": {
             "llava": llava.__version__,
             "python": platform.python_version(),
@@ -192,27 +156,3 @@ def make_run_record(args: Arguments) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
-
-
-def check_resume(checkpoint: str, run_record: dict[str, Any]) -> None:
-    """Compares the flags of a resumed run with those it was started with.
-
-    Raises:
-        ValueError: listing the flags that changed and would make it another run.
-    """
-    path = Path(checkpoint) / RUN_RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"{checkpoint}: no {RUN_RECORD}; the checkpoint was not written by this trainer")
-    before, now = json.loads(path.read_text())["flags"], json.loads(json.dumps(run_record["flags"]))
-    changed = [
-        f"  --{name}: was {before[name]!r}, is {now[name]!r}"
-        for name in sorted(set(before) & set(now) - FREE_FLAGS)
-        if before[name] != now[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"{checkpoint} was made with other flags:\n"
-            + "\n".join(changed)
-            + "\nresume with the same flags, or start "
-            "a new run in another --output_dir (with --model_name_or_path set to the checkpoint to keep its weights)"
-        )

@@ -15,10 +15,13 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import pad_token_id, plain_lm_sample
 from llava.data.records import modality, without
 from llava.errors import run_command
-from llava.train import run_flags, stages
+from llava.train import resume, run_flags, stages
+from llava.train.checkpoints import write_errors_explained
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.llava_trainer import LlavaTrainer, parameter_rows, parameter_table
+from llava.train.lock import only_run
 from llava.train.preflight import run_preflight
+from llava.train.stop import Stop
 
 logger = logging.getLogger("llava")
 
@@ -64,15 +67,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     training_args = args[2]
     is_main = training_args.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
-    checkpoint = run_flags.find_checkpoint(training_args)
+    folder, rank, ranks = training_args.output_dir, training_args.process_index, training_args.world_size
+    asked = str(training_args.resume_from_checkpoint).lower()
+    remedy = "the same command goes on" if asked in ("auto", "true") else "--resume_from_checkpoint True goes on"
+    with (
+        write_errors_explained(folder, limit=training_args.save_total_limit),
+        only_run(folder, rank, ranks),
+        Stop(folder, rank, ranks, training_args.device, remedy) as stop,
+    ):
+        run_all(args, stop)
+
+
+def run_all(args: run_flags.Arguments, stop: Stop) -> None:
+    """A run from its checks to its report, in a folder that is its own.
+
+    Raises:
+        Stopped: when it was told to stop; the same command goes on.
+    """
+    training_args = args[2]
+    checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
     run_record = run_flags.make_run_record(args)
     if checkpoint:
-        run_flags.check_resume(checkpoint, run_record)
+        resume.check_resume(checkpoint, run_record, training_args)
         logger.info("resuming from %s", checkpoint)
+        stop.checkpoint = checkpoint
 
     run = prepare(args, run_record)
+    run.trainer.stop = stop
+    if checkpoint:
+        resume.check_data(checkpoint, run.trainer.record_digests, run.trainer.train_dataset.records, training_args)
+    stop.check()
     if training_args.preflight != "off":
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
+        stop.check()
     run.trainer.train(resume_from_checkpoint=checkpoint)
     run.trainer.save_state()
     run.trainer.save_model()
@@ -80,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = run.trainer.evaluate()
         run.trainer.log_metrics("eval", metrics)
         run.trainer.save_metrics("eval", metrics)
-    if training_args.run_report and is_main:
+    if training_args.run_report and run.trainer.is_world_process_zero():
         # Imported here: a run does not draw before its end.
         from llava.eval.report import write_report
 
@@ -136,6 +163,8 @@ def prepare(args: run_flags.Arguments, run_record: dict[str, Any] | None = None)
         modalities=[modality(r) for r in dataset.records],
         run_record=run_record,
     )
+    trainer.record_digests = resume.record_digests(dataset.records, data_args)
+    run_record["fingerprint"] = resume.fingerprint(trainer.record_digests)
     return Run(trainer, tokenizer, run_flags.tunable_parts(model_args), exempt, model_args.from_scratch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -82,3 +83,23 @@ def test_a_finished_run_that_does_not_see_is_blind():
 def test_a_starving_loader(waited, steps, sounds):
     found = kinds(AlarmRules(1000), falling(waited=waited, waited_steps=steps))
     assert found == ([(1, "waiting for data")] if sounds else [])
+
+
+def test_rules_go_on_from_a_state():
+    """Silent groups, a falling curve and what has sounded: the same alarms as without an interruption."""
+
+    def observe(step: int) -> Observation:
+        return Observation(
+            step, loss=5.0 / step, caption_loss=5.6, other_targets=3, videos=1, grad_norms={"embeddings": 0.0},
+            update_ratios={"projector": 0.0},
+        )  # fmt: skip
+
+    whole, cut = AlarmRules(300), AlarmRules(300)
+    expected, found = [], []
+    for step in range(1, 80):
+        expected += whole.update(observe(step))
+        found += cut.update(observe(step))
+        state = json.loads(json.dumps(cut.state()))
+        cut = AlarmRules(300)
+        cut.restore(state)
+    assert found == expected and {a.kind for a in found} == {"zero gradient", "plateau", "captions left behind"}
