@@ -44,7 +44,8 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> l
     """
     captions = []
     for path in paths:
-        records, problems = load_records(path)
+        # No file is opened here, so that none can lie in a wrong place.
+        records, problems = load_records(path, allow_absolute_paths=True)
         for record in apply_policy(records, problems, on_bad_sample):
             text = join_turns(record.conversations)
             for placeholder in PLACEHOLDERS:

@@ -21,12 +21,8 @@ from llava.config import IMAGE_ASPECT_RATIOS, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.dataset import length_problems, sequence_lengths
 from llava.data.features import Clip, distinct_clips
-from llava.data.prompt import (
-    expand_placeholders,
-    plain_lm_sample,
-    reserved_tokens,
-    truncate,
-)
+from llava.data.paths import add_folder_flags
+from llava.data.prompt import expand_placeholders, plain_lm_sample, reserved_tokens, truncate
 from llava.data.records import (
     DatasetError,
     Problem,
@@ -164,8 +160,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     parser = argparse.ArgumentParser(prog="python -m llava.data.check", description=__doc__)
     add = parser.add_argument
     add("--data_path", required=True, help="records, LLaVA JSON or JSONL")
-    add("--video_folder", help="prefix of the records' video paths")
-    add("--image_folder", help="prefix of the records' image paths")
+    add_folder_flags(parser)
     add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
     add("--model_max_length", type=int, help="longest sequence, in tokens (default: the positions of the model)")
     add("--mm_perceiver_latents_fast", type=int, default=spec.fast_latents)
@@ -190,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         records, problems = load_records(
-            args.data_path, args.image_folder, args.video_folder, reserved=reserved_tokens(tokenizer)
+            args.data_path, args.image_folder, args.video_folder, reserved_tokens(tokenizer), args.allow_absolute_paths
         )
     except DatasetError as error:
         print(error)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_VIDEO_TOKEN
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.features import FeatureCache, open_cache
+from llava.data.paths import add_folder_flags
 from llava.data.prompt import expand_placeholders, join_turns, pad_token_id, plain_lm_sample, truncate
 from llava.data.records import MODEL_ROLES, Record
 from llava.data.video import frames_to_pixels, read_frames
@@ -176,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.eval.captioning", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos")
-    parser.add_argument("--video_folder", help="prefix of the records' video paths")
-    parser.add_argument("--image_folder", help="prefix of the records' image paths")
+    add_folder_flags(parser)
     parser.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
     parser.add_argument("--control", action="store_true", help="also caption each record with another clip's video")
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in args.data_path:
         records = read_for_evaluation(
             path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-            args.limit, args.on_bad_sample,
+            args.limit, args.on_bad_sample, args.allow_absolute_paths,
         )  # fmt: skip
         captioned = [r for r in records if len(r.videos) == 1 and not r.images]
         if len(captioned) < len(records):

@@ -60,7 +60,11 @@ def read_records(
 ) -> tuple[list[Record], list[Problem]]:
     """Records of a file and the problems that need no file to be opened."""
     records, problems = load_records(
-        path, data_args.image_folder, data_args.video_folder, reserved=reserved_tokens(tokenizer)
+        path,
+        data_args.image_folder,
+        data_args.video_folder,
+        reserved_tokens(tokenizer),
+        data_args.allow_absolute_paths,
     )
     if data_args.text_only:
         return [text_alone(r) for r in records], problems
