@@ -112,12 +112,16 @@ def sequence_lengths(
         .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
         for r in records
     ]
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    counts: list[int] = []
+    # In parts, since the tokenizer keeps offsets and strings of all tokens beside the ids.
+    for start in range(0, len(texts), 1000):
+        part = texts[start : start + 1000]
+        counts += map(len, tokenizer(part, add_special_tokens=False, return_attention_mask=False)["input_ids"])
     lengths = []
-    for record, tokens in zip(records, ids, strict=True):
+    for record, tokens in zip(records, counts, strict=True):
         items = len(record.videos) + len(record.images)
         visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if spec and items else 0
-        lengths.append((len(tokens) - items + visual + 1, visual))
+        lengths.append((tokens - items + visual + 1, visual))
     return lengths
 
 

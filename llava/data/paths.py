@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 OUTSIDE = "path outside folder"
 """Kind of the problem of a path that leaves its folder."""
@@ -22,7 +21,7 @@ def leaves_folder(path: str) -> bool:
     return ".." in path and ".." in path.replace("\\", "/").split("/")
 
 
-def place(path: str, folder: str | Path | None) -> str:
+def place(path: str, folder: str) -> str:
     """The path under its folder; without one it is relative to the working directory."""
     return os.path.join(folder, path) if folder else path
 

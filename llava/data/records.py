@@ -85,7 +85,7 @@ def load_records(
     records: list[Record] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
-    folders = {"video": video_folder, "image": image_folder}
+    folders = {"video": str(video_folder or ""), "image": str(image_folder or "")}
     empty = True
     for source, raw in read_values(Path(data_path)):
         empty = False
@@ -116,7 +116,7 @@ def _id_of(raw: Any) -> str:
 def _parse(
     raw: Any,
     source: str,
-    folders: Mapping[str, str | Path | None],
+    folders: Mapping[str, str],
     reserved: Sequence[str],
     allow_absolute_paths: bool,
     found: list[tuple[str, str]],

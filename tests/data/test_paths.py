@@ -22,7 +22,7 @@ def test_absolute_paths_and_parents_leave(path: str, leaves: bool) -> None:
 
 def test_a_path_lies_in_its_folder_or_in_the_working_directory() -> None:
     assert place("a/b.mp4", "clips") == "clips/a/b.mp4"
-    assert place("a/b.mp4", None) == "a/b.mp4"
+    assert place("a/b.mp4", "") == "a/b.mp4"
 
 
 def test_paths_outside_are_allowed_by_flag_alone() -> None:
