@@ -268,16 +268,18 @@ def make_dataset(
     spec = model.video_spec if model.config.video_spec else None
     if cache is None and spec and data_args.on_bad_sample == "skip":
         # Extraction opens every file; without it, bad ones are found here and not in the middle of training.
+        workers = max(training_args.dataloader_num_workers, 1)
         problems = problems + check_files(
-            without(records, problems), spec, training_args.dataloader_num_workers, min_frames=1
+            without(records, problems), spec, workers, min_frames=1, timeout=data_args.clip_timeout
         )
     good = without(records, problems)
 
     def build(chosen: list[Record]) -> LazySupervisedDataset:
         processor = model.processor_spec if spec else None
         return LazySupervisedDataset(
-            chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache
-        )
+            chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache,
+            data_args.clip_timeout,
+        )  # fmt: skip
 
     lengths = sequence_lengths(good, tokenizer, spec)
     problems = problems + length_problems(good, lengths, build(good).tokens, training_args.model_max_length)
