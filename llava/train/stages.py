@@ -28,7 +28,7 @@ from llava.data.records import (
     modality,
     without,
 )
-from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
+from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec
 from llava.train.run_flags import Arguments, tunable_parts
@@ -126,6 +126,8 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
             _check_same_vision(model, model_args, spec)
             if model.vision_tower is None:
                 model.attach_vision_tower(model_args.vision_tower)
+            else:
+                check_stored_tower(model, model_args.vision_tower)
             model.config.video_spec = spec.to_dict()
     set_trainable(model, tunable_parts(model_args))
     return model
