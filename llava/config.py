@@ -164,6 +164,9 @@ class DataArguments:
     )
     image_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' image paths."})
     video_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' video paths."})
+    allow_absolute_paths: bool = field(
+        default=False, metadata={"help": "Records may name files outside these folders, by absolute paths or by `..`."}
+    )
     num_frames: int = field(default=4, metadata={"help": "Frames of a video that the model sees."})
     video_fps: float = field(
         default=1.0, metadata={"help": "Candidate frames per second of video; 0 takes every frame."}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+OUT_OF_MEMORY = (
+    "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by the same factor, which gives the "
+    "same training (--per_device_eval_batch_size for evaluation, --batch_size for other commands); or add "
+    "--gradient_checkpointing True, --bf16 True, or fewer --dataloader_num_workers, or lower --model_max_length"
+)
 STOPPED_STATUS = 85
 """Exit status of what stopped because it was told to, and goes on when it is started again."""
 
@@ -20,8 +26,49 @@ def is_message(error: BaseException) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    package = Path(__file__).resolve().parent
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).resolve().is_relative_to(package)
+    return frame is not None and _is_ours(frame.tb_frame.f_code.co_filename)
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parent)
+
+
+def message_of(error: BaseException) -> str | None:
+    """What there is to say of an error without its traceback; None for one that nobody foresaw."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory ({(text.strip() or name).splitlines()[0]}): {OUT_OF_MEMORY}"
+    if isinstance(error, RuntimeError):
+        return _dead_worker(text)
+    if not isinstance(error, (ValueError, OSError, FloatingPointError, LookupError)):
+        return None
+    if text.startswith(f"Caught {name} in DataLoader worker"):
+        # torch raises an error of a data worker again with the worker's traceback as its text.
+        files = re.findall(r'^ +File "(.+)", line \d+', text, re.MULTILINE)
+        return f"{name}: {text.rpartition(f'{name}: ')[2].strip()}" if files and _is_ours(files[-1]) else None
+    return f"{name}: {text}" if is_message(error) else None
+
+
+def _dead_worker(text: str) -> str | None:
+    """What to say when the DataLoader finds that one of its processes is gone."""
+    found = re.match(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", text, re.DOTALL)
+    if found is None:
+        return None
+    from llava.data.watch import path_of
+
+    path, how = path_of(int(found[1])), found[2].strip().splitlines()[0]
+    if path:
+        cause = (
+            f" while it read {path}: the file hangs or crashes the decoder, or memory ran out; `python -m "
+            "llava.data.check` finds such files, and --on_bad_sample skip leaves them out"
+        )
+    else:
+        cause = (
+            ": most often since memory ran out (the kernel's log says so); lower --dataloader_num_workers or "
+            "--per_device_train_batch_size, or ask for more memory"
+        )
+    resume = "--resume_from_checkpoint auto goes on from the last checkpoint"
+    return f"a data worker died (process {found[1]}, {how}){cause}. {resume}."
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -34,8 +81,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except Stopped as stop:
         print(f"\n{stop}", file=sys.stderr)
         sys.exit(STOPPED_STATUS)
-    except (ValueError, OSError, FloatingPointError, LookupError) as error:
-        if not is_message(error):
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
             raise
-        sys.exit(f"\n{type(error).__name__}: {error}")
+        sys.exit(f"\n{message}")
     sys.exit(status)

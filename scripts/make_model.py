@@ -29,7 +29,7 @@ from transformers import Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel,
 
 from llava.config import ProcessorSpec
 from llava.constants import PLACEHOLDERS
-from llava.data.prompt import join_turns
+from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
 
 EOS, PAD = "<|endoftext|>", "<pad>"
@@ -44,7 +44,9 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> l
     """
     captions = []
     for path in paths:
-        records, problems = load_records(path)
+        # No file is opened here, so that none can lie in a wrong place.
+        reserved = (*reserved_tokens(None), PAD)
+        records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True)
         for record in apply_policy(records, problems, on_bad_sample):
             text = join_turns(record.conversations)
             for placeholder in PLACEHOLDERS:

@@ -21,12 +21,8 @@ from llava.config import IMAGE_ASPECT_RATIOS, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.dataset import length_problems, sequence_lengths
 from llava.data.features import Clip, distinct_clips
-from llava.data.prompt import (
-    expand_placeholders,
-    plain_lm_sample,
-    reserved_tokens,
-    truncate,
-)
+from llava.data.paths import add_folder_flags
+from llava.data.prompt import expand_placeholders, plain_lm_sample, reserved_tokens, truncate
 from llava.data.records import (
     DatasetError,
     Problem,
@@ -94,13 +90,14 @@ def inspect_files(
     thorough: bool = False,
     min_frames: int = 2,
     show_progress: bool = False,
+    timeout: float = CLIP_TIMEOUT,
 ) -> tuple[list[Problem], dict[Clip, FileReport]]:
     """Opens each distinct file, once for each segment: problems in the records' order, and the report of every clip."""
     problems = missing_files(records)
     absent = unusable_paths(records)
     users = {clip: named for clip, named in distinct_clips(records).items() if clip[0] not in absent}
     work = partial(open_file, spec=spec, thorough=thorough, min_frames=min_frames)
-    results = open_all(list(users), work, num_workers)
+    results = open_all(list(users), work, num_workers, timeout)
     hidden = not (show_progress and users)
     reports = dict(tqdm(results, total=len(users), desc="files", unit="file", disable=hidden))
     for clip, named in users.items():
@@ -111,7 +108,12 @@ def inspect_files(
 
 
 def check_files(
-    records: Sequence[Record], spec: VideoSpec, num_workers: int = 0, thorough: bool = False, min_frames: int = 2
+    records: Sequence[Record],
+    spec: VideoSpec,
+    num_workers: int = 0,
+    thorough: bool = False,
+    min_frames: int = 2,
+    timeout: float = CLIP_TIMEOUT,
 ) -> list[Problem]:
     """Problems of the files that `records` name: missing, unreadable, without video stream, with too few frames.
 
@@ -120,8 +122,9 @@ def check_files(
         thorough: decode every video from start to end, which finds damage in frames that are not sampled.
         min_frames: fewer frames in a video (or its segment) are a problem. Above that, a video that has fewer frames
             than `spec.num_frames` is fine: some are repeated.
+        timeout: seconds that opening one file may take, where `num_workers` is above 0.
     """
-    return inspect_files(records, spec, num_workers, thorough, min_frames)[0]
+    return inspect_files(records, spec, num_workers, thorough, min_frames, timeout=timeout)[0]
 
 
 def check_lengths(
@@ -164,8 +167,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     parser = argparse.ArgumentParser(prog="python -m llava.data.check", description=__doc__)
     add = parser.add_argument
     add("--data_path", required=True, help="records, LLaVA JSON or JSONL")
-    add("--video_folder", help="prefix of the records' video paths")
-    add("--image_folder", help="prefix of the records' image paths")
+    add_folder_flags(parser)
     add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
     add("--model_max_length", type=int, help="longest sequence, in tokens (default: the positions of the model)")
     add("--mm_perceiver_latents_fast", type=int, default=spec.fast_latents)
@@ -174,6 +176,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     add("--min_frames", type=int, default=2, help="fewer frames in a video are a problem (default: 2, a single "
         "frame is no video); with fewer than num_frames some are repeated, which is counted")  # fmt: skip
     add("--num_workers", type=int, default=cpus, help=f"processes that open files (default: {cpus})")
+    add("--clip_timeout", type=float, default=CLIP_TIMEOUT, help="seconds that opening one file may take")
     add("--thorough", action="store_true", help="decode every video from start to end")
     return parser.parse_args(argv), parser
 
@@ -190,13 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         records, problems = load_records(
-            args.data_path, args.image_folder, args.video_folder, reserved=reserved_tokens(tokenizer)
+            args.data_path, args.image_folder, args.video_folder, reserved_tokens(tokenizer), args.allow_absolute_paths
         )
     except DatasetError as error:
         print(error)
         return 1
     file_problems, reports = inspect_files(
-        records, spec, args.num_workers, args.thorough, args.min_frames, show_progress=True
+        records, spec, args.num_workers, args.thorough, args.min_frames, show_progress=True, timeout=args.clip_timeout
     )
     tokens = 0
     if tokenizer is not None:

@@ -18,6 +18,8 @@ from llava.data.features import FeatureCache
 from llava.data.prompt import expand_placeholders, join_turns, truncate
 from llava.data.records import Problem, Record
 from llava.data.video import frames_to_pixels, read_frames, read_image
+from llava.data.watch import ClipWatch
+from llava.data.workers import CLIP_TIMEOUT
 
 Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
 
@@ -38,6 +40,7 @@ class LazySupervisedDataset(Dataset):
         spec: VideoSpec | None = None,
         processor: ProcessorSpec | None = None,
         cache: FeatureCache | None = None,
+        clip_timeout: float = CLIP_TIMEOUT,
     ) -> None:
         self.records = records
         self.tokenizer = tokenizer
@@ -46,6 +49,7 @@ class LazySupervisedDataset(Dataset):
         self.spec = spec
         self.processor = processor
         self.cache = cache
+        self.watch = ClipWatch(clip_timeout)
         self.num_cut = 0
         """Samples whose text `max_length` cuts, counted by who knows their lengths."""
 
@@ -90,12 +94,15 @@ class LazySupervisedDataset(Dataset):
 
     def read_video(self, path: str, split: tuple[int, int] | None) -> torch.Tensor:
         """Pixels (T, 3, S, S) of a clip's chosen frames."""
-        frames = read_frames(path, self.spec, split)
+        with self.watch.reading(path):
+            frames = read_frames(path, self.spec, split)
         return frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)
 
     def read_image(self, path: str) -> torch.Tensor:
         """Pixels (3, S, S) of an image."""
-        return frames_to_pixels(read_image(path), self.processor, self.spec.image_aspect_ratio)[0]
+        with self.watch.reading(path):
+            frames = read_image(path)
+        return frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)[0]
 
 
 def sequence_lengths(
@@ -112,12 +119,16 @@ def sequence_lengths(
         .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
         for r in records
     ]
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    counts: list[int] = []
+    # In parts, since the tokenizer keeps offsets and strings of all tokens beside the ids.
+    for start in range(0, len(texts), 1000):
+        part = texts[start : start + 1000]
+        counts += map(len, tokenizer(part, add_special_tokens=False, return_attention_mask=False)["input_ids"])
     lengths = []
-    for record, tokens in zip(records, ids, strict=True):
+    for record, tokens in zip(records, counts, strict=True):
         items = len(record.videos) + len(record.images)
         visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if spec and items else 0
-        lengths.append((len(tokens) - items + visual + 1, visual))
+        lengths.append((tokens - items + visual + 1, visual))
     return lengths
 
 

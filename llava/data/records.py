@@ -7,24 +7,22 @@ paths), and an optional `meta.split`, the segment of the video. As in LLaVA-ST, 
 
 from __future__ import annotations
 
-import codecs
-import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.data.paths import OUTSIDE, leaves_folder, place
 from llava.data.prompt import reserved_tokens
+from llava.data.reading import DatasetError, NotJSON, read_values
 
 ROLES = ("human", "gpt", "system", "user", "assistant")
 """`from` of a turn. LLaVA writes human and gpt; the last three are the same idea in other data sets."""
 
 MODEL_ROLES = ("gpt", "assistant")
-
-EXPECTED_FORMAT = "expected a JSON list of records, or one JSON object on each line"
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
@@ -35,13 +33,10 @@ REMEDIES = {
     "reserved token": "take the token out of the text; the program itself writes visual tokens and the end of text",
     "empty caption": "write a caption into a gpt turn, or delete the record",
     "bad split": "meta.split counts frames, [first, last] from 0, both included; multiply seconds by the frame rate",
+    OUTSIDE: "write it relative to --video_folder / --image_folder, or allow every path with --allow_absolute_paths",
     "missing file": "put the file there, or correct the path or --video_folder / --image_folder",
 }
 """What to do about a kind of problem, where its message does not say so itself."""
-
-
-class DatasetError(ValueError):
-    """A data file, or a set of records, that cannot be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +67,13 @@ def load_records(
     image_folder: str | Path | None = None,
     video_folder: str | Path | None = None,
     reserved: Sequence[str] = reserved_tokens(None),
+    allow_absolute_paths: bool = False,
 ) -> tuple[list[Record], list[Problem]]:
     """Reads a JSON list or JSON lines (the content decides, not the suffix) and checks every record.
 
     Args:
         reserved: strings that a text must not contain; pass `reserved_tokens(tokenizer)` when there is a tokenizer.
+        allow_absolute_paths: whether a record may name files outside its folder, by an absolute path or by `..`.
 
     Returns:
         Every record that could be understood, those with a problem included, and all problems; `apply_policy` decides
@@ -88,14 +85,15 @@ def load_records(
     records: list[Record] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
+    folders = {"video": str(video_folder or ""), "image": str(image_folder or "")}
     empty = True
-    for source, raw in _read(Path(data_path)):
+    for source, raw in read_values(Path(data_path)):
         empty = False
-        if isinstance(raw, json.JSONDecodeError):
-            problems.append(Problem(source, "", "not JSON", f"column {raw.colno}: {raw.msg}"))
+        if isinstance(raw, NotJSON):
+            problems.append(Problem(source, "", "not JSON", str(raw)))
             continue
         found: list[tuple[str, str]] = []
-        record = _parse(raw, source, image_folder, video_folder, reserved, found)
+        record = _parse(raw, source, folders, reserved, allow_absolute_paths, found)
         record_id = _id_of(raw)
         if record_id and first_seen.setdefault(record_id, source) != source:
             found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
@@ -107,71 +105,20 @@ def load_records(
     return records, problems
 
 
-def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    """(source, value) of every element of a JSON list or of every line; a line that is not JSON gives its error."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-            file.seek(0)
-            yield from _read_lines(path, file) if start == b"{" else _read_list(path, file.read())
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; check --data_path") from error
-
-
-def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-    is_first = True
-    for number, line in enumerate(file, 1):
-        text = _decode(path, line, number).strip()
-        if not text:
-            continue
-        value: Any
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            if is_first:
-                raise DatasetError(
-                    f"{path}: line {number}, column {error.colno}: {error.msg}; {EXPECTED_FORMAT}"
-                ) from error
-            value = error
-        is_first = False
-        yield f"{path}:{number}", value
-
-
-def _read_list(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    text = _decode(path, data)
-    if not text.strip():
-        return
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; {EXPECTED_FORMAT}"
-        ) from error
-    if not isinstance(values, list):
-        raise DatasetError(f"{path}: holds {type(values).__name__}; {EXPECTED_FORMAT}")
-    for index, value in enumerate(values):
-        yield f"{path}[{index}]", value
-
-
-def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
-    try:
-        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        raise DatasetError(f"{path}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
 def _id_of(raw: Any) -> str:
     value = raw.get("id") if isinstance(raw, dict) else None
-    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        return ""
+    # Half a character cannot be written to any file or terminal; `_parse` reports it.
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _parse(
     raw: Any,
     source: str,
-    image_folder: str | Path | None,
-    video_folder: str | Path | None,
+    folders: Mapping[str, str],
     reserved: Sequence[str],
+    allow_absolute_paths: bool,
     found: list[tuple[str, str]],
 ) -> Record | None:
     """The record, or None when it cannot be understood; (kind, message) of each problem is added to `found`."""
@@ -186,14 +133,19 @@ def _parse(
     if meta is not None and not isinstance(meta, dict):
         wrong.append(f"meta must be an object, got {type(meta).__name__}")
     meta = meta or {}
+    if half := _half_character(str(raw.get("id"))):
+        wrong.append(f"id: {half}")
     paths = {}
-    for key, folder in (("video", video_folder), ("image", image_folder)):
+    for key, folder in folders.items():
         value = raw.get(key)
         files = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files):
             wrong.append(f"{key} must be a path or a list of paths, got {value!r:.80}")
             continue
-        paths[key] = tuple(os.path.join(folder, f) if folder else f for f in files)
+        wrong += [f"{key}: {half}" for f in files if (half := _half_character(f))]
+        paths[key] = tuple([place(f, folder) for f in files])
+        if not allow_absolute_paths:
+            found += [(OUTSIDE, f"{key} {f!r} leaves its folder") for f in files if leaves_folder(f)]
     if wrong:
         found.extend(("malformed", message) for message in wrong)
         return None
@@ -239,11 +191,19 @@ def _check_text(
         caption = caption.replace(placeholder, "")
     if not caption.strip():
         found.append(("empty caption", "no gpt turn has text besides placeholders"))
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            found.append(("malformed", f"the text contains {text[error.start]!r}, half of a character"))
+    if half := _half_character(text):
+        found.append(("malformed", f"the text: {half}"))
+
+
+def _half_character(text: str) -> str | None:
+    """What is wrong with a text that cannot be written as UTF-8: JSON can say half of a surrogate pair."""
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"contains {text[error.start]!r}, half of a character"
+    return None
 
 
 def _parse_split(value: Any) -> tuple[int, int] | None:

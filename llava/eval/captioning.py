@@ -6,16 +6,24 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import DEFAULT_VIDEO_TOKEN
+from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.features import FeatureCache, open_cache
-from llava.data.prompt import expand_placeholders, join_turns, pad_token_id, plain_lm_sample, truncate
+from llava.data.paths import add_folder_flags
+from llava.data.prompt import (
+    expand_placeholders,
+    join_turns,
+    pad_token_id,
+    plain_lm_sample,
+    reserved_tokens,
+    truncate,
+)
 from llava.data.records import MODEL_ROLES, Record
 from llava.data.video import frames_to_pixels, read_frames
 from llava.errors import run_command
@@ -25,6 +33,16 @@ from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+
+MARGIN_TOKENS = 32
+"""How much longer than the longest reference a caption may become, unless a flag says otherwise."""
+
+
+class Caption(NamedTuple):
+    """A written text; `ended` is False when it was cut at `max_new_tokens` or at the model's last position."""
+
+    text: str
+    ended: bool
 
 
 class Captioner:
@@ -54,32 +72,59 @@ class Captioner:
 
         Raises:
             VideoError: naming a file that cannot be read.
+            ValueError: for a prompt that `check_prompt` refuses.
         """
-        return [self._caption(str(path), prompt, generation) for path in videos]
+        return [self.caption(path, prompt, **generation).text for path in videos]
 
-    def _caption(self, path: str, prompt: str, generation: Mapping[str, Any]) -> str:
+    def caption(self, path: str | Path, prompt: str = "", **generation: Any) -> Caption:
+        """The caption of one file, and whether it came to its end; raises as above."""
+        check_prompt(prompt, self.tokenizer)
         frames = read_frames(path, self.spec)
         pixels = frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
         text = expand_placeholders(f"{DEFAULT_VIDEO_TOKEN} {prompt}".strip(), self.spec)
-        return generate_texts(self.model, self.tokenizer, [text], generation, pixel_values_videos=pixels[None])[0]
+        return generate(self.model, self.tokenizer, [text], generation, pixel_values_videos=pixels[None])[0]
+
+
+def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a prompt that is not words alone.
+
+    Raises:
+        ValueError: naming the placeholders, visual tokens and special tokens in it.
+    """
+    found = [token for token in (*PLACEHOLDERS, *reserved_tokens(tokenizer)) if token in prompt]
+    if found:
+        raise ValueError(
+            f"the prompt {prompt!r:.80} contains {', '.join(found)}; give words alone: the video is put before them"
+        )
 
 
 @torch.no_grad()
-def generate_texts(
+def generate(
     model: LlavaGPT2ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     generation: Mapping[str, Any] | None = None,
     **vision: torch.Tensor,
-) -> list[str]:
-    """Continues expanded prompts, padded on the left, until EOS; `vision` holds `forward`'s vision tensors."""
+) -> list[Caption]:
+    """Continues expanded prompts, padded on the left, until EOS; `vision` holds `forward`'s vision tensors.
+
+    At most 64 new tokens unless `generation` says otherwise, and no more than the model has positions for.
+
+    Raises:
+        ValueError: for a prompt that leaves no position free, and for generation options that do not go together.
+    """
     ids = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
     longest = max(map(len, ids))
     pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(i)) + i for i in ids], device=model.device)
     mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids], device=model.device)
     room = model.config.max_position_embeddings - longest
-    options = {"do_sample": False, "max_new_tokens": min(64, room), **(generation or {})}
+    if room < 1:
+        raise ValueError(
+            f"video and prompt take {longest} positions and the model has {longest + room}: give a shorter prompt"
+        )
+    options = {"do_sample": False, "max_new_tokens": 64, **(generation or {})}
+    options["max_new_tokens"] = min(options["max_new_tokens"], room)
     output = model.generate(
         input_ids,
         attention_mask=mask,
@@ -88,7 +133,10 @@ def generate_texts(
         **{k: v.to(model.device) for k, v in vision.items()},
         **options,
     )
-    return [t.strip() for t in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]
+    new = output[:, longest:]
+    ended = (new == tokenizer.eos_token_id).any(dim=1).tolist()
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Caption(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
 
 
 def prompt_of(record: Record) -> str:
@@ -103,23 +151,46 @@ def reference_of(record: Record) -> str:
     return next((t["value"].strip() for t in record.conversations if t["from"] in MODEL_ROLES), "")
 
 
+def positive(value: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value}: 1 or more")
+    return number
+
+
+def longest_reference(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest reference."""
+    return max(len(ids) for ids in tokenizer([reference_of(r) for r in records], add_special_tokens=False)["input_ids"])
+
+
 def caption_records(
-    captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int, control: str = "true"
-) -> list[str]:
-    """A caption for each record, from its own video (`true`) or another record's (`other`); features from the cache."""
+    captioner: Captioner,
+    records: Sequence[Record],
+    cache: FeatureCache,
+    batch_size: int,
+    control: str = "true",
+    max_new_tokens: int = 64,
+) -> list[Caption]:
+    """A caption for each record, from its own video (`true`) or another record's (`other`); features from the cache.
+
+    Raises:
+        ValueError: for the control, when the records show a single video.
+    """
     sources = list(range(len(records)))
     if control == "other":
         others = other_samples([(r.videos, r.split) for r in records], [0] * len(records))
         if None in others:
             raise ValueError("the control with another clip's video needs at least two different videos")
         sources = [i for i in others if i is not None]
-    captions: list[str] = []
+    captions: list[Caption] = []
     for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
         chunk = range(start, min(start + batch_size, len(records)))
         prompts = [expand_placeholders(prompt_of(records[i]), captioner.spec) for i in chunk]
         shown = [records[sources[i]] for i in chunk]
         features = torch.stack([cache.read(r.videos[0], r.split) for r in shown])
-        captions += generate_texts(captioner.model, captioner.tokenizer, prompts, video_features=features)
+        options = {"max_new_tokens": max_new_tokens}
+        captions += generate(captioner.model, captioner.tokenizer, prompts, options, video_features=features)
     return captions
 
 
@@ -156,6 +227,9 @@ def score(captions: Sequence[str], records: Sequence[Record], lexicon: dict | No
     """Exact match, and with a lexicon the share of captions that name each attribute right, and all at once."""
     scores = {"exact match": exact_match(captions, records)}
     if lexicon is not None:
+        without = [r for r in records if not isinstance(r.meta.get("attributes"), dict)]
+        if without:
+            raise ValueError(f"{without[0].source} id {without[0].id!r}: no meta.attributes, which --attributes scores")
         scores |= score_captions(captions, [r.meta["attributes"] for r in records], lexicon)
     return scores
 
@@ -176,8 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.eval.captioning", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos")
-    parser.add_argument("--video_folder", help="prefix of the records' video paths")
-    parser.add_argument("--image_folder", help="prefix of the records' image paths")
+    add_folder_flags(parser)
     parser.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
     parser.add_argument("--control", action="store_true", help="also caption each record with another clip's video")
@@ -186,6 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode clips")
     parser.add_argument("--limit", type=int, help="caption only the first so many records of each file")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=positive,
+        help=f"longest caption in tokens (default: the longest reference and {MARGIN_TOKENS} more)",
+    )
     parser.add_argument("--examples", type=int, default=4, help="captions to print from the last file")
     parser.add_argument("--output", help="JSON file for all captions and scores")
     args = parser.parse_args(argv)
@@ -194,30 +272,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = captioner.model
     cache = open_cache(args.feature_cache, model)
     lexicon = load_lexicon(args.attributes) if args.attributes else None
+    stems = [Path(path).stem for path in args.data_path]
     rows: dict[str, dict[str, float]] = {}
     written: dict[str, Any] = {}
     for path in args.data_path:
         records = read_for_evaluation(
             path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-            args.limit, args.on_bad_sample,
+            args.limit, args.on_bad_sample, args.allow_absolute_paths,
         )  # fmt: skip
         captioned = [r for r in records if len(r.videos) == 1 and not r.images]
         if len(captioned) < len(records):
             print(f"{path}: {len(captioned)} of {len(records)} records have one video and nothing else to see")
         if not captioned:
-            raise ValueError(f"{path}: no record with one video, which is what captioning takes")
-        records = captioned
-        for control in ("true", "other") if args.control else ("true",):
-            captions = caption_records(captioner, records, cache, args.batch_size, control)
-            surprise = reference_losses(captioner, records, cache, args.batch_size) if control == "true" else None
-            name = f"{Path(path).stem}, {control} video"
-            rows[name] = score(captions, records, lexicon)
-            written[name] = [
-                {"id": r.id, "video": r.videos[0], "split": r.split, "caption": c, "reference": reference_of(r)}
-                for c, r in zip(captions, records, strict=True)
+            print(f"{path}: NOT SCORED, since captioning takes records with one video")
+            continue
+        name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
+        limit = args.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
+        surprise = reference_losses(captioner, captioned, cache, args.batch_size)
+        entries = [{"id": r.id, "video": r.videos[0], "split": r.split} for r in captioned]
+        controls = ["true"]
+        if args.control and len({(r.videos, r.split) for r in captioned}) > 1:
+            controls.append("other")
+        elif args.control:
+            print(f"{path}: NO CONTROL with another clip's video, since there is a single clip")
+        for control in controls:
+            captions = caption_records(captioner, captioned, cache, args.batch_size, control, limit)
+            cut = sum(not c.ended for c in captions)
+            if cut:
+                print(
+                    f"{path}, {control} video: {cut} of {len(captions)} captions were CUT before their end: at "
+                    f"{limit} new tokens (--max_new_tokens), or at the model's last position"
+                )
+            texts = [c.text for c in captions]
+            rows[f"{name}, {control} video"] = score(texts, captioned, lexicon)
+            written[f"{name}, {control} video"] = [
+                {**entry, "caption": text, "reference": reference_of(r)}
+                for entry, text, r in zip(entries, texts, captioned, strict=True)
             ]
-            for entry, nats in zip(written[name], surprise or (), strict=False):
-                entry["nats_per_token"] = nats
+        for entry, nats in zip(written[f"{name}, true video"], surprise, strict=True):
+            entry["nats_per_token"] = nats
+    if not rows:
+        print("nothing to score, and no file is written")
+        return 0
     print(f"\n{format_table(rows)}\n")
     last = next(reversed([name for name in written if name.endswith("true video")]))
     for example in written[last][:: max(1, len(written[last]) // max(args.examples, 1))][: args.examples]:

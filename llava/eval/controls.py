@@ -25,6 +25,7 @@ from llava.config import ProcessorSpec, VideoSpec
 from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features import open_cache
+from llava.data.paths import add_folder_flags
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
 from llava.errors import run_command
@@ -270,8 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--data_path", required=True, help="LLaVA JSON file with videos that were not trained on")
-    parser.add_argument("--video_folder", help="prefix of the records' video paths")
-    parser.add_argument("--image_folder", help="prefix of the records' image paths")
+    add_folder_flags(parser)
     parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
     parser.add_argument("--vision-tower", help="where the model's tower lies now")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -284,8 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer, model = load_pretrained_model(args.model_path, device, args.vision_tower)
     cache = open_cache(args.feature_cache, model)
     records = read_for_evaluation(
-        args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers
-    )
+        args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
+        allow_absolute_paths=args.allow_absolute_paths,
+    )  # fmt: skip
     length = model.config.max_position_embeddings
     dataset = LazySupervisedDataset(
         records, tokenizer, preprocess_plain_lm, length, model.video_spec, model.processor_spec, cache

@@ -20,13 +20,14 @@ def read_for_evaluation(
     num_workers: int = 0,
     limit: int | None = None,
     on_bad_sample: str = "stop",
+    allow_absolute_paths: bool = False,
 ) -> list[Record]:
     """The records of a file, or the first `limit`, after extraction of the features that `cache` lacks.
 
     Raises:
         DatasetError: under `stop`, with all problems of the file at once; under `skip`, when no record is left.
     """
-    records, problems = load_records(path, image_folder, video_folder, reserved=reserved_tokens(tokenizer))
+    records, problems = load_records(path, image_folder, video_folder, reserved_tokens(tokenizer), allow_absolute_paths)
     if limit is not None and len(records) > limit:
         print(f"{path}: the first {limit} of {len(records)} records")
         records = records[:limit]

@@ -12,6 +12,7 @@ from transformers import AddedToken, AutoTokenizer, GPT2Config, PreTrainedModel,
 from llava.constants import VISUAL_TOKENS
 from llava.data.prompt import visual_token_ids
 from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
 MM_PARTS = {
     "mm_language_model": ("transformer.", "lm_head."),
@@ -41,10 +42,14 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     `requires_grad`. Returns the ids, which are also written into the model's config.
 
     Raises:
-        ValueError: when the tokenizer has no end-of-text token, which plain-LM training must learn.
+        ValueError: when the tokenizer has no end-of-text token, which plain-LM training must learn, or when it has more
+            words than the model has embeddings.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token: set one, since a caption must learn to end")
+    words = len(tokenizer) - len(set(VISUAL_TOKENS) & set(tokenizer.get_vocab()))
+    # A model that knows the visual tokens has embeddings for them already; another one gets them below.
+    check_embeddings(words + len(getattr(model.config, "visual_token_ids", None) or ()), model)
     tokens = [AddedToken(t, special=True, normalized=False) for t in VISUAL_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -55,6 +60,40 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ids = visual_token_ids(tokenizer)
     model.config.visual_token_ids = ids
     return ids
+
+
+def check_embeddings(entries: int, model: PreTrainedModel) -> None:
+    """Refuses a tokenizer with more `entries` than the model has embeddings, which belongs to another model.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if entries > rows:
+        raise ValueError(
+            f"the tokenizer has {entries} entries and the model {rows} embeddings, so they do not belong together: put "
+            "the model's own tokenizer into its folder, or make a model with this one (scripts/make_model.py)"
+        )
+
+
+def check_stored_tower(model: LlavaGPT2ForCausalLM, name_or_path: str) -> None:
+    """Refuses another tower for a model whose checkpoint holds its own, which would be used in its place.
+
+    The stored one may have been trained since, so what is compared is the tower that it began as.
+
+    Raises:
+        ValueError: naming both towers and their checksums.
+    """
+    config = model.config
+    other = DINOv2VisionTower.from_pretrained(
+        name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature
+    ).checksum()
+    if other != config.mm_vision_tower_checksum:
+        raise ValueError(
+            f"--vision_tower {name_or_path!r} (checksum {other[:12]}) is not the tower that the checkpoint holds, "
+            f"which began as {config.mm_vision_tower!r} (checksum {config.mm_vision_tower_checksum[:12]}): name that "
+            "one, or start from a model without vision"
+        )
 
 
 def select_parts(names: str | Iterable[str]) -> list[str]:
@@ -141,11 +180,14 @@ def load_pretrained_model(
 
     Raises:
         FileNotFoundError: when the folder is not a checkpoint.
-        ValueError: when weights are missing, or the tower is not the one of training.
+        ValueError: when weights are missing, or tokenizer or tower are not those of training.
     """
     path = Path(model_path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json; --model-path is the folder of a finished run or a checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = LlavaGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
+    check_embeddings(len(tokenizer), model)
+    if vision_tower is not None and model.config.mm_vision_tower_storage == "checkpoint":
+        check_stored_tower(model, vision_tower)
     return tokenizer, model.to(device).eval()

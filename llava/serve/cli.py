@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from llava.data.video import VideoError
 from llava.errors import run_command
-from llava.eval.captioning import Captioner
+from llava.eval.captioning import Captioner, check_prompt, positive
+
+
+def temperature(value: str) -> float:
+    """A number above 0, for argparse."""
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value}: a number above 0; leave it out for greedy decoding")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", default="", help="text that the caption continues")
     parser.add_argument("--vision-tower", help="where the model's tower lies now, if it has moved")
     parser.add_argument("--device", help="cuda, cpu, ...; the first GPU by default when there is one")
-    parser.add_argument("--num-beams", type=int, default=1)
-    parser.add_argument("--temperature", type=float, help="sample at this temperature instead of greedy decoding")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--num-beams", type=positive, default=1)
+    parser.add_argument("--temperature", type=temperature, help="sample at this temperature instead of greedy decoding")
+    parser.add_argument("--max-new-tokens", type=positive, default=64)
     args = parser.parse_args(argv)
     try:
-        captioner = Captioner.from_pretrained(args.model_path, args.device, args.vision_tower)
-    except (OSError, ValueError) as error:
+        device = torch.device(args.device) if args.device else None
+        captioner = Captioner.from_pretrained(args.model_path, device, args.vision_tower)
+        check_prompt(args.prompt, captioner.tokenizer)
+    except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or one that is not there
         parser.exit(2, f"{parser.prog}: {error}\n")
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     if args.temperature is not None:
@@ -33,10 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for path in args.video:
         try:
-            print(f"{path}\t{captioner([path], args.prompt, **options)[0]}", flush=True)
+            caption = captioner.caption(path, args.prompt, **options)
         except VideoError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             failed = 1
+            continue
+        except ValueError as error:  # The prompt is too long, or options do not go together.
+            parser.exit(2, f"{parser.prog}: {error}\n")
+        print(f"{path}\t{caption.text}", flush=True)
+        if not caption.ended:
+            print(f"{parser.prog}: {path}: the caption was cut at --max-new-tokens {args.max_new_tokens}, or at the "
+                  "model's last position", file=sys.stderr)  # fmt: skip
     return failed
 
 

@@ -29,7 +29,7 @@ from llava.data.records import (
     without,
 )
 from llava.errors import Stopped
-from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
+from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
 from llava.train.run_flags import Arguments, tunable_parts
@@ -61,7 +61,11 @@ def read_records(
 ) -> tuple[list[Record], list[Problem]]:
     """Records of a file and the problems that need no file to be opened."""
     records, problems = load_records(
-        path, data_args.image_folder, data_args.video_folder, reserved=reserved_tokens(tokenizer)
+        path,
+        data_args.image_folder,
+        data_args.video_folder,
+        reserved_tokens(tokenizer),
+        data_args.allow_absolute_paths,
     )
     if data_args.text_only:
         return [text_alone(r) for r in records], problems
@@ -123,6 +127,8 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
             _check_same_vision(model, model_args, spec)
             if model.vision_tower is None:
                 model.attach_vision_tower(model_args.vision_tower)
+            else:
+                check_stored_tower(model, model_args.vision_tower)
             model.config.video_spec = spec.to_dict()
     set_trainable(model, tunable_parts(model_args))
     return model
@@ -289,16 +295,18 @@ def make_dataset(
     spec = model.video_spec if model.config.video_spec else None
     if cache is None and spec and data_args.on_bad_sample == "skip":
         # Extraction opens every file; without it, bad ones are found here and not in the middle of training.
+        workers = max(training_args.dataloader_num_workers, 1)
         problems = problems + check_files(
-            without(records, problems), spec, training_args.dataloader_num_workers, min_frames=1
+            without(records, problems), spec, workers, min_frames=1, timeout=data_args.clip_timeout
         )
     good = without(records, problems)
 
     def build(chosen: list[Record]) -> LazySupervisedDataset:
         processor = model.processor_spec if spec else None
         return LazySupervisedDataset(
-            chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache
-        )
+            chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache,
+            data_args.clip_timeout,
+        )  # fmt: skip
 
     lengths = sequence_lengths(good, tokenizer, spec)
     problems = problems + length_problems(good, lengths, build(good).tokens, training_args.model_max_length)

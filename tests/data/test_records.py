@@ -45,12 +45,10 @@ def test_a_good_record(tmp_path: Path) -> None:
 
 
 def test_paths_take_their_folders(tmp_path: Path) -> None:
-    raw = record(
-        0, video=["a.mp4", "/abs/b.mp4"], image="c.png", conversations=turns("<image> <video> <video>", "Un cane.")
-    )
+    raw = record(0, video=["a.mp4", "b.mp4"], image="c.png", conversations=turns("<image> <video> <video>", "Un cane."))
     records, problems = load(tmp_path, raw, record(1), video_folder=tmp_path / "v", image_folder="i")
     assert problems == []
-    assert records[0].videos == (f"{tmp_path}/v/a.mp4", "/abs/b.mp4")
+    assert records[0].videos == (f"{tmp_path}/v/a.mp4", f"{tmp_path}/v/b.mp4")
     assert records[0].images == ("i/c.png",)
     assert load(tmp_path, record(1))[0][0].videos == ("1.mp4",)
 
@@ -108,6 +106,8 @@ BAD: list = [
     pytest.param(
         record(conversations=turns("<video>", "fine\ud800")), "malformed", "half of a character", id="lone surrogate"
     ),
+    pytest.param(record(id="a\ud800"), "malformed", "id: contains", id="lone surrogate in an id"),
+    pytest.param(record(video="a\ud800.mp4"), "malformed", "video: contains", id="lone surrogate in a path"),
     *[
         pytest.param(record(conversations=turns("<video>", f"Un {token} cane.")), "reserved token", token, id=token)
         for token in (*VISUAL_TOKENS, "<|endoftext|>")
@@ -193,6 +193,71 @@ def test_later_line_that_is_not_json_is_a_problem(tmp_path: Path) -> None:
     records, problems = load_records(path)
     assert [r.id for r in records] == ["r0", "r1"]
     assert [(p.kind, p.source) for p in problems] == [("not JSON", f"{path}:2")]
+
+
+@pytest.mark.parametrize(("number", "value", "message"), [
+    (0, "{", "record [0], line 1, column "),
+    (77_777, '{"id": "x" "video": "a.mp4"}', "record [77777], line 1, column 1203"),
+    (50_000, "9" * 5000, "record [50000], Exceeds the limit"),
+    (3, "[" * 100_000, "record [3], maximum recursion depth exceeded"),
+])  # fmt: skip
+def test_one_malformed_record_among_100_000(tmp_path: Path, number: int, value: str, message: str) -> None:
+    """In a list that is written in one line, and in lines."""
+    path = tmp_path / "data.json"
+    rows = [json.dumps(record(i)) for i in range(100_000)]
+    rows[number] = value
+    path.write_text(f"[{', '.join(rows)}]")
+    with pytest.raises(DatasetError) as raised:
+        load_records(path)
+    assert f"{path}: {message}" in str(raised.value)
+    if number:
+        path.write_text("\n".join(rows))
+        records, problems = load_records(path)
+        assert len(records) == 99_999 and [(p.kind, p.source) for p in problems] == [
+            ("not JSON", f"{path}:{number + 1}")
+        ]
+
+
+def test_a_wrong_field_among_100_000_is_named_with_its_record(tmp_path: Path) -> None:
+    raw = [record(i) for i in range(100_000)]
+    raw[54_321] = record(54_321, conversations=[{"from": "human", "value": "<video>"}, {"from": "gpt", "value": 7}])
+    _, problems = load(tmp_path, *raw)
+    assert [(p.source[-7:], p.record_id, p.message) for p in problems] == [
+        ("[54321]", "r54321", "turn 1: value must be a text, got 7")
+    ]
+
+
+OUTSIDE_PATHS = ["/etc/passwd", "../secret.mp4", "a/../../b.mp4", "a/../b.mp4", "..", "a\\..\\..\\b.mp4"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE_PATHS)
+@pytest.mark.parametrize("key", ["video", "image"])
+@pytest.mark.parametrize("folder", [None, "clips"])
+def test_paths_stay_under_their_folder_unless_allowed(tmp_path: Path, path: str, key: str, folder: str | None) -> None:
+    raw = {"id": "evil", key: ["fine.mp4", path], "conversations": turns(f"<{key}> <{key}>", "Un cane.")}
+    folders = {"video_folder": folder, "image_folder": folder}
+    records, problems = load(tmp_path, raw, record(1), **folders)
+    assert [(p.kind, p.record_id) for p in problems] == [("path outside folder", "evil")]
+    assert repr(path) in problems[0].message and key in problems[0].message
+    assert "--allow_absolute_paths" in format_problems(problems)
+    assert [r.id for r in apply_policy(records, problems, "skip")] == ["r1"]
+    assert load(tmp_path, raw, **folders, allow_absolute_paths=True)[1] == []
+
+
+@pytest.mark.parametrize("path", ["a..mp4", "..a/b.mp4", "a/b...mp4", "./a.mp4", "a b/ç.mp4"])
+def test_odd_names_inside_the_folder_are_fine(tmp_path: Path, path: str) -> None:
+    records, problems = load(tmp_path, record(0, video=path), video_folder=tmp_path)
+    assert problems == [] and records[0].videos == (f"{tmp_path}/{path}",)
+
+
+def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "0.mp4").write_bytes(b"x")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "0.mp4").symlink_to(tmp_path / "disk" / "0.mp4")
+    (tmp_path / "clips" / "part").symlink_to(tmp_path / "disk")
+    records, problems = load(tmp_path, record(0), record(1, video="part/0.mp4"), video_folder=tmp_path / "clips")
+    assert problems == missing_files(records) == []
 
 
 def test_missing_files(tmp_path: Path) -> None:

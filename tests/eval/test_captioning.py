@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from llava.data.records import DatasetError, load_records
-from llava.eval.captioning import Captioner, exact_match, format_table, main, prompt_of, reference_of
+from llava.eval import captioning
+from llava.eval.captioning import MARGIN_TOKENS, Captioner, exact_match, format_table, main, prompt_of, reference_of
 from llava.eval.loss import caption_losses
 from tests.conftest import record
 from tests.model.test_llava_gpt2 import make_batch, pixels
@@ -95,3 +97,71 @@ def test_bad_and_videoless_records_are_counted_and_left_out(assets, run, tmp_pat
     shown = capsys.readouterr().out
     assert "7 of 8 records; left out:" in shown and "6 of 7 records have one video" in shown
     assert len(json.loads((tmp_path / "captions.json").read_text())["captions"]["some, true video"]) == 6
+
+
+def caption(assets, run, tmp_path, records, *options):
+    """Runs `main` on records; its status, and what it wrote."""
+    path, output = tmp_path / "some.json", tmp_path / "captions.json"
+    path.write_text(json.dumps(records))
+    status = main(
+        ["--model-path", str(run), "--data_path", str(path), "--video_folder", str(assets.clips), "--image_folder",
+         str(tmp_path), "--feature_cache", str(tmp_path / "cache"), "--output", str(output), *options]
+    )  # fmt: skip
+    return status, json.loads(output.read_text()) if output.is_file() else None
+
+
+def test_captions_may_be_longer_than_the_longest_reference_and_cut_ones_are_counted(
+    assets, run, tmp_path, capsys, monkeypatch
+):
+    records = json.loads(assets.video_json.read_text())
+    long = "Il cane corre nel prato verde. " * 4
+    records[0]["conversations"][1]["value"] = long
+    asked = []
+    real = captioning.caption_records
+
+    def spy(captioner, records, cache, batch_size, control, limit):
+        asked.append((limit, len(captioner.tokenizer(long.strip(), add_special_tokens=False)["input_ids"])))
+        return real(captioner, records, cache, batch_size, control, limit)
+
+    monkeypatch.setattr(captioning, "caption_records", spy)
+    status, _ = caption(assets, run, tmp_path, records)
+    assert status == 0 and asked[0][0] == asked[0][1] + MARGIN_TOKENS > 64
+    assert "CUT" not in capsys.readouterr().out
+    status, written = caption(assets, run, tmp_path, records, "--max_new_tokens", "2", "--control")
+    shown = capsys.readouterr().out
+    assert status == 0 and "true video: 6 of 6 captions were CUT" in shown and "other video: 6 of 6" in shown
+    assert written["scores"]["some, true video"]["exact match"] == 0
+
+
+def test_records_without_a_video_are_no_error_and_are_not_silent(assets, run, tmp_path, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "Un gatto."}]
+    image = {"id": "i", "image": "a.png", "conversations": turns}
+    status, written = caption(assets, run, tmp_path, [image, record("t", "Un gatto.")], "--control")
+    shown = capsys.readouterr().out
+    assert (status, written) == (0, None)
+    assert "some.json: NOT SCORED" in shown and "nothing to score" in shown
+
+
+def test_a_single_clip_has_no_control_and_says_so(assets, run, tmp_path, capsys):
+    status, written = caption(assets, run, tmp_path, [record("a", "Un gatto.", "clip0.mp4")], "--control")
+    assert status == 0 and list(written["scores"]) == ["some, true video"]
+    assert "NO CONTROL" in capsys.readouterr().out
+
+
+def test_a_record_without_attributes_is_named(assets, run, tmp_path):
+    lexicon = tmp_path / "attributes.json"
+    lexicon.write_text(json.dumps({"colour": {"rosso": ["rosso"], "blu": ["blu"]}}))
+    with pytest.raises(ValueError, match=r"some\.json\[0\] id 'a': no meta\.attributes"):
+        caption(assets, run, tmp_path, [record("a", "Un gatto.", "clip0.mp4")], "--attributes", str(lexicon))
+
+
+def test_files_of_one_name_do_not_replace_each_other(assets, run, tmp_path):
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "val.json").write_text(assets.video_json.read_text())
+    paths = [str(tmp_path / name / "val.json") for name in "xy"]
+    output = tmp_path / "captions.json"
+    main(["--model-path", str(run), "--data_path", *paths, "--video_folder", str(assets.clips), "--feature_cache",
+          str(tmp_path / "cache"), "--output", str(output)])  # fmt: skip
+    assert list(json.loads(output.read_text())["scores"]) == [f"{path}, true video" for path in paths]

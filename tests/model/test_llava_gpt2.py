@@ -354,14 +354,14 @@ def test_generation_sees_the_video_and_greedy_equals_a_plain_loop(tokenizer, bui
 
 
 def test_left_padding_does_not_change_what_is_generated(tokenizer, build):
-    from llava.eval.captioning import generate_texts
+    from llava.eval.captioning import generate
 
     model = build()
     clips = pixels(2)
     prompts = [expand_placeholders(t, SPEC) for t in ("<video>", "<video> Due uomini giocano a")]
-    together = generate_texts(model, tokenizer, prompts, {"max_new_tokens": 8}, pixel_values_videos=clips)
+    together = generate(model, tokenizer, prompts, {"max_new_tokens": 8}, pixel_values_videos=clips)
     alone = [
-        generate_texts(model, tokenizer, [p], {"max_new_tokens": 8}, pixel_values_videos=clips[i : i + 1])[0]
+        generate(model, tokenizer, [p], {"max_new_tokens": 8}, pixel_values_videos=clips[i : i + 1])[0]
         for i, p in enumerate(prompts)
     ]
     assert together == alone

@@ -198,3 +198,19 @@ def test_wrong_flags_are_reported_together(script, capsys, options, message):
     with pytest.raises(SystemExit):
         script.main(options)
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("token", ["<pad>", "<|endoftext|>", "<vid_patch>"])
+def test_captions_with_special_tokens_are_refused(script, data, token):
+    rows = json.loads(data.read_text())
+    rows[2]["conversations"][1]["value"] = f"Un gatto {token}."
+    data.write_text(json.dumps(rows))
+    with pytest.raises(DatasetError, match=rf"\[2\] id '2': the text contains '{token.replace('|', '[|]')}'"):
+        script.read_captions([data])
+
+
+def test_paths_are_no_concern_of_a_tokenizer(script, data):
+    rows = json.loads(data.read_text())
+    rows[2]["video"] = "/elsewhere/a.mp4"
+    data.write_text(json.dumps(rows))
+    assert len(script.read_captions([data])) == len(rows)

@@ -1,0 +1,170 @@
+"""What a run with many records costs before its first step: seconds and memory of each stage, in a fresh process.
+
+    python -m benchmarks.startup                            100,000 records, each with a clip of its own
+    python -m benchmarks.startup --clips 100 --lines        100 clips named 1,000 times each, as JSON lines
+
+The clips' features are in the cache, as in every run but the first; the clips are files of a few bytes, which nothing
+decodes. `--profile` prints where the time goes instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava.data import features
+from llava.data.records import load_records
+from llava.model.builder import load_language_model
+from llava.train import preflight_model, run_flags, stages, train
+from llava.train.preflight_data import Finding
+from scripts import make_model
+
+WORDS = ("il", "la", "un", "gatto", "cane", "palla", "rossa", "verde", "corre", "dorme", "sul", "nel", "prato", "libro")
+STAGES = {
+    "records": (stages, "read_records"),
+    "model": (stages, "make_model"),
+    "cache: index": (stages, "make_cache"),
+    "cache: what it lacks": (stages, "fill_cache"),
+    "dataset": (stages, "make_dataset"),
+    "trainer": (train, "LlavaTrainer"),
+}
+
+
+def make_data(folder: Path, records: int, clips: int, lines: bool) -> list[str]:
+    """Records, clips, models and a filled cache; returns the flags of a run."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(records):
+        caption = " ".join(WORDS[w] for w in generator.integers(0, len(WORDS), 15)).capitalize() + "."
+        turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": caption}]
+        clip = i % clips
+        rows.append({"id": f"r{i}", "video": f"{clip % 100:02}/{clip}.mp4", "conversations": turns})
+    data = folder / f"data.json{'l' if lines else ''}"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows) if lines else json.dumps(rows, indent=1))
+    for clip in range(clips):
+        path = folder / "clips" / rows[clip]["video"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"clip %d" % clip)
+    some = folder / "some.json"
+    some.write_text(json.dumps(rows[:1000]))
+    make_model.main([
+        "--data_path", str(some), "--output_dir", str(folder / "gpt2"), "--vocab_size", "400", "--n_layer", "2",
+        "--n_embd", "32", "--n_head", "2", "--make_vision_tower", str(folder / "tower"), "--image_size", "56",
+        "--vision_hidden_size", "24",
+    ])  # fmt: skip
+    return [
+        "--model_name_or_path", str(folder / "gpt2"), "--vision_tower", str(folder / "tower"), "--data_path", str(data),
+        "--video_folder", str(folder / "clips"), "--output_dir", str(folder / "run"), "--num_frames", "2",
+        "--mm_perceiver_latents", "4", "--mm_perceiver_latents_fast", "1", "--mm_vision_select_layer", "-1",
+        "--feature_cache", str(folder / "cache"), "--max_steps", "1", "--use_cpu", "True", "--report_to", "none",
+        "--save_strategy", "no", "--disable_tqdm", "True", "--run_report", "False", "--model_max_length", "128",
+        "--per_device_train_batch_size", "16",
+    ]  # fmt: skip
+
+
+def fill_cache(flags: list[str], folder: Path) -> None:
+    """Writes features of noise for every clip, as extraction would those of the tower."""
+    args = run_flags.parse_arguments(flags)
+    model = stages.make_model(args, stages.load_tokenizer(args[0], args[2]))
+    cache = features.open_cache(folder / "cache", model)
+    records = load_records(args[1].data_path, video_folder=args[1].video_folder)[0]
+    clips = [(path, split) for path, split, _ in features.distinct_clips(records)]
+    noise = np.random.default_rng(0).standard_normal((2000, 2, 16, 24)).astype(np.float16)
+    for start in range(0, len(clips), len(noise)):
+        part = clips[start : start + len(noise)]
+        cache.write(part, noise[: len(part)])
+
+
+def resident() -> float:
+    """MiB that this process holds in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(flags: list[str], profile: bool) -> None:
+    """Runs one step with every stage timed, and prints a table."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+
+        return run
+
+    for name, (module, function) in STAGES.items():
+        if name != "trainer":
+            setattr(module, function, timed(name, getattr(module, function)))
+    begun = []
+
+    class Trainer(train.LlavaTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            begun.append((time.perf_counter(), resident()))
+            return super().training_step(*args, **kwargs)
+
+    train.LlavaTrainer = Trainer  # type: ignore[misc]
+    train.run_preflight = timed("pre-flight", train.run_preflight)
+    # It decodes one clip, whatever the number of records, and these cannot be decoded.
+    preflight_model.check_cache = lambda *_: Finding("feature cache", "skipped", "")  # type: ignore[assignment]
+    load_language_model(flags[1])  # What libraries hold once a model is loaded counts as the model's.
+    before, start = resident(), time.perf_counter()
+    profiler = cProfile.Profile()
+    if profile:
+        profiler.enable()
+    train.main(flags)
+    profiler.disable()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    first, held = begun[0]
+    for name, seconds in spent.items():
+        print(f"{name:24} {seconds:7.2f} s")
+    print(f"{'to the first step':24} {first - start:7.2f} s")
+    print(f"{'memory beyond the model':24} {held - before:7.0f} MiB at the first step, {peak - before:.0f} MiB at most")
+    if profile:
+        pstats.Stats(profiler).sort_stats("cumulative").print_stats(45)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--clips", type=int, help="distinct clips (default: one a record)")
+    parser.add_argument("--lines", action="store_true", help="JSON lines instead of a JSON list")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--keep", type=Path, help="folder for the data, used again when it is there")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(json.loads(args.measure), args.profile)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary)
+        saved = folder / "flags.json"
+        if not saved.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = make_data(folder, args.records, args.clips or args.records, args.lines)
+            fill_cache(flags, folder)
+            saved.write_text(json.dumps(flags))
+        flags = json.loads(saved.read_text())
+        with tempfile.TemporaryDirectory() as output:
+            flags[flags.index("--output_dir") + 1] = output
+            command = [sys.executable, "-m", "benchmarks.startup", "--measure", json.dumps(flags)]
+            subprocess.run(command + ["--profile"] * args.profile, check=True)
+
+
+if __name__ == "__main__":
+    main()

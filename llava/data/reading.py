@@ -1,0 +1,110 @@
+"""Files of JSON or JSON lines to values, with the place of each, and of what cannot be read."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXPECTED_FORMAT = "expected a JSON list of records, or one JSON object on each line"
+
+
+class DatasetError(ValueError):
+    """A data file, or a set of records, that cannot be trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotJSON:
+    """Why a text is no JSON, and where: `line` and `column` count from 1, or are 0 when Python does not say; the text
+    up to `position` has no error.
+    """
+
+    message: str
+    line: int
+    column: int
+    position: int
+
+    def __str__(self) -> str:
+        return f"column {self.column}: {self.message}" if self.column else self.message
+
+
+def read_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """(source, value) of every element of a JSON list or of every line; a line that is not JSON gives its error."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+            file.seek(0)
+            yield from _read_lines(path, file) if start == b"{" else _read_list(path, file.read())
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; check --data_path") from error
+
+
+def _load_json(text: str) -> Any:
+    """The value of a JSON text, or `NotJSON`."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        return NotJSON(error.msg, error.lineno, error.colno, error.pos)
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or thousands of brackets.
+        return NotJSON(str(error), 0, 0, len(text))
+
+
+def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    is_first = True
+    for number, line in enumerate(file, 1):
+        text = _decode(path, line, number).strip()
+        if not text:
+            continue
+        value = _load_json(text)
+        if is_first and isinstance(value, NotJSON):
+            raise DatasetError(f"{path}: line {number}, {value}; {EXPECTED_FORMAT}")
+        is_first = False
+        yield f"{path}:{number}", value
+
+
+def _read_list(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    text = _decode(path, data)
+    if not text.strip():
+        return
+    values = _load_json(text)
+    if isinstance(values, NotJSON):
+        index = _broken_record(text, values)
+        where = ([] if index is None else [f"record [{index}]"]) + ([f"line {values.line}"] if values.line else [])
+        raise DatasetError(f"{path}: {', '.join([*where, str(values)])}; {EXPECTED_FORMAT}")
+    if not isinstance(values, list):
+        raise DatasetError(f"{path}: holds {type(values).__name__}; {EXPECTED_FORMAT}")
+    for index, value in enumerate(values):
+        yield f"{path}[{index}]", value
+
+
+def _broken_record(text: str, error: NotJSON) -> int | None:
+    """Index of the element of a list that cannot be read, None when the text is no list.
+
+    Its line says little: a list of 100,000 records is often written in a single one.
+    """
+    start = re.compile(r"\s*\[").match(text)
+    if start is None:
+        return None
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    index, position = 0, start.end()
+    with contextlib.suppress(ValueError, RecursionError):
+        while True:
+            _, position = decoder.raw_decode(text, between.match(text, position).end())  # type: ignore[union-attr]
+            if position > error.position:
+                break
+            index += 1
+    return index
+
+
+def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        raise DatasetError(f"{path}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

@@ -1,0 +1,96 @@
+"""Text of a data set that is a command, a page or a special token: it stays text, or is a problem that names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llava.constants import PLACEHOLDERS, VISUAL_TOKENS
+from llava.data import check
+from llava.data.records import DatasetError
+from llava.eval import captioning, controls
+from llava.eval.captioning import Captioner
+from llava.eval.report import main as report
+from tests.conftest import CAPTIONS, EOS, record
+from tests.train.runs import train
+
+EVIL = """<script>alert(1)</script> "><img src=x onerror='alert(2)'> {{ 7*7 }} $(touch pwned) `touch pwned`;"""
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and the attributes that could run something."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+def test_hostile_captions_ids_and_paths_stay_text(assets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = EVIL.replace("/", "") + ".mp4"
+    rows = []
+    for i in range(4):
+        shutil.copy(assets.clips / f"clip{i}.mp4", tmp_path / f"{i}{name}")
+        rows.append(record(f"{i} {EVIL}", f"{EVIL} {CAPTIONS[i]}", f"{i}{name}", prompt=EVIL))
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows))
+    folder = tmp_path / "run"
+    train(assets, folder, data_path=data, eval_data_path=data, video_folder=tmp_path, max_steps=2, model_max_length=512,
+          report_to="tensorboard", show_samples=4, dataloader_num_workers=1)  # fmt: skip
+    argv = ["--model-path", str(folder), "--data_path", str(data), "--video_folder", str(tmp_path), "--feature_cache",
+            str(tmp_path / "cache"), "--output", str(folder / "captions.json"), "--control"]  # fmt: skip
+    assert captioning.main(argv) == 0
+    assert report([str(folder)]) == 0
+    for page in (folder / "preflight_samples.html", folder / "report.html"):
+        found = Tags(page)
+        assert "&lt;script&gt;alert(1)" in page.read_text(), "ids or captions are shown"
+        assert "html" in found.tags and "script" not in found.tags and not found.handlers
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.fixture(scope="module")
+def run(assets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text") / "run"
+    train(assets, folder, max_steps=1)
+    return folder
+
+
+@pytest.mark.parametrize("token", [*VISUAL_TOKENS, EOS])
+@pytest.mark.parametrize("field", ["human", "gpt"])
+def test_every_reader_finds_special_tokens(assets, run, tmp_path, capsys, token, field):
+    rows = json.loads(assets.video_json.read_text())
+    turn = next(t for t in rows[3]["conversations"] if t["from"] == field)
+    turn["value"] += f" e poi{token}fine"
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows))
+    argv = ["--data_path", str(data), "--video_folder", str(assets.clips)]
+    model = ["--model-path", str(run), "--feature_cache", str(tmp_path / "cache")]
+    expected = rf"data\.json\[3\] id 'v3': the text contains '{token.replace('|', '[|]')}'"
+    for read in (
+        lambda: train(assets, tmp_path / "video", data_path=data),
+        lambda: train(assets, tmp_path / "text", 1, data_path=data, text_only=True),
+        lambda: train(assets, tmp_path / "eval", eval_data_path=data),
+        lambda: captioning.main([*argv, *model]),
+        lambda: controls.main([*argv, *model]),
+    ):
+        with pytest.raises(DatasetError, match=expected):
+            read()
+    assert check.main([*argv, "--num_workers", "0", "--force_sample"]) == 1
+    assert f"the text contains '{token}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("token", [*VISUAL_TOKENS, *PLACEHOLDERS, EOS])
+def test_a_prompt_is_words_alone(assets, run, token):
+    captioner = Captioner.from_pretrained(run, "cpu")
+    with pytest.raises(ValueError, match="give words alone"):
+        captioner([assets.clips / "clip0.mp4"], f"Un{token}")

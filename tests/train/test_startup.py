@@ -1,0 +1,58 @@
+"""What a start costs, in calls and not in seconds: files are touched once a clip, texts are tokenised once a record.
+
+`benchmarks/startup.py` has the seconds for 100,000 records.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from collections import Counter
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from llava.train import run_flags
+from llava.train.train import prepare
+from tests.conftest import CAPTIONS, record
+from tests.train.runs import flags
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """Calls of `stat` and `open` on clips, and texts that go through the tokenizer."""
+    found: Counter = Counter()
+    stat, opened, tokenize = os.stat, builtins.open, PreTrainedTokenizerFast.__call__
+
+    def counting_stat(path, *args, **kwargs):
+        found["stat"] += str(path).endswith(".mp4")
+        return stat(path, *args, **kwargs)
+
+    def counting_open(path, *args, **kwargs):
+        found["open"] += str(path).endswith(".mp4")
+        return opened(path, *args, **kwargs)
+
+    def counting_tokenize(self, text, *args, **kwargs):
+        found["texts"] += 1 if isinstance(text, str) else len(text)
+        return tokenize(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", counting_stat)
+    monkeypatch.setattr(builtins, "open", counting_open)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counting_tokenize)
+    return found
+
+
+def test_the_cost_of_a_start(assets, tmp_path, calls):
+    counts = {}
+    for number in (60, 60, 300):
+        path = tmp_path / f"{number}.json"
+        rows = [record(f"r{i}", f"{CAPTIONS[i % 6]} {i}", f"clip{i % 6}.mp4") for i in range(number)]
+        path.write_text(json.dumps(rows))
+        calls.clear()
+        run = prepare(run_flags.parse_arguments(flags(assets, tmp_path / "run", data_path=path)))
+        assert len(run.trainer.train_dataset) == number
+        counts[number] = dict(calls)  # That of the second 60, which finds the features in the cache.
+    assert counts[60]["stat"] == counts[300]["stat"] <= 6 * 3
+    assert counts[60]["open"] == counts[300]["open"] == 0
+    assert counts[300]["texts"] - counts[60]["texts"] == 240
