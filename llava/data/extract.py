@@ -29,6 +29,7 @@ from transformers.hf_argparser import string_to_bool
 from llava.data.check import add_frame_flags, spec_of
 from llava.data.feature_store import TOLERANCES, FeatureCache
 from llava.data.features import cache_settings, describe_cache, extract_features, verify_features
+from llava.data.paths import add_folder_flags
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
 from llava.data.workers import CLIP_TIMEOUT
 from llava.errors import run_command
@@ -59,8 +60,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data_path", required=True, nargs="+", help="records, LLaVA JSON or JSONL; several files share clips")
-    add("--video_folder", help="prefix of the records' video paths")
-    add("--image_folder", help="prefix of the records' image paths")
+    add_folder_flags(parser)
     add("--vision_tower", required=True, help="a DINOv2 folder or hub name")
     add("--mm_vision_select_layer", type=int, default=-2, help="index into the tower's hidden states")
     add("--mm_vision_select_feature", default="patch", help="patch, or cls_patch")
@@ -90,7 +90,9 @@ def read_all(args: argparse.Namespace) -> tuple[list[Record], list[Problem]]:
     records: list[Record] = []
     problems: list[Problem] = []
     for path in args.data_path:
-        some, wrong = load_records(path, args.image_folder, args.video_folder)
+        some, wrong = load_records(
+            path, args.image_folder, args.video_folder, allow_absolute_paths=args.allow_absolute_paths
+        )
         records, problems = records + some, problems + wrong
     problems += missing_files(records)
     return without(records, problems), problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 
-    run = prepare(args, run_record)
+    run = prepare(args, run_record, stop.requested)
     run.trainer.stop = stop
     if checkpoint:
         resume.check_data(checkpoint, run.trainer.record_digests, run.trainer.train_dataset.records, training_args)
@@ -116,11 +116,19 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     logger.info("done: %s", training_args.output_dir)
 
 
-def prepare(args: run_flags.Arguments, run_record: dict[str, Any] | None = None) -> Run:
+def prepare(
+    args: run_flags.Arguments,
+    run_record: dict[str, Any] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Run:
     """Data, model, vision features and trainer of a run, as its flags say.
 
     Args:
         run_record: what checkpoints keep about the run; the data and the parameters are added to it.
+        should_stop: asked between the clips of extraction.
+
+    Raises:
+        Stopped: when `should_stop` said so.
     """
     model_args, data_args, training_args = args
     run_record = run_flags.make_run_record(args) if run_record is None else run_record
@@ -141,8 +149,10 @@ def prepare(args: run_flags.Arguments, run_record: dict[str, Any] | None = None)
     cache = stages.make_cache(args, model)
     if cache is not None:
         timeout = data_args.clip_timeout
-        problems += stages.fill_cache(cache, without(records, problems), model, training_args, timeout)
-        eval_problems += stages.fill_cache(cache, without(eval_records, eval_problems), model, training_args, timeout)
+        problems += stages.fill_cache(cache, without(records, problems), model, training_args, timeout, should_stop)
+        eval_problems += stages.fill_cache(
+            cache, without(eval_records, eval_problems), model, training_args, timeout, should_stop
+        )
     dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     eval_dataset = None
