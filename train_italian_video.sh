@@ -143,6 +143,7 @@ REPORT_TO="${REPORT_TO:-tensorboard}"
 FEATURE_CACHE="${FEATURE_CACHE:-$OUTPUT_ROOT/feature_cache}"
 CAPTION_LIMIT="${CAPTION_LIMIT:-200}"
 ON_BAD_SAMPLE="${ON_BAD_SAMPLE:-stop}"
+ALLOW_ABSOLUTE_PATHS="${ALLOW_ABSOLUTE_PATHS:-0}"
 RESUME="${RESUME:-auto}"
 
 if [[ ! -f "$DATA_PATH" ]]; then
@@ -179,6 +180,7 @@ case "$PRECISION" in
     fp32) ;;
     *) echo "ERROR: PRECISION=$PRECISION; use bf16, fp16 or fp32." >&2; exit 1 ;;
 esac
+((ALLOW_ABSOLUTE_PATHS)) && FLAGS+=(--allow_absolute_paths True)
 [[ -n "$EVAL_DATA_PATH" ]] && FLAGS+=(--eval_data_path "$EVAL_DATA_PATH")
 if [[ "$EXP_ID" == 1 ]]; then
     FLAGS+=(--text_only True)
@@ -205,6 +207,7 @@ fi
 if [[ "$EXP_ID" == 2 ]]; then
     SCORED=("${EVAL_DATA_PATH:-$DATA_PATH}")
     SCORE_FLAGS=(--limit "$CAPTION_LIMIT")
+    ((ALLOW_ABSOLUTE_PATHS)) && SCORE_FLAGS+=(--allow_absolute_paths)
     if ((DEMO)); then
         SCORED=("$DEMO_DIR/data/heldout_clips_vi_it.json" "$DEMO_DIR/data/heldout_combinations_vi_it.json")
         SCORE_FLAGS=(--attributes "$DEMO_DIR/data/attributes.json")
