@@ -82,17 +82,18 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
         """
         rows = pack_rows([len(s["input_ids"]) for s in samples]) if self.pack else [[i] for i in range(len(samples))]
         batch = super().__call__([samples[i] for row in rows for i in row])
-        lengths = iter(batch["attention_mask"].sum(dim=1).tolist())
-        places = [[(segment, next(lengths)) for segment in row] for row in numbered(rows)]
+        tokens = batch["attention_mask"].bool()
+        widths = [sum(len(samples[i]["input_ids"]) for i in row) for row in rows]
+
+        def laid_out(values: torch.Tensor, padding: int) -> torch.Tensor:
+            """(B, L), one sample a row, in the rows of this batch."""
+            return pad_sequence(values[tokens].split(widths), batch_first=True, padding_value=padding)
+
+        batch["segment_ids"] = laid_out(torch.arange(len(tokens))[:, None].expand_as(tokens), -1)
         if len(rows) < len(samples):
+            batch["position_ids"] = laid_out(torch.arange(tokens.shape[1]).expand_as(tokens), 0)
             for name, padding in (("input_ids", self.pad_token_id), ("labels", IGNORE_INDEX), ("attention_mask", 0)):
-                parts = [torch.cat([batch[name][b, :n] for b, n in row]) for row in places]
-                batch[name] = pad_sequence(parts, batch_first=True, padding_value=padding)
-            batch["position_ids"] = pad_sequence(
-                [torch.cat([torch.arange(n) for _, n in row]) for row in places], batch_first=True
-            )
-        segments = [torch.cat([torch.full((n,), b) for b, n in row]) for row in places]
-        batch["segment_ids"] = pad_sequence(segments, batch_first=True, padding_value=-1)
+                batch[name] = laid_out(batch[name], padding)
         batch["supervised_positions"] = supervised_positions(batch["labels"])
         for kind, template in self.templates.items():
             positions = visual_positions(batch["input_ids"], sorted(set(template)))
@@ -102,9 +103,3 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
             )  # fmt: skip
             batch[f"{kind}_positions"] = positions
         return batch
-
-
-def numbered(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
-    """The rows' entries counted in reading order: [[a, b], [c]] -> [[0, 1], [2]]."""
-    count = iter(range(sum(len(row) for row in rows)))
-    return [[next(count) for _ in row] for row in rows]

@@ -78,11 +78,9 @@ def _cross_entropy(
     """Summed loss, and detached cross-entropy (N,) of every target."""
     logits = head_logits(states, head, ALIGNMENT if states.is_cuda else 1).float()
     losses = F.cross_entropy(logits, targets, reduction="none")
-    total = losses.sum()
-    if label_smoothing:
-        even = (logits.logsumexp(dim=-1) - logits.mean(dim=-1)).sum()
-        total = (1 - label_smoothing) * total + label_smoothing * even
-    return total, losses.detach()
+    if not label_smoothing:
+        return losses.sum(), losses.detach()
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing), losses.detach()
 
 
 def head_logits(states: torch.Tensor, head: nn.Module, multiple: int = 1) -> torch.Tensor:

@@ -133,7 +133,7 @@ def _check_model(
         findings.append(on_model.check_no_peeking(model, batch, kind, context))
         if kind != "text":
             findings += on_model.check_use_of_video(model, batch, kind, context)
-    if not any(_failed(findings, f"numerics, {kind}") for kind in batches):
+    if not any(f.status == "FAIL" for f in findings):
         findings.append(on_model.check_layout(model, *layouts(trainer, LAYOUT_SAMPLES), context))
     model.train()
     finite = {k: b for k, b in batches.items() if not _failed(findings, f"numerics, {k}")}
@@ -202,20 +202,21 @@ def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
             record = dataset.records[index]
             first_of_clip.setdefault((record.videos, record.images, record.split) if kind != "text" else index, index)
         chosen = spread(list(first_of_clip.values()), size)
-        batch = trainer.data_collator([dataset[i] for i in chosen])
-        batches[kind] = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+        batches[kind] = _on_device(trainer, trainer.data_collator([dataset[i] for i in chosen]))
     return batches
 
 
 def layouts(trainer: LlavaTrainer, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A batch of training samples one a row, and in the layout of training; samples of all lengths."""
+    """A batch of training samples one a row, and in the layout of training; samples of all lengths, in one order."""
     by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
-    samples = [trainer.train_dataset[i] for i in spread(by_length, size)]
-    plain, training = (
-        {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in collate(samples).items()}
-        for collate in (trainer.data_collator, trainer.training_collator())
-    )
-    return plain, training
+    samples = [{**trainer.train_dataset[i], "sample_id": str(n)} for n, i in enumerate(spread(by_length, size))]
+    training = trainer.training_collator()(samples)
+    plain = trainer.data_collator([samples[int(n)] for n in training["sample_ids"]])
+    return _on_device(trainer, plain), _on_device(trainer, training)
+
+
+def _on_device(trainer: LlavaTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
 def _write(folder: Path, mode: str, findings: Sequence[Finding], seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from llava.data.packing import TrainingCollator, pack_rows
 from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
 from llava.train.monitor import batch_sums
+from llava.train.preflight_model import check_layout
 from tests.conftest import SPEC
 
 
@@ -83,6 +85,18 @@ def test_loss_and_gradients_are_those_of_one_sample_a_row(build, attention, visi
     ids = torch.tensor(sorted((model.config.visual_token_ids or {0: -1}).values()))
     sums = [batch_sums(o.token_losses, b, ids) for (o, _), b in zip(found, (plain, packed), strict=True)]
     assert torch.allclose(sums[0][:9], sums[1][:9], rtol=1e-5), "the monitor sees the same sums by modality"
+
+
+def test_pre_flight_sees_samples_that_see_each_other(build):
+    """On a fresh model the loss of the batch moves by thousandths only."""
+    model = build(vision=False).eval()
+    samples = samples_of(model, [5, 44, 20, 31, 7, 26, 12, 9])
+    samples = [{**s, "sample_id": str(i)} for i, s in enumerate(samples)]
+    training = TrainingCollator(0)(samples)
+    plain = DataCollatorForSupervisedDataset(0)([samples[int(i)] for i in training["sample_ids"]])
+    assert check_layout(model, plain, training, nullcontext).status == "ok"
+    mixed = {k: v for k, v in training.items() if k != "segment_ids"}  # A mask keeps padding apart, not samples.
+    assert check_layout(model, plain, mixed, nullcontext).status == "FAIL"
 
 
 def test_a_word_of_another_sample_of_the_row_changes_nothing(build):

@@ -162,7 +162,7 @@ def break_pairing(patch):
 
 def break_look(patch):
     """The rows are counted, checked, and then not written."""
-    patch.setattr(llava_arch, "splice", lambda embeds, positions, rows: embeds + 0 * rows.sum())
+    patch.setattr(llava_arch, "splice", lambda embeds, positions, rows, checked: embeds + 0 * rows.sum())
 
 
 def break_mask(patch):
