@@ -86,7 +86,7 @@ def test_damaged_features_stop_a_run_and_repair_mends_them(assets, tmp_path):
 
 def test_a_stop_during_extraction_keeps_what_is_computed(assets, tmp_path, monkeypatch):
     fill = stages.fill_cache
-    monkeypatch.setattr(stages, "fill_cache", lambda *args: fill(*args, should_stop=lambda: True))
+    monkeypatch.setattr(stages, "fill_cache", lambda *args: fill(*args[:-1], lambda: True))
     with pytest.raises(Stopped, match="the same command goes on"):
         main(flags(assets, tmp_path / "run"))
     monkeypatch.undo()
