@@ -58,7 +58,7 @@ def supervised_loss(
     if positions.shape[0] == 0:
         raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
     states, targets = hidden.flatten(0, 1)[positions - 1], labels.flatten()[positions]
-    rows = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    rows = max(1, CHUNK_LOGITS // head.out_features)
     if len(states) <= rows or not torch.is_grad_enabled():
         total, each = _cross_entropy(states, targets, head, label_smoothing)
     else:
@@ -87,7 +87,8 @@ def head_logits(states: torch.Tensor, head: nn.Module, multiple: int = 1) -> tor
     """(N, D) -> (N, V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
     are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
     """
-    short = -head.weight.shape[0] % multiple
-    if not short or head.bias is not None:
+    short = -head.out_features % multiple
+    spread = head.weight.shape[0] != head.out_features  # ZeRO-3 brings a module's weights together when it is called.
+    if not short or head.bias is not None or spread:
         return head(states)
     return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[:, :-short]

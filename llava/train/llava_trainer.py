@@ -27,6 +27,7 @@ from llava.train.guard import FiniteGuard
 from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
+from llava.train.sharding import not_finite, without_tied
 
 logger = logging.getLogger(__name__)
 
@@ -348,14 +349,13 @@ class LlavaTrainer(ResumableTrainer):
         Raises:
             FloatingPointError: naming the step and the weights, whose last good values are in an earlier checkpoint.
         """
-        named = self.model.named_parameters()
-        broken = [n for n, p in named if p.requires_grad and not bool(torch.isfinite(p).all())]
+        broken = not_finite(self.model, state_dict)
         if broken:
             raise FloatingPointError(
                 f"step {self.state.global_step}: {', '.join(broken[:3])} are not finite and were not saved: lower "
                 "--learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
             )
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, without_tied(self.model, state_dict))
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / RUN_RECORD).write_text(json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,66 @@
+"""Weights, gradients and optimiser states spread over the processes, by DeepSpeed (`--deepspeed`) or FSDP (`--fsdp`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from llava.config import TrainingArguments
+
+
+@contextmanager
+def built_whole(args: TrainingArguments) -> Iterator[None]:
+    """Models that are built inside have whole weights in every process, until the trainer spreads them.
+
+    transformers would cut the weights of ZeRO-3 while it loads them. Here they are still resized, hashed and checked,
+    which a cut tensor would answer wrongly, and a model of this size fits.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
+
+
+def flag_problems(args: TrainingArguments) -> list[str]:
+    """What is wrong with the settings of `--deepspeed` and `--fsdp`."""
+    problems = []
+    if args.deepspeed:
+        zero = args.hf_deepspeed_config.config.get("zero_optimization", {})
+        if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            problems.append(
+                f"--deepspeed {args.deepspeed}: with stage 3, model.safetensors would hold no weights; set "
+                '"stage3_gather_16bit_weights_on_model_save": true under "zero_optimization"'
+            )
+    return problems
+
+
+def weights_are_spread(args: TrainingArguments) -> bool:
+    """Whether no process has the whole weights, so that every forward pass needs all processes."""
+    if args.deepspeed:
+        return args.hf_deepspeed_config.is_zero3()
+    return bool(args.fsdp)
+
+
+def not_finite(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) -> list[str]:
+    """Names of the weights that train and are not finite; taken from `state_dict`, the gathered ones, when given."""
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if state_dict is not None:
+        trains = {name: state_dict[name] for name in trains if name in state_dict}
+    return [name for name, p in trains.items() if not bool(torch.isfinite(p).all())]
+
+
+def without_tied(model: nn.Module, state_dict: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+    """A gathered `state_dict` without the weights that are another's: gathered, they are copies, and would be saved."""
+    if state_dict is None:
+        return None
+    tied = set(model.all_tied_weights_keys)
+    return {name: tensor for name, tensor in state_dict.items() if name not in tied}
