@@ -49,13 +49,14 @@ def supervised_loss(
         The loss, and the detached cross-entropy of every token (B, L - 1), unsmoothed, 0 where nothing is supervised.
 
     Raises:
-        ValueError: when no position is supervised, where a mean would be NaN, or `positions` are those of other labels.
+        ValueError: when no position is supervised, neither here nor, as `num_items` tells, in the rest of the step,
+            where a mean would be NaN; or `positions` are those of other labels.
     """
     if positions is None:
         positions = supervised_positions(labels)
     elif labels.device.type == "cpu" and not torch.equal(positions, supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
-    if positions.shape[0] == 0:
+    if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
         raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
     states, targets = hidden.flatten(0, 1)[positions - 1], labels.flatten()[positions]
     rows = max(1, CHUNK_LOGITS // head.out_features)

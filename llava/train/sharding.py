@@ -1,9 +1,10 @@
-"""Weights, gradients and optimiser states spread over the processes, by DeepSpeed (`--deepspeed`) or FSDP (`--fsdp`)."""
+"""Weights, gradients and optimiser states spread over the processes by DeepSpeed or FSDP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,17 @@ def weights_are_spread(args: TrainingArguments) -> bool:
     if args.deepspeed:
         return args.hf_deepspeed_config.is_zero3()
     return bool(args.fsdp)
+
+
+def kinds_in_step(model: nn.Module, *datasets: Any) -> dict[str, bool]:
+    """The kinds of vision that a run's data have, and whether they come as pixels: what `LlavaMetaForCausalLM.in_step`
+    takes.
+    """
+    found = [dataset for dataset in datasets if dataset is not None]
+    pixels = any(dataset.cache is None for dataset in found)
+    records = [record for dataset in found for record in dataset.records]
+    kinds = {"image": any(r.images for r in records), "video": any(r.videos for r in records)}
+    return {kind: pixels for kind, there in kinds.items() if there and model.mm_projector is not None}
 
 
 def not_finite(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) -> list[str]:
