@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,6 +40,16 @@ def flag_problems(args: TrainingArguments) -> list[str]:
             problems.append(
                 f"--deepspeed {args.deepspeed}: with stage 3, model.safetensors would hold no weights; set "
                 '"stage3_gather_16bit_weights_on_model_save": true under "zero_optimization"'
+            )
+    if args.fsdp:
+        config = cast("dict[str, Any]", args.fsdp_config)
+        if args.device.type == "cpu":
+            problems.append("--fsdp has no effect on CPU, where accelerate leaves the weights whole: leave it out")
+        if int(config.get("version", 2)) != 2:
+            problems.append('--fsdp_config: FSDP1 is not supported; set "fsdp_version": 2')
+        if config.get("state_dict_type", "FULL_STATE_DICT") != "FULL_STATE_DICT":
+            problems.append(
+                '--fsdp_config: model.safetensors would not be written; set "state_dict_type": "FULL_STATE_DICT"'
             )
     return problems
 
