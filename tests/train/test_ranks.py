@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from llava.train.run_flags import parse_arguments
-from tests.conftest import CAPTIONS, record
+from tests.conftest import CAPTIONS, colour_frames, record
 from tests.train.runs import flags, losses, train
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN, FSDP = "llava/train/train.py", "tests/train/fsdp_on_cpu.py"
 ZERO = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 MODES = ["two", "four", *ZERO, "fsdp2"]
-RECORDS = 11
 
 
 def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subprocess.Popen[str]:
@@ -62,16 +61,19 @@ def mode_flags(mode: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def options(assets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two epochs of three steps: four texts, four videos, and a text and two videos; in what order is drawn."""
+    """Two epochs of three steps: four texts, four videos, and an image and two videos; the order is drawn."""
     folder = tmp_path_factory.mktemp("ranks")
     videos = [record(f"v{i}", text, f"clip{i}.mp4") for i, text in enumerate(CAPTIONS)]
-    texts = [record(f"t{i}", text) for i, text in enumerate(CAPTIONS[:5])]
-    (folder / "train.json").write_text(json.dumps(videos + texts))
+    texts = [record(f"t{i}", text) for i, text in enumerate(CAPTIONS[:4])]
+    Image.fromarray(colour_frames(6)[0]).save(folder / "frame.png")
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": CAPTIONS[4]}]
+    image = {"id": "i0", "image": "frame.png", "conversations": turns}
+    (folder / "train.json").write_text(json.dumps([*videos, *texts, image]))
     (folder / "eval.json").write_text(json.dumps(videos[:3] + texts[:2]))
     return {
-        "data_path": folder / "train.json", "eval_data_path": folder / "eval.json", "max_steps": 6,
-        "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 2,
-        "save_strategy": "steps", "save_steps": 3, "preflight": "off",
+        "data_path": folder / "train.json", "eval_data_path": folder / "eval.json", "image_folder": folder,
+        "max_steps": 6, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 3, "preflight": "off",
     }  # fmt: skip
 
 
@@ -222,21 +224,3 @@ def children(pid: int) -> list[int]:
 def rank_of(pid: int) -> str:
     parts = Path(f"/proc/{pid}/environ").read_text().split("\0")
     return next((p.removeprefix("RANK=") for p in parts if p.startswith("RANK=")), "")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"zero_optimization": {"stage": 3}}, "model.safetensors would hold no weights"),
-    ],
-)
-def test_settings_that_would_lose_the_weights_are_refused(assets, tmp_path, change, message):
-    path = tmp_path / "zero.json"
-    path.write_text(json.dumps(json.loads((REPOSITORY / "scripts/zero3.json").read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        parse_arguments([*flags(assets, tmp_path / "run"), "--deepspeed", str(path)])
-
-
-def test_fsdp_is_refused_where_it_has_no_effect(assets, tmp_path):
-    with pytest.raises(ValueError, match="--fsdp has no effect on CPU"):
-        parse_arguments([*flags(assets, tmp_path / "run"), *mode_flags("fsdp2")])
