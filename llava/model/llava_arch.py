@@ -34,7 +34,8 @@ class LlavaMetaForCausalLM:
     vision_resampler: nn.Module | None
     in_step: Mapping[str, bool] = {}
     """Kinds of vision (`image`, `video`) that every forward pass encodes, a blank one where the batch has none, and
-    whether from pixels. Where processes gather each module's weights together, all must run the same modules."""
+    whether from pixels. Processes that gather weights module by module (ZeRO-3, FSDP) must all run the same modules.
+    ZeRO-1 and 2 add up gradients in the order in which they come, a wrong sum unless that is the same everywhere."""
 
     def build_vision_modules(self) -> None:
         """Builds what `config` describes, with weights still to be drawn or loaded."""

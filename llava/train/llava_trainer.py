@@ -115,7 +115,7 @@ class LlavaTrainer(ResumableTrainer):
             if self.pop_callback(printer) is not None:
                 self.add_callback(short)
         self.add_callback(FreshLogs)
-        if weights_are_spread(self.args):
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             self.model.in_step = kinds_in_step(self.model, self.train_dataset, self.eval_dataset)
         self.monitor = None
         self.guard: FiniteGuard | None = None

@@ -36,7 +36,7 @@ PREFLIGHT_FILE = "preflight.json"
 SAMPLES_FILE = "preflight_samples.html"
 LAYOUT_SAMPLES = 8
 QUICK_SAMPLES = 4
-COLOURS = {"ok": "green", "note": "cyan", "skipped": "cyan", "warning": "yellow", "FAIL": "bold red"}
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
 class PreflightError(ValueError):

@@ -137,7 +137,6 @@ def test_preflight_checks_the_whole_model_before_deepspeed_spreads_it(finished):
     result = json.loads((finished("zero3") / "preflight.json").read_text())
     assert result["passed"]
     assert {"gradients, resampler fast", "use of the video, slow stream"} <= {c["check"] for c in result["checks"]}
-    assert "skipped" not in {c["status"] for c in result["checks"]}
 
 
 def test_weights_load_without_deepspeed(finished):
@@ -188,7 +187,8 @@ def test_a_gradient_that_is_not_finite_ends_a_deepspeed_run(assets, options, tmp
     process = start([*flags(assets, tmp_path / "run", **chosen), *mode_flags("zero2")])
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert "not finite" in output
+    assert "the gradient of step 2 is not finite" in output
+    assert "DeepSpeed has updated the weights with it" in output
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
