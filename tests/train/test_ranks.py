@@ -168,7 +168,7 @@ def test_a_resumed_run_ends_as_one_never_interrupted(assets, finished, options, 
 
 
 def test_one_record_for_two_processes(assets, options, tmp_path):
-    """One process has nothing to train on, and the metrics of five records are exactly those of one process."""
+    """One process has nothing to train on; the metrics of five records are those of one process, up to rounding."""
     path = tmp_path / "train.json"
     path.write_text(json.dumps([record("v0", CAPTIONS[0], "clip0.mp4")]))
     chosen = options | {"data_path": path, "max_steps": 2, "save_strategy": "no", "gradient_accumulation_steps": 1}
