@@ -1,6 +1,10 @@
 """Token strings and indices, under LLaVA's names. Defined here and nowhere else."""
 
 IGNORE_INDEX = -100
+FILLER_INDEX = -1
+"""Index of no record: what a process gets in the last batch of an epoch when the records do not suffice for all."""
+FILLER_ID = "(none: fills the last batch of the epoch)"
+"""`sample_id` of what stands there, which supervises nothing."""
 
 DEFAULT_IMAGE_TOKEN = "<image>"
 DEFAULT_VIDEO_TOKEN = "<video>"

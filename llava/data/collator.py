@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.prompt import count_supervised
 
 VISION_KEYS = ("pixel_values_videos", "video_features", "pixel_values", "image_features")
@@ -34,7 +34,7 @@ class DataCollatorForSupervisedDataset:
         Raises:
             ValueError: naming every sample that supervises no word.
         """
-        empty = [s["sample_id"] for s in samples if count_supervised(s["labels"]) == 0]
+        empty = [s["sample_id"] for s in samples if count_supervised(s["labels"]) == 0 and s["sample_id"] != FILLER_ID]
         if empty:
             raise ValueError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
         lengths = torch.tensor([len(s["input_ids"]) for s in samples])

@@ -13,7 +13,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava.config import ProcessorSpec, VideoSpec
-from llava.constants import DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, DEFAULT_VID_START_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.constants import (
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
+    FILLER_ID,
+    FILLER_INDEX,
+    IGNORE_INDEX,
+)
 from llava.data.features import FeatureCache
 from llava.data.prompt import expand_placeholders, join_turns, truncate
 from llava.data.records import Problem, Record
@@ -77,6 +85,9 @@ class LazySupervisedDataset(Dataset):
         """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features`
         (V, T, P, Dv) when there are videos; `pixel_values` (I, 3, S, S) or `image_features` (I, P, Dv) likewise.
         """
+        if index == FILLER_INDEX:
+            filler = torch.tensor([self.tokenizer.eos_token_id])
+            return {"input_ids": filler, "labels": torch.full_like(filler, IGNORE_INDEX), "sample_id": FILLER_ID}
         record = self.records[index]
         input_ids, labels = self.tokens(index)
         sample: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "sample_id": record.id}

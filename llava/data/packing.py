@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.model.loss import supervised_positions
 from llava.model.splice import check_positions, visual_positions
@@ -61,7 +61,8 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
     """The batches of `DataCollatorForSupervisedDataset`, laid out for speed.
 
     Besides packing, it computes in the data worker what the device would have to be waited for: where the labels are,
-    and where the visual tokens are, checked against the items that each sample brings.
+    and where the visual tokens are, checked against the items that each sample brings. Fillers of an incomplete batch
+    are left out where there is a record beside them.
 
     Args:
         templates: token ids of one item's span in order, by kind ("video", "image"); empty for text alone.
@@ -80,6 +81,7 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
         Raises:
             ValueError: naming samples without a supervised word, or whose visual tokens are not those of its items.
         """
+        samples = [s for s in samples if s["sample_id"] != FILLER_ID] or samples[:1]
         rows = pack_rows([len(s["input_ids"]) for s in samples]) if self.pack else [[i] for i in range(len(samples))]
         batch = super().__call__([samples[i] for row in rows for i in row])
         tokens = batch["attention_mask"].bool()

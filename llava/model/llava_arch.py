@@ -6,7 +6,7 @@ P patches, Dv width of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -32,6 +32,10 @@ class LlavaMetaForCausalLM:
     vision_tower: DINOv2VisionTower | None
     mm_projector: nn.Module | None
     vision_resampler: nn.Module | None
+    in_step: Mapping[str, bool] = {}
+    """Kinds of vision (`image`, `video`) that every forward pass encodes, a blank one where the batch has none, and
+    whether from pixels. Processes that gather weights module by module (ZeRO-3, FSDP) must all run the same modules.
+    ZeRO-1 and 2 add up gradients in the order in which they come, a wrong sum unless that is the same everywhere."""
 
     def build_vision_modules(self) -> None:
         """Builds what `config` describes, with weights still to be drawn or loaded."""
@@ -229,30 +233,33 @@ class LlavaMetaForCausalLM:
             if total:
                 rows = encode(pixels, features).flatten(0, 1)
                 embeds = splice(embeds, positions, rows, checked)
+            elif kind in self.in_step:
+                embeds = embeds + self._unused_rows(kind, self.in_step[kind]).sum().to(embeds.dtype)
+            if total or kind in self.in_step:
                 connect = connect and kind != "video"
         if connect:
-            embeds = embeds + self._unused_rows().sum().to(embeds.dtype)
+            trains = self.vision_tower is not None and not self.vision_tower.frozen
+            embeds = embeds + self._unused_rows("video", pixels=trains).sum().to(embeds.dtype)
         return embeds, labels
 
     def _vision_trains(self) -> bool:
         parts = (self.mm_projector, self.vision_resampler, self.vision_tower)
         return any(p.requires_grad for part in parts if part is not None for p in part.parameters())
 
-    def _unused_rows(self) -> torch.Tensor:
-        """Zero rows (0, D) that depend on every vision parameter.
+    def _unused_rows(self, kind: str, pixels: bool) -> torch.Tensor:
+        """Zero rows (0, D) that depend on every vision parameter that a `kind` passes through, from a blank one.
 
         A batch without video would leave their gradients unset on this rank while other ranks wait to average
         theirs. An empty slice gives exact zeros; multiplying by zero would turn an overflow into NaN.
         """
-        config, frames = self.config, self.video_spec.num_frames
-        if self.vision_tower is not None and not self.vision_tower.frozen:
-            size = self.processor_spec.image_size
-            rows = self.encode_videos(pixel_values_videos=torch.zeros(1, frames, 3, size, size, device=self.device))
-        else:
-            tokens = config.mm_patch_grid[0] * config.mm_patch_grid[1] + (config.mm_vision_select_feature != "patch")
-            blank = torch.zeros(1, frames, tokens, config.mm_hidden_size, device=self.device)
-            rows = self.encode_videos(video_features=blank)
-        return rows.flatten(0, 1)[:0]
+        config, size = self.config, self.processor_spec.image_size
+        tokens = config.mm_patch_grid[0] * config.mm_patch_grid[1] + (config.mm_vision_select_feature != "patch")
+        shape = (3, size, size) if pixels else (tokens, config.mm_hidden_size)
+        if kind == "video":
+            shape = (self.video_spec.num_frames, *shape)
+        blank = torch.zeros(1, *shape, device=self.device)
+        encode = self.encode_videos if kind == "video" else self.encode_images
+        return (encode(blank) if pixels else encode(None, blank)).flatten(0, 1)[:0]
 
     def visual_templates(self) -> dict[str, list[int]]:
         """Token ids of one item in order, as many as it has rows, by kind: `video` and `image`, as far as the model

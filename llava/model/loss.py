@@ -49,16 +49,17 @@ def supervised_loss(
         The loss, and the detached cross-entropy of every token (B, L - 1), unsmoothed, 0 where nothing is supervised.
 
     Raises:
-        ValueError: when no position is supervised, where a mean would be NaN, or `positions` are those of other labels.
+        ValueError: when no position is supervised, neither here nor, as `num_items` tells, in the rest of the step,
+            where a mean would be NaN; or `positions` are those of other labels.
     """
     if positions is None:
         positions = supervised_positions(labels)
     elif labels.device.type == "cpu" and not torch.equal(positions, supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
-    if positions.shape[0] == 0:
+    if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
         raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
     states, targets = hidden.flatten(0, 1)[positions - 1], labels.flatten()[positions]
-    rows = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    rows = max(1, CHUNK_LOGITS // head.out_features)
     if len(states) <= rows or not torch.is_grad_enabled():
         total, each = _cross_entropy(states, targets, head, label_smoothing)
     else:
@@ -87,7 +88,8 @@ def head_logits(states: torch.Tensor, head: nn.Module, multiple: int = 1) -> tor
     """(N, D) -> (N, V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
     are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
     """
-    short = -head.weight.shape[0] % multiple
-    if not short or head.bias is not None:
+    short = -head.out_features % multiple
+    spread = head.weight.shape[0] != head.out_features  # ZeRO-3 brings a module's weights together when it is called.
+    if not short or head.bias is not None or spread:
         return head(states)
     return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[:, :-short]

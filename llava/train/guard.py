@@ -20,7 +20,7 @@ class FiniteGuard:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.fused = bool(optimizer.defaults.get("fused"))
+        self.fused = bool(getattr(optimizer, "defaults", {}).get("fused"))
         self.arriving: tuple[torch.Tensor, Any, int] | None = None
 
     def bad_step(self, norm: torch.Tensor | float, step: int) -> int | None:
@@ -29,7 +29,9 @@ class FiniteGuard:
         The weights are then those from before that step.
         """
         if not isinstance(norm, torch.Tensor) or norm.device.type != "cuda" or not self.fused:
-            return None if bool(torch.isfinite(torch.as_tensor(norm))) else step
+            value = torch.as_tensor(norm)
+            # DeepSpeed gives -1 for a norm that is not finite.
+            return None if bool(torch.isfinite(value) & (value >= 0)) else step
         arrived, self.arriving = self.arriving, None
         if arrived is not None:
             flag, event, earlier = arrived

@@ -27,6 +27,7 @@ from llava.train.guard import FiniteGuard
 from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
+from llava.train.sharding import kinds_in_step, not_finite, weights_are_spread, without_tied
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class LlavaTrainer(ResumableTrainer):
             if self.pop_callback(printer) is not None:
                 self.add_callback(short)
         self.add_callback(FreshLogs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self.model.in_step = kinds_in_step(self.model, self.train_dataset, self.eval_dataset)
         self.monitor = None
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
@@ -207,7 +210,9 @@ class LlavaTrainer(ResumableTrainer):
             }
             (folder / BAD_BATCH_FILE).write_text(json.dumps(dump, ensure_ascii=False) + "\n")
         saved = ""
-        if self.state.global_step > 0:
+        if self.is_deepspeed_enabled:
+            saved = "; DeepSpeed has updated the weights with it, so go on from the checkpoint before"
+        elif self.state.global_step > 0:
             self._save_checkpoint(model, trial=None)
             saved = f"; the weights from before it are in checkpoint-{self.state.global_step}"
         message = f"the gradient of step {step} is not finite (samples {', '.join(ids[:4])}, all in {BAD_BATCH_FILE})"
@@ -220,8 +225,9 @@ class LlavaTrainer(ResumableTrainer):
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         self.sampler = ModalityLengthSampler(
-            self.lengths, self.modalities, step_samples, seed, grouped=args.group_by_modality_length
+            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share
         )
         return self.sampler
 
@@ -300,6 +306,8 @@ class LlavaTrainer(ResumableTrainer):
             logger.warning("no controls: %s", error)
             return {}
         rank, ranks = self.args.process_index, self.args.world_size
+        if weights_are_spread(self.args):
+            rank, ranks = 0, 1  # Shares of unequal size would leave processes waiting for each other's weights.
         pairs = list(zip(chosen, others, strict=True))
         part = control_losses(
             self.model, dataset, self.collate_until_stopped, pairs[rank::ranks] or pairs[:1],
@@ -348,14 +356,13 @@ class LlavaTrainer(ResumableTrainer):
         Raises:
             FloatingPointError: naming the step and the weights, whose last good values are in an earlier checkpoint.
         """
-        named = self.model.named_parameters()
-        broken = [n for n, p in named if p.requires_grad and not bool(torch.isfinite(p).all())]
+        broken = not_finite(self.model, state_dict)
         if broken:
             raise FloatingPointError(
                 f"step {self.state.global_step}: {', '.join(broken[:3])} are not finite and were not saved: lower "
                 "--learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
             )
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, without_tied(self.model, state_dict))
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / RUN_RECORD).write_text(json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n")

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.model.builder import group_of, part_of
 from llava.train.alarms import WAITING_STEPS, Alarm, AlarmRules, Observation
 
@@ -64,7 +64,8 @@ def batch_sums(token_losses: torch.Tensor, batch: Mapping[str, Any], visual_ids:
     mask = batch["attention_mask"]
     counts = (batch["num_videos"].sum(), batch["num_images"].sum(), mask.numel() - mask.sum())
     videos, images, padding = (c.to(losses) for c in counts)
-    samples, positions = (losses.new_full((), n) for n in (len(batch["num_videos"]), mask.numel()))
+    records = len(batch["num_videos"]) - batch.get("sample_ids", []).count(FILLER_ID)
+    samples, positions = (losses.new_full((), n) for n in (records, mask.numel()))
     return torch.cat([losses, torch.stack([samples, videos, images, positions, padding])])
 
 
@@ -95,6 +96,8 @@ class RunMonitor(TrainerCallback):
             if parameter.requires_grad and not sharded:
                 self.groups.setdefault(group_of(name), []).append(parameter)
                 self.parts[group_of(name)] = part_of(name)
+        if sharded and is_main:
+            logger.info("gradients and updates of each group are not measured: they are spread over the processes")
         self.vocabulary = model.config.vocab_size
         self.device = next(model.parameters()).device
         self.visual_ids = torch.tensor(sorted((model.config.visual_token_ids or {}).values()))

@@ -36,7 +36,7 @@ PREFLIGHT_FILE = "preflight.json"
 SAMPLES_FILE = "preflight_samples.html"
 LAYOUT_SAMPLES = 8
 QUICK_SAMPLES = 4
-COLOURS = {"ok": "green", "note": "cyan", "skipped": "cyan", "warning": "yellow", "FAIL": "bold red"}
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
 class PreflightError(ValueError):
@@ -63,14 +63,13 @@ def run_preflight(
     args = trainer.args
     findings: list[Finding] = []
     started = time.perf_counter()
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     if trainer.is_world_process_zero():
         devices = [args.device] if args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             findings = _check_data(trainer, tokenizer)
             # A batch with wrong labels or tokens would fail every later check for the same reason.
             if not any(f.status == "FAIL" and f.check == "visual tokens" for f in findings):
-                findings += _check_model(trainer, parts, exempt, fresh, sharded)
+                findings += _check_model(trainer, parts, exempt, fresh)
         seconds = time.perf_counter() - started
         _write(Path(args.output_dir), args.preflight, findings, seconds)
         print_table(findings, args.preflight, seconds)
@@ -105,14 +104,10 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     return findings
 
 
-def _check_model(
-    trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[str, str], fresh: bool, sharded: bool
-) -> list[Finding]:
+def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[str, str], fresh: bool) -> list[Finding]:
+    # DeepSpeed and FSDP spread the weights when training starts; until then each process has the whole model.
     args, model = trainer.args, trainer.model
     findings = on_training.check_trainable(model, parts, exempt)
-    if sharded:
-        words = "weights are spread over the processes; gradients, optimiser and use of the video are not checked"
-        return [*findings, Finding("model", "skipped", words, "run pre-flight alone, without --deepspeed or --fsdp")]
     model.to(args.device)
     batches = real_batches(trainer, QUICK_SAMPLES)
     context = trainer.accelerator.autocast

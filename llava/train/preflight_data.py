@@ -21,7 +21,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.records import Record, modality
 
 MAX_RECORDS = 256
-STATUSES = ("ok", "note", "skipped", "warning", "FAIL")
+STATUSES = ("ok", "note", "warning", "FAIL")
 
 
 @dataclass(frozen=True)

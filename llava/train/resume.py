@@ -132,7 +132,9 @@ def refuse_pickles(checkpoint: Path) -> None:
     Raises:
         ValueError: naming the file and the remedy.
     """
-    pickled = sorted(p.name for p in checkpoint.glob("pytorch_model*.bin*")) if checkpoint.is_dir() else []
+    # FSDP's own copy of the weights is read with `weights_only`.
+    named = {p.name for p in checkpoint.glob("pytorch_model*.bin*")} - {"pytorch_model_fsdp.bin"}
+    pickled = sorted(named) if checkpoint.is_dir() else []
     if pickled:
         raise ValueError(
             f"{checkpoint} holds {pickled[0]}, weights in a pickle, which can run code when it is loaded: remove it "

@@ -17,6 +17,7 @@ from llava.config import DataArguments, ModelArguments, TrainingArguments, video
 from llava.data.feature_store import TOLERANCES
 from llava.model.builder import select_parts
 from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
+from llava.train import sharding
 from llava.train.experiments import parse_faults
 
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
@@ -95,6 +96,7 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         )
     if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
         problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
+    problems += sharding.flag_problems(training_args)
     parts: list[str] = []
     for check in (
         lambda: video_spec(model_args, data_args),

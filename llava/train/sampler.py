@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from llava.constants import FILLER_INDEX
+
 WINDOW_BATCHES = 50
 """Lengths are sorted within windows of this many batches: similar inside a batch, random across the epoch."""
 
@@ -43,22 +45,37 @@ def grouped_order(
 
 
 class ModalityLengthSampler(Sampler[int]):
-    """`grouped_order`, or a plain shuffle, as a function of the seed and the epoch alone."""
+    """`grouped_order`, or a plain shuffle, as a function of the seed and the epoch alone.
+
+    Args:
+        batch_size: samples of one optimiser step.
+        share: samples of one forward pass of all processes together. `FILLER_INDEX` completes the last one, so that
+            every record is trained on once an epoch: accelerate would repeat records from the epoch's start.
+    """
 
     def __init__(
-        self, lengths: Sequence[int], modalities: Sequence[str], batch_size: int, seed: int, grouped: bool = True
+        self,
+        lengths: Sequence[int],
+        modalities: Sequence[str],
+        batch_size: int,
+        seed: int,
+        grouped: bool = True,
+        share: int = 1,
     ) -> None:
         self.lengths, self.modalities, self.batch_size = lengths, modalities, batch_size
         self.seed, self.grouped, self.epoch = seed, grouped, 0
+        self.fillers = -len(lengths) % share
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if not self.grouped:
-            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
-        return iter(grouped_order(self.lengths, self.modalities, self.batch_size, generator))
+        if self.grouped:
+            order = grouped_order(self.lengths, self.modalities, self.batch_size, generator)
+        else:
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        return iter(order + [FILLER_INDEX] * self.fillers)

@@ -21,6 +21,7 @@ from llava.train.experiments import give_faults, parse_faults
 from llava.train.llava_trainer import LlavaTrainer, parameter_rows, parameter_table
 from llava.train.lock import only_run
 from llava.train.preflight import run_preflight
+from llava.train.sharding import built_whole
 from llava.train.stop import Stop
 
 logger = logging.getLogger("llava")
@@ -139,7 +140,8 @@ def prepare(
     if data_args.eval_data_path:
         eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer)
 
-    model = stages.make_model(args, tokenizer)
+    with built_whole(training_args):
+        model = stages.make_model(args, tokenizer)
     stages.check_modalities(records, model)
     exempt = stages.freeze_unused(records, model)
     preprocess = give_faults(parse_faults(training_args.experiment_faults), model, preprocess_plain_lm)

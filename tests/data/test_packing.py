@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator, pack_rows
 from llava.data.prompt import video_tokens
@@ -173,3 +173,18 @@ def test_a_step_waits_for_no_result(build, lengths, monkeypatch):
     with Waits() as step:
         model(**batch).loss.backward()
     assert step.found == mask.found and len(mask.found) <= 1
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_fillers_stand_alone_or_not_at_all(build, pack):
+    model = build()
+    collate = TrainingCollator(0, templates=model.visual_templates(), pack=pack)
+    filler = {"sample_id": FILLER_ID, "input_ids": torch.zeros(1).long(), "labels": torch.full((1,), IGNORE_INDEX)}
+    samples = samples_of(model, [30, 25, 8])
+    expected, found = collate(samples), collate([*samples, filler])
+    assert found["sample_ids"] == expected["sample_ids"]
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    alone = collate([filler, filler])
+    assert (alone["sample_ids"], len(alone["supervised_positions"])) == ([FILLER_ID], 0)
+    sums = batch_sums(torch.zeros(1, 0), alone, torch.tensor([0]))
+    assert not sums[:7].any(), "no tokens and no samples"

@@ -95,6 +95,18 @@ def test_a_padded_head_gives_the_same_logits():
 def test_a_batch_without_targets_is_an_error_and_not_nan():
     with pytest.raises(ValueError, match="no position of the batch is supervised"):
         supervised_loss(torch.zeros(1, 4, 8), torch.full((1, 4), IGNORE_INDEX), torch.nn.Linear(8, 5))
+    with pytest.raises(ValueError, match="no position of the batch is supervised"):
+        supervised_loss(torch.zeros(1, 4, 8), torch.full((1, 4), IGNORE_INDEX), torch.nn.Linear(8, 5), torch.tensor(0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_rank_without_targets_adds_nothing_to_those_of_others(smoothing):
+    head, hidden = torch.nn.Linear(8, 5), torch.randn(1, 4, 8, requires_grad=True)
+    labels = torch.full((1, 4), IGNORE_INDEX)
+    loss, _ = supervised_loss(hidden, labels, head, torch.tensor(7), label_smoothing=smoothing)
+    loss.backward()
+    assert loss == 0
+    assert not hidden.grad.any() and not head.weight.grad.any() and not head.bias.grad.any()
 
 
 def test_every_trainable_tensor_differs_after_two_steps(tokenizer, build):

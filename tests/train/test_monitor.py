@@ -129,6 +129,7 @@ def test_the_guard_names_the_step(fused):
     assert guard.bad_step(torch.tensor(1.0), 3) is None
     assert guard.bad_step(torch.tensor(math.nan), 4) == 4
     assert guard.bad_step(math.inf, 5) == 5
+    assert guard.bad_step(-1.0, 6) == 6  # DeepSpeed's word for not finite.
 
 
 def test_a_fused_optimiser_skips_what_the_guard_marks():

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava.constants import FILLER_INDEX
 from llava.train.sampler import ModalityLengthSampler, grouped_order
 
 KINDS = st.sampled_from(["text", "video", "image"])
@@ -37,3 +38,13 @@ def test_order_depends_on_seed_and_epoch_alone():
         assert order(0, 1, grouped) == order(0, 1, grouped)
         assert order(0, 1, grouped) != order(0, 2, grouped)
         assert order(0, 1, grouped) != order(1, 1, grouped)
+
+
+@given(st.integers(1, 30), st.integers(1, 8), st.booleans())
+def test_fillers_complete_the_last_pass_and_every_record_stays_there_once(records, share, grouped):
+    sampler = ModalityLengthSampler([1] * records, ["text"] * records, 2 * share, 0, grouped, share)
+    order = list(sampler)
+    assert len(order) == len(sampler)
+    assert (len(order) % share, len(order) < records + share) == (0, True)
+    assert sorted(order[:records]) == list(range(records))
+    assert order[records:] == [FILLER_INDEX] * (len(order) - records)
