@@ -7,25 +7,35 @@
 #SBATCH --mem=64G
 #SBATCH --time=48:00:00
 #SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
 
 # Trains a GPT-2 on Italian captions: EXP_ID=1 on their text alone, EXP_ID=2 on video and text.
 #
 #   bash train_italian_video.sh                          the built-in demo
 #   DATA_PATH=clips.json VIDEO_FOLDER=clips bash train_italian_video.sh
 #   EXP_ID=1 DATA_PATH=clips.json sbatch train_italian_video.sh
+#   sbatch --nodes=2 train_italian_video.sh              on a file system that the nodes share
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash train_italian_video.sh     without SLURM, on each node
+#
+# SIGUSR1, SIGTERM and Ctrl-C end training at its next step with a checkpoint and status 85; the same command goes on.
+# Under SLURM the signal comes 2 minutes before the time limit, and the job puts itself back into the queue.
 #
 # Every setting below is a variable that the environment can override; arguments of this script go to the trainer.
 
 set -euo pipefail
 
-# Under SLURM the script runs from a copy, so the repository is where sbatch was called.
-REPO="${SLURM_SUBMIT_DIR:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}"
+# SLURM runs a copy of the script; the repository is then where sbatch was called.
+REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+[[ -f "$REPO/llava/train/train.py" ]] || REPO="${SLURM_SUBMIT_DIR:-$REPO}"
 if [[ ! -f "$REPO/llava/train/train.py" ]]; then
     echo "ERROR: $REPO is not the repository; call sbatch from its folder." >&2
     exit 1
 fi
 cd "$REPO"
 source scripts/env.sh
+source scripts/stop.sh
 
 EXP_ID="${EXP_ID:-2}"
 case "$EXP_ID" in
@@ -33,6 +43,10 @@ case "$EXP_ID" in
     2) SUFFIX=vi_it ;;
     *) echo "ERROR: EXP_ID=$EXP_ID; use 1 (text only) or 2 (video and text)." >&2; exit 1 ;;
 esac
+if [[ "${USE_PLAIN_LM:-1}" != 1 ]]; then
+    echo "ERROR: USE_PLAIN_LM=$USE_PLAIN_LM; 1 is the only mode: no chat template, all text supervised." >&2
+    exit 1
+fi
 SEED="${SEED:-0}"
 OUTPUT_ROOT="${OUTPUT_ROOT:-output}"
 
@@ -40,6 +54,21 @@ OUTPUT_ROOT="${OUTPUT_ROOT:-output}"
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export DS_BUILD_OPS="${DS_BUILD_OPS:-0}"
+
+# Without SLURM every node calls this script; with it, the script runs on the first node and srun starts the others.
+NNODES="${NNODES:-${SLURM_NNODES:-1}}"
+NODE_RANK="${NODE_RANK:-0}"
+if ((NNODES > 1)) && [[ -n "${SLURM_JOB_ID:-}" ]]; then
+    MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+    MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
+elif ((NNODES > 1)) && [[ -z "${MASTER_ADDR:-}" ]]; then
+    echo "ERROR: NNODES=$NNODES needs MASTER_ADDR, the address of node 0, and NODE_RANK, this node's number from 0." >&2
+    exit 1
+fi
+if ((NODE_RANK < 0 || NODE_RANK >= NNODES)); then
+    echo "ERROR: NODE_RANK=$NODE_RANK; with NNODES=$NNODES it is 0 to $((NNODES - 1))." >&2
+    exit 1
+fi
 
 # One word for each: GPUs, and the precision that the hardware is fast in.
 read -r GPUS FAST_PRECISION < <(python - <<'PYTHON'
@@ -63,7 +92,8 @@ if [[ -z "${DATA_PATH:-}" ]]; then
     echo "DATA_PATH is not set: running the built-in demo (clips and models are made here, nothing is downloaded)."
     DEMO=1
     DEMO_DIR="${DEMO_DIR:-demo}"
-    python scripts/make_demo_data.py --output_dir "$DEMO_DIR/data" --num_train "${DEMO_CLIPS:-4500}"
+    ((NODE_RANK)) || run_or_stop python scripts/make_demo_data.py --output_dir "$DEMO_DIR/data" \
+        --num_train "${DEMO_CLIPS:-4500}"
     DATA_PATH="$DEMO_DIR/data/train_$SUFFIX.json"
     VIDEO_FOLDER="${VIDEO_FOLDER:-$DEMO_DIR/data/clips}"
     EVAL_DATA_PATH="${EVAL_DATA_PATH:-$DEMO_DIR/data/heldout_combinations_$SUFFIX.json}"
@@ -146,7 +176,7 @@ ON_BAD_SAMPLE="${ON_BAD_SAMPLE:-stop}"
 ALLOW_ABSOLUTE_PATHS="${ALLOW_ABSOLUTE_PATHS:-0}"
 RESUME="${RESUME:-auto}"
 
-if [[ ! -f "$DATA_PATH" ]]; then
+if ((NODE_RANK == 0)) && [[ ! -f "$DATA_PATH" ]]; then
     echo "ERROR: DATA_PATH=$DATA_PATH: no such file. It is a LLaVA JSON or JSONL file; unset it to run the demo." >&2
     exit 1
 fi
@@ -157,8 +187,8 @@ if [[ -z "$MODEL_PATH" ]]; then
     MAKE+=(--data_path "$DATA_PATH" --output_dir "$MODEL_PATH" --seed "$SEED" --vocab_size "$VOCAB_SIZE"
         --on_bad_sample "$ON_BAD_SAMPLE" --n_layer "$N_LAYER" --n_embd "$N_EMBD" --n_head "$N_HEAD" --n_positions "$N_POSITIONS")
 fi
-if ((${#MAKE[@]})); then
-    python scripts/make_model.py --exist_ok "${MAKE[@]}"
+if ((NODE_RANK == 0 && ${#MAKE[@]})); then
+    run_or_stop python scripts/make_model.py --exist_ok "${MAKE[@]}"
 fi
 
 FLAGS=(
@@ -197,12 +227,27 @@ else
     [[ -n "$IMAGE_FOLDER" ]] && FLAGS+=(--image_folder "$IMAGE_FOLDER")
 fi
 
+TORCHRUN=(torchrun --nproc_per_node "$NUM_GPUS")
+if ((NNODES == 1)); then
+    TORCHRUN+=(--standalone)
+else
+    TORCHRUN+=(--nnodes "$NNODES" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
+    if [[ -n "${SLURM_JOB_ID:-}" ]]; then
+        # shellcheck disable=SC2016  # Each node's own number, known there.
+        TORCHRUN=(srun --nodes "$NNODES" --ntasks "$NNODES" --ntasks-per-node 1 --cpus-per-task "$CPUS"
+            --kill-on-bad-exit=1 bash -c 'exec torchrun --node_rank "$SLURM_NODEID" "$@"' _ "${TORCHRUN[@]:1}")
+    else
+        TORCHRUN+=(--node_rank "$NODE_RANK")
+    fi
+fi
+
 echo "Experiment $EXP_ID ($([[ "$EXP_ID" == 1 ]] && echo "text only" || echo "video and text")), seed $SEED," \
-    "$NUM_GPUS process(es), $PRECISION: $DATA_PATH -> $OUTPUT_DIR"
-if ! torchrun --standalone --nproc_per_node "$NUM_GPUS" llava/train/train.py "${FLAGS[@]}" "$@"; then
+    "$NNODES node(s) of $NUM_GPUS process(es), $PRECISION: $DATA_PATH -> $OUTPUT_DIR"
+if ! train_or_stop "$OUTPUT_DIR" "${TORCHRUN[@]}" llava/train/train.py "${FLAGS[@]}" "$@"; then
     echo "ERROR: training stopped; the reason stands in the last error above." >&2
     exit 1
 fi
+((NODE_RANK == 0)) || exit 0
 
 if [[ "$EXP_ID" == 2 ]]; then
     SCORED=("${EVAL_DATA_PATH:-$DATA_PATH}")
@@ -214,7 +259,7 @@ if [[ "$EXP_ID" == 2 ]]; then
     fi
     [[ -n "$VIDEO_FOLDER" ]] && SCORE_FLAGS+=(--video_folder "$VIDEO_FOLDER")
     [[ -n "$IMAGE_FOLDER" ]] && SCORE_FLAGS+=(--image_folder "$IMAGE_FOLDER")
-    python -m llava.eval.captioning --model-path "$OUTPUT_DIR" --data_path "${SCORED[@]}" --control \
+    run_or_stop python -m llava.eval.captioning --model-path "$OUTPUT_DIR" --data_path "${SCORED[@]}" --control \
         --feature_cache "$FEATURE_CACHE" --on_bad_sample "$ON_BAD_SAMPLE" --output "$OUTPUT_DIR/captions.json" \
         "${SCORE_FLAGS[@]}"
 fi

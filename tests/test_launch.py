@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, distribution
+import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.cluster.launching import SCRIPT, environment
 
 
 def launch(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs the script with its output under `folder`, in the environment of this interpreter."""
-    try:
-        distribution("llava-italian-video")
-    except PackageNotFoundError:
-        pytest.skip("the package is not installed in this environment, so the script would make one of its own")
-    small = {
-        "DEMO_DIR": str(folder / "demo"), "OUTPUT_ROOT": str(folder / "output"), "DEMO_CLIPS": "64", "MAX_STEPS": "4",
-        "SAVE_STEPS": "2", "LOGGING_STEPS": "1", "PRECISION": "fp32", "REPORT_TO": "none",
-        "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k not in ("VENV", "PYTHONPATH", "SLURM_SUBMIT_DIR")}
+    """Runs the script with its output under `folder`."""
     return subprocess.run(
-        ["bash", str(ROOT / "train_italian_video.sh")],
-        env=environment | small | settings,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["bash", str(SCRIPT)], env=environment(folder, **settings), capture_output=True, text=True, check=False
     )
 
 
@@ -65,10 +50,62 @@ def test_both_experiments_and_a_second_call(tmp_path):
     [
         ({"EXP_ID": "3"}, "EXP_ID=3; use 1 (text only) or 2 (video and text)"),
         ({"DATA_PATH": "/nowhere.json"}, "DATA_PATH=/nowhere.json: no such file"),
-        ({"SLURM_SUBMIT_DIR": "/tmp"}, "/tmp is not the repository"),
+        ({"USE_PLAIN_LM": "0"}, "USE_PLAIN_LM=0; 1 is the only mode"),
+        ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR"),
+        ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "localhost"}, "NODE_RANK=2; with NNODES=2 it is 0 to 1"),
     ],
 )
 def test_wrong_settings_are_one_message(tmp_path, settings, message):
     result = launch(tmp_path, **settings)
     assert result.returncode == 1
     assert message in result.stderr
+
+
+def test_a_copy_of_the_script_needs_the_repository(tmp_path):
+    copy = tmp_path / "script.sh"
+    copy.write_text(SCRIPT.read_text())
+    variables = environment(tmp_path, SLURM_SUBMIT_DIR="/tmp")
+    result = subprocess.run(["bash", copy], env=variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "/tmp is not the repository" in result.stderr
+
+
+TORCHRUN = """#!/bin/bash
+# Trains until it is told to stop, as a run that removes an old stop file while it starts.
+printf '%s\\n' "$@" >"$FOLDER/arguments"
+while [[ ! -f "$OUTPUT_DIR/STOP" ]]; do read -t 0.1 <> <(:); done
+rm "$OUTPUT_DIR/STOP"
+while [[ ! -f "$OUTPUT_DIR/STOP" ]]; do read -t 0.1 <> <(:); done
+echo '{"step": 3}' >"$OUTPUT_DIR/stopped.json"
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "requeues"), [("USR1", "7", True), ("TERM", "7", False), ("USR1", "", False), ("INT", "", False)]
+)
+def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, job, requeues):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program, text in (("torchrun", TORCHRUN), ("scontrol", '#!/bin/bash\necho "$@" >"$FOLDER/scontrol"\n')):
+        (programs / program).write_text(text)
+        (programs / program).chmod(0o755)
+    data = tmp_path / "data.json"
+    data.write_text("[]")
+    variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1",
+                            OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
+    variables["PATH"] = f"{programs}:{variables['PATH']}"
+    if job:
+        variables["SLURM_JOB_ID"] = job
+    process = subprocess.Popen(["bash", str(SCRIPT)], env=variables, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (tmp_path / "arguments").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    shown = process.communicate(timeout=60)[0]
+    assert process.returncode == 85
+    assert (tmp_path / "scontrol").exists() == requeues
+    if requeues:
+        assert (tmp_path / "scontrol").read_text() == "requeue 7\n" and "job 7 is back in the queue" in shown
+    else:
+        assert f"Stopped on SIG{name}; the same command goes on" in shown
+    assert not (tmp_path / "run" / "STOP").exists()

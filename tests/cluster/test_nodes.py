@@ -1,0 +1,74 @@
+"""Two hosts that share a file system and reach each other by network alone: network namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.launching import SCRIPT, environment
+
+pytestmark = pytest.mark.slow
+NAMES = ("llava-test-0", "llava-test-1")
+SETTINGS = {
+    "EXP_ID": "2", "MAX_STEPS": "6", "SAVE_STEPS": "100", "N_LAYER": "2", "N_EMBD": "64", "N_HEAD": "2",
+    "OMP_NUM_THREADS": "1", "NUM_GPUS": "1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hosts():
+    """Names of two namespaces, with the addresses 10.99.0.1 and 10.99.0.2 on a cable between them."""
+    commands = [["netns", "add", name] for name in NAMES]
+    commands.append(["link", "add", "llavat0", "netns", NAMES[0], "type", "veth", "peer", "name", "llavat1", "netns",
+                     NAMES[1]])  # fmt: skip
+    for i, name in enumerate(NAMES):
+        commands.append(["-n", name, "addr", "add", f"10.99.0.{i + 1}/24", "dev", f"llavat{i}"])
+        commands += [["-n", name, "link", "set", device, "up"] for device in (f"llavat{i}", "lo")]
+    try:
+        for command in commands:
+            try:
+                done = subprocess.run(["ip", *command], capture_output=True, text=True, check=False)
+            except FileNotFoundError:
+                pytest.skip("the ip command is not installed")
+            if done.returncode:
+                pytest.skip(f"network namespaces are not allowed here: {done.stderr.strip()}")
+        yield NAMES
+    finally:
+        for name in NAMES:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def test_two_nodes_train_as_one(hosts, tmp_path):
+    def start(node: int) -> subprocess.Popen[str]:
+        variables = environment(
+            tmp_path / "two", **SETTINGS, BATCH_SIZE="8", NNODES="2", NODE_RANK=str(node), MASTER_ADDR="10.99.0.1",
+            GLOO_SOCKET_IFNAME=f"llavat{node}", TP_SOCKET_IFNAME=f"llavat{node}",
+        )  # fmt: skip
+        with (tmp_path / f"node{node}.log").open("w") as log:
+            return subprocess.Popen(["ip", "netns", "exec", hosts[node], "bash", str(SCRIPT)], env=variables,
+                                    stdout=log, stderr=log, text=True, start_new_session=True)  # fmt: skip
+
+    nodes = [start(0), start(1)]
+    try:
+        for i, node in enumerate(nodes):
+            assert node.wait(timeout=300) == 0, (tmp_path / f"node{i}.log").read_text()[-3000:]
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+    one = subprocess.run(["bash", SCRIPT], env=environment(tmp_path / "one", **SETTINGS, BATCH_SIZE="16"),
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    assert one.returncode == 0, one.stderr[-3000:]
+
+    def losses(folder: Path) -> list[float]:
+        state = json.loads((folder / "output" / "demo_exp2_seed0" / "trainer_state.json").read_text())
+        return [e["loss"] for e in state["log_history"] if "loss" in e]
+
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    # The second node only trains: data and model are made, and captions scored, by the first.
+    assert "captions" not in (tmp_path / "node1.log").read_text()

@@ -1,0 +1,76 @@
+"""A real SLURM: a job that is pre-empted, requeued and resumed ends as one that never was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.launching import ROOT, SCRIPT, environment
+
+pytestmark = pytest.mark.slow
+DEADLINE = 300
+SETTINGS = {
+    "MAX_STEPS": "150", "SAVE_STEPS": "1000", "N_LAYER": "2", "N_EMBD": "64", "N_HEAD": "2", "OMP_NUM_THREADS": "1"
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The configuration of a cluster that runs here."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can install and start SLURM")
+    folder, helper = tmp_path_factory.mktemp("slurm"), Path(__file__).with_name("slurm.sh")
+    try:
+        # The daemons would keep a pipe open.
+        with (folder / "start.log").open("w") as log:
+            started = subprocess.run(["bash", helper, "start", folder], stdout=log, stderr=log, check=False).returncode
+        if started:
+            pytest.skip(f"SLURM could not be installed or started: {(folder / 'start.log').read_text()[-300:]}")
+        yield folder / "slurm.conf"
+    finally:
+        subprocess.run(["bash", helper, "stop", folder], check=False)
+
+
+def result(folder: Path) -> tuple[str, float, list[float]]:
+    run = folder / "output" / "demo_exp2_seed0"
+    weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    final = json.loads((run / "eval_results.json").read_text())["eval_loss"]
+    return weights, final, [e["loss"] for e in json.loads((run / "trainer_state.json").read_text())["log_history"]
+                            if "loss" in e]  # fmt: skip
+
+
+def wait_for(condition, what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
+        time.sleep(0.2)
+
+
+def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, tmp_path):
+    plain = subprocess.run(["bash", SCRIPT], env=environment(tmp_path / "plain", **SETTINGS), capture_output=True,
+                           text=True, check=False)  # fmt: skip
+    assert plain.returncode == 0, plain.stderr[-3000:]
+
+    variables = environment(tmp_path / "job", SLURM_CONF=str(slurm), **SETTINGS)
+
+    def call(*command: str) -> str:
+        return subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    log = tmp_path / "job.log"
+    job = call("sbatch", "--parsable", "--gpus-per-node=0", "--mem=0", "--cpus-per-task=1", f"--output={log}",
+               str(SCRIPT)).strip()  # fmt: skip
+    wait_for(lambda: log.exists() and "'loss'" in log.read_text(), f"the first step; {log}")
+    call("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    wait_for(lambda: job not in call("squeue", "--noheader", "--format=%i").split(), f"the end of the job; {log}")
+    shown, words = call("scontrol", "show", "job", job), log.read_text()
+    assert "JobState=COMPLETED" in shown and "Restarts=1" in shown, words[-3000:]
+    assert f"job {job} is back in the queue" in words
+    note = words.index("resuming from")
+    assert "checkpoint-0" not in words[note : note + 300]
+    assert result(tmp_path / "job") == result(tmp_path / "plain")
