@@ -254,6 +254,8 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # There is nothing to pin it for, and torch would warn.
         if self.device.type == "cuda" and self.dataloader_pin_memory:
             # Pinned memory is copied while the device computes.
             cast(AcceleratorConfig, self.accelerator_config).non_blocking = True

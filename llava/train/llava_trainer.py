@@ -27,7 +27,7 @@ from llava.train.guard import FiniteGuard
 from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
-from llava.train.sharding import kinds_in_step, not_finite, weights_are_spread, without_tied
+from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, weights_are_spread, without_tied
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,8 @@ class LlavaTrainer(ResumableTrainer):
         self.add_callback(FreshLogs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             self.model.in_step = kinds_in_step(self.model, self.train_dataset, self.eval_dataset)
+        if self.is_deepspeed_enabled:
+            pickle_stage_by_value()
         self.monitor = None
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -29,6 +30,17 @@ def built_whole(args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         set_hf_deepspeed_config(config)
+
+
+def pickle_stage_by_value() -> None:
+    """Has DeepSpeed's checkpoints name the ZeRO stage by its number.
+
+    Python 3.11.0 to 3.11.3 pickle an enum as a call of `getattr`, which `resume.refuse_pickles` cannot allow: with it a
+    file reaches any attribute of whatever it may name.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 def flag_problems(args: TrainingArguments) -> list[str]:

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llava.train.sharding import flag_problems, kinds_in_step, not_finite, weights_are_spread, without_tied
+from llava.train.resume import DEEPSPEED_GLOBALS
+from llava.train.sharding import (
+    flag_problems,
+    kinds_in_step,
+    not_finite,
+    pickle_stage_by_value,
+    weights_are_spread,
+    without_tied,
+)
 
 GATHER = "stage3_gather_16bit_weights_on_model_save"
 
@@ -85,3 +93,15 @@ def test_a_blank_of_each_kind_in_step_passes_every_vision_module_and_changes_not
         tower = ["vision_tower"] if pixels else []
         one = [*tower, "mm_projector", "vision_resampler.slow"]
         assert calls == [*one, *tower, "mm_projector", "vision_resampler.fast", "vision_resampler.slow"]
+
+
+def test_the_stage_of_zero_is_pickled_alike_by_every_python(tmp_path, monkeypatch):
+    stage_enum = pytest.importorskip("deepspeed.runtime.zero.config").ZeroStageEnum
+    monkeypatch.setattr(stage_enum, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+    path = tmp_path / "optim_states.pt"
+    torch.save({"zero_stage": stage_enum.gradients}, path)
+    assert "builtins.getattr" in torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    pickle_stage_by_value()
+    torch.save({"zero_stage": stage_enum.gradients}, path)
+    assert set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) <= DEEPSPEED_GLOBALS
+    assert torch.load(path, weights_only=False)["zero_stage"] is stage_enum.gradients
