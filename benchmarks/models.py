@@ -35,10 +35,11 @@ class Size:
     slow: int = 81
     depth: int = 1
     batch: int = 4
+    frames: int = 4
 
     @property
     def spec(self) -> VideoSpec:
-        return VideoSpec(num_frames=4, fast_latents=self.fast, slow_latents=self.slow)
+        return VideoSpec(num_frames=self.frames, fast_latents=self.fast, slow_latents=self.slow)
 
 
 SIZES = {
@@ -48,35 +49,69 @@ SIZES = {
 }
 
 
-def make_model(size: Size) -> LlavaGPT2ForCausalLM:
+def visual_token_ids(size: Size) -> dict[str, int]:
+    """The last entries of the vocabulary."""
+    return {token: size.vocabulary - 1 - i for i, token in enumerate(VISUAL_TOKENS)}
+
+
+def make_model(size: Size, vision: bool = True) -> LlavaGPT2ForCausalLM:
     """A model that trains all but its tower, which has a single layer: features are given."""
     config = LlavaGPT2Config(
-        vocab_size=size.vocabulary, n_positions=512, n_embd=size.n_embd, n_layer=size.n_layer, n_head=size.n_head
+        vocab_size=size.vocabulary,
+        n_positions=1024,
+        n_embd=size.n_embd,
+        n_layer=size.n_layer,
+        n_head=size.n_head,
+        # As `scripts/make_model.py` makes them.
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
-    config.visual_token_ids = {token: size.vocabulary - 1 - i for i, token in enumerate(VISUAL_TOKENS)}
+    config.visual_token_ids = visual_token_ids(size)
     model = LlavaGPT2ForCausalLM(config)
+    if not vision:
+        return model
     tower = Dinov2Config(hidden_size=size.tower, num_hidden_layers=1, num_attention_heads=2, image_size=size.image)
-    vision = DINOv2VisionTower(Dinov2Model(tower), -1, "patch")
+    frozen = DINOv2VisionTower(Dinov2Model(tower), -1, "patch")
     processor = ProcessorSpec(image_size=size.image)
-    model.initialize_vision_modules(vision, "random", size.spec, processor, depth=size.depth)
+    model.initialize_vision_modules(frozen, "random", size.spec, processor, depth=size.depth)
     set_trainable(model, "mm_language_model,mm_mlp_adapter,mm_vision_resampler")
     return model
 
 
-def make_samples(size: Size, model: LlavaGPT2ForCausalLM, number: int) -> list[dict[str, Any]]:
-    """Samples of one video (T, P, Dv) in fp16 and `WORDS` random words, as the dataset gives them from the cache."""
-    ids = model.config.visual_token_ids
+def make_samples(size: Size, number: int, vision: bool = True) -> list[dict[str, Any]]:
+    """Samples of one video each (features of `size.image` pixels in patches of 14) and `WORDS` supervised tokens;
+    without vision the same words alone.
+    """
+    ids = visual_token_ids(size)
     span = torch.tensor([ids[t] for t in video_tokens(size.spec)])
     patches = (size.image // 14) ** 2
     samples = []
     for i in range(number):
         words = torch.randint(0, size.vocabulary - len(VISUAL_TOKENS), (WORDS,))
-        samples.append(
-            {
-                "input_ids": torch.cat([span, words]),
-                "labels": torch.cat([torch.full_like(span, -100), words]),
-                "sample_id": str(i),
-                "video_features": torch.randn(1, 4, patches, size.tower).half(),
-            }
-        )
+        sample = {
+            "input_ids": torch.cat([span, words]),
+            "labels": torch.cat([torch.full_like(span, -100), words]),
+            "sample_id": str(i),
+        }
+        if vision:
+            sample["video_features"] = torch.randn(1, size.frames, patches, size.tower).half()
+        samples.append(sample)
+    return samples
+
+
+def make_texts(size: Size, number: int, lengths: str, shortest: int = 5, longest: int = 60) -> list[dict[str, Any]]:
+    """Samples of random words alone, all supervised.
+
+    Args:
+        lengths: `uniform` between shortest and longest, or `short`: most are short, the mean is a third of the way.
+    """
+    generator = torch.Generator().manual_seed(0)
+    share = torch.rand(number, generator=generator)
+    share = share if lengths == "uniform" else share**2
+    samples = []
+    for i, length in enumerate((shortest + share * (longest - shortest)).round().long().tolist()):
+        words = torch.randint(0, size.vocabulary - len(VISUAL_TOKENS), (length,), generator=generator)
+        samples.append({"input_ids": words, "labels": words.clone(), "sample_id": str(i)})
     return samples

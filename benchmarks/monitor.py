@@ -52,7 +52,7 @@ class Turns(LlavaTrainer):
 def make_trainer(size: Size, blocks: int, folder: str) -> Turns:
     """A trainer of random weights, features and words."""
     model = make_model(size)
-    samples = make_samples(size, model, 4 * size.batch)
+    samples = make_samples(size, 4 * size.batch)
     args = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=size.batch, max_steps=(2 * blocks + 4) * BLOCK + 1,
         logging_steps=BLOCK, save_strategy="no", report_to="none", disable_tqdm=True, learning_rate=1e-4,

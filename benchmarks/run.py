@@ -1,6 +1,6 @@
 """What an epoch costs, part by part, as ratios within one run: `python -m benchmarks.run`.
 
-    python -m benchmarks.run --clips DIR --output DIR [--only decode cache step logits] [--repeats 5]
+    python -m benchmarks.run --clips DIR --output DIR [--only decode cache step logits packing ...] [--repeats 5]
 
 Every pair is measured in turns, so that a busy machine slows both; medians, lowest and highest are given. Writes
 benchmark.json and benchmark.md. Weights are random: speed does not depend on them.
@@ -12,8 +12,7 @@ import argparse
 import json
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,13 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model
 
-from benchmarks.models import SIZES, Size, make_model, make_samples
+from benchmarks import loop, training
+from benchmarks.models import SIZES, WORDS, Size, make_model, make_samples
+from benchmarks.timing import Row, full_logits, in_turns, row, to_device
 from llava.config import ProcessorSpec, VideoSpec
-from llava.constants import IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.features import FeatureCache, extract_features
 from llava.data.records import Record
@@ -35,31 +36,9 @@ from llava.data.video import probe_video, read_frames, select_frames
 from llava.model.language_model import llava_gpt2
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
-Row = dict[str, Any]
+MEASURES = ("decode", "cache", "trainer", "logits", "step", "packing", "bf16", "compile", "memory", "scaling")
+NEED_CLIPS = {"decode", "cache", "trainer"}
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
-
-
-def in_turns(paths: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each path, measured in turns after one warm-up of each."""
-    times: dict[str, list[float]] = {name: [] for name in paths}
-    for turn in range(repeats + 1):
-        for name, path in paths.items():
-            start = time.perf_counter()
-            path()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def row(measure: str, unit: str, slow: Sequence[float], fast: Sequence[float], note: str = "") -> Row:
-    """How many times faster the fast path is: the median of the ratios of pairs, lowest and highest."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {
-        "measure": measure, "plain": median(slow), "fast": median(fast), "unit": unit, "ratio": median(ratios),
-        "lowest": min(ratios), "highest": max(ratios), "note": note,
-    }  # fmt: skip
 
 
 def decode(clips: Sequence[Path], repeats: int) -> list[Row]:
@@ -124,27 +103,19 @@ def cache(clips: Sequence[Path], repeats: int, layers: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def full_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Any, num_items: Any = None, *_: Any) -> tuple:
-    """The plain computation: logits of every position."""
-    logits = head(hidden[:, :-1]).float()
-    loss = F.cross_entropy(
-        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )  # fmt: skip
-    return loss / (labels[:, 1:] != IGNORE_INDEX).sum(), logits.new_zeros(labels[:, 1:].shape)
-
-
-def make_step(size: Size, device: str) -> tuple[Any, dict[str, Any]]:
-    model = make_model(size).to(device).train()
-    batch = DataCollatorForSupervisedDataset(0)(make_samples(size, model, size.batch))
-    return model, {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+def make_step(size: Size, device: str, vision: bool = True) -> tuple[Any, dict[str, Any]]:
+    """A model and a batch; without vision, of as many positions."""
+    model = make_model(size, vision).to(device).train()
+    batch = DataCollatorForSupervisedDataset(0)(make_samples(size, size.batch, vision))
+    return model, to_device(batch, device)
 
 
 def logits(repeats: int, device: str) -> list[Row]:
     """A forward and backward pass with logits at supervised positions, against logits everywhere."""
     rows = []
     supervised = llava_gpt2.supervised_loss
-    for name in ("12x768", "4x256"):
-        model, batch = make_step(SIZES[name], device)
+    for name, vision in (("12x768", True), ("4x256", True), ("4x256", False)):
+        model, batch = make_step(SIZES[name], device, vision)
 
         def step(loss: Any, model: Any = model, batch: Any = batch) -> None:
             llava_gpt2.supervised_loss = loss
@@ -155,8 +126,9 @@ def logits(repeats: int, device: str) -> list[Row]:
             times = in_turns({"full": partial(step, full_logits), "ours": partial(step, supervised)}, repeats)
         finally:
             llava_gpt2.supervised_loss = supervised
-        note = f"forward and backward, batch {SIZES[name].batch}, 375 positions of which 15 are supervised"
-        rows.append(row(f"logits where there are labels, {name}", "s", times["full"], times["ours"], note))
+        note = f"forward and backward, batch {SIZES[name].batch}, 375 positions of which {WORDS} are supervised"
+        alone = "" if vision else ", language model alone"
+        rows.append(row(f"logits where there are labels, {name}{alone}", "s", times["full"], times["ours"], note))
     return rows
 
 
@@ -170,12 +142,11 @@ def matmul_ceiling(device: str) -> float:
     return best
 
 
-def step_flops(size: Size, positions: int, supervised: int) -> float:
-    """Multiply-adds times two of a training step: 6 a weight and position, attention, and the head where supervised."""
-    blocks = 12 * size.n_layer * size.n_embd**2
-    attention = 2 * size.n_layer * positions * size.n_embd
-    head = size.vocabulary * size.n_embd
-    return 6 * size.batch * (positions * (blocks + attention) + supervised * head)
+def step_flops(model: Any, batch: dict[str, Any]) -> float:
+    """Multiply-adds times two of a forward and backward pass, attention counted over the whole square."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(**batch).loss.backward()
+    return float(counter.get_total_flops())
 
 
 def step(repeats: int, device: str) -> list[Row]:
@@ -205,11 +176,10 @@ def step(repeats: int, device: str) -> list[Row]:
             note = "projector and resampler, forward alone; part of forward" if part == "vision" else ""
             rows.append(row(f"step of {name}: whole against {part}", "s", total, values, note))
         passes = [f + b for f, b in zip(times["forward"], times["backward"], strict=True)]
-        positions = batch["input_ids"].shape[1]
-        flops = step_flops(size, positions, 15)
+        flops = step_flops(model, batch)
         share = [flops / ceiling / p for p in passes]
-        note = f"{flops / 1e9:.0f} GFLOP of the language model; ceiling {ceiling / 1e9:.0f} GFLOP/s; projector and "
-        note += "resampler are in the time and not in the FLOP"
+        note = f"{flops / 1e9:.0f} GFLOP of language model, projector and resampler; "
+        note += f"ceiling {ceiling / 1e9:.0f} GFLOP/s, of large fp32 products"
         rows.append(
             {"measure": f"share of the matmul ceiling, {name}", "plain": ceiling, "fast": flops / median(passes),
              "unit": "FLOP/s", "ratio": median(share), "lowest": min(share), "highest": max(share), "note": note}
@@ -228,23 +198,29 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", help="folder of video files, for decode and cache")
-    parser.add_argument("--only", nargs="+", choices=("decode", "cache", "logits", "step"), help="some measures alone")
+    parser.add_argument("--clips", help="folder of video files, for decode, cache and trainer")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, help="some measures alone")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tower_layers", type=int, default=24, help="layers of the tower of 1024 features")
     parser.add_argument("--output", default=".", help="folder for benchmark.json and benchmark.md")
     args = parser.parse_args(argv)
-    wanted = args.only or (["decode", "cache"] if args.clips else []) + ["logits", "step"]
+    wanted = args.only or [m for m in MEASURES if args.clips or m not in NEED_CLIPS]
     clips = sorted(p for p in Path(args.clips).iterdir() if p.suffix in VIDEOS) if args.clips else []
-    if not clips and {"decode", "cache"} & set(wanted):
-        parser.error("decode and cache need --clips, a folder of video files")
+    if not clips and NEED_CLIPS & set(wanted):
+        parser.error("decode, cache and trainer need --clips, a folder of video files")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[Row] = []
     for name, measure in {
         "decode": lambda: decode(clips, args.repeats),
         "cache": lambda: cache(clips, args.repeats, args.tower_layers),
+        "trainer": lambda: loop.trainer(Path(args.clips), clips, args.tower_layers, args.repeats, device),
         "logits": lambda: logits(args.repeats, device),
         "step": lambda: step(args.repeats, device),
+        "packing": lambda: training.packing(args.repeats, device),
+        "bf16": lambda: training.precision(args.repeats, device),
+        "compile": lambda: training.compiling(args.repeats, device),
+        "memory": lambda: training.memory(device),
+        "scaling": lambda: training.scaling(args.repeats, device),
     }.items():
         if name in wanted:
             rows += measure()

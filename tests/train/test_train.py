@@ -293,6 +293,15 @@ def test_gradient_checkpointing_and_bf16_train(assets, tmp_path):
     assert train(assets, tmp_path / "bf16", bf16=True) == pytest.approx(plain, abs=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_as_an_uncompiled_one(assets, tmp_path):
+    curves = [train(assets, tmp_path / str(on), max_steps=8, torch_compile=on) for on in (False, True)]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    plain, compiled = (load_file(tmp_path / str(on) / "model.safetensors") for on in (False, True))
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+
+
 def test_a_trained_tower_is_saved_and_reloads(assets, tmp_path):
     train(assets, tmp_path / "run", mm_tunable_parts="mm_vision_tower,mm_language_model",
           mm_vision_tower_storage="checkpoint", mm_vision_tower_lr=1e-3)  # fmt: skip

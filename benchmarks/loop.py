@@ -1,0 +1,168 @@
+"""The trainer and an epoch: a run of the real trainer from the cache, measures of `python -m benchmarks.run`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from benchmarks.models import SIZES, WORDS, Size
+from benchmarks.timing import Row, in_turns, row, to_device
+from llava.train import run_flags
+from llava.train.train import Run, prepare
+from scripts import make_model
+
+STEPS, SETTLING = 12, 3
+"""Steps of a measured run, and how many of them at its start do not count: workers start, memory is claimed."""
+
+
+class Clock(TrainerCallback):
+    """Seconds of forward, backward and optimiser in each step, and of the step from end to end."""
+
+    def __init__(self, run: Run) -> None:
+        self.parts: dict[str, float] = defaultdict(float)
+        self.steps: list[tuple[float, float]] = []
+        self.ended = time.perf_counter()
+        self.trainer = run.trainer
+        self.trainer.model.forward = self.timed("forward", self.trainer.model.forward)
+        self.trainer.accelerator.backward = self.timed("backward", self.trainer.accelerator.backward)
+        run.trainer.add_callback(self)
+
+    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(work)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = self.now()
+            result = work(*args, **kwargs)
+            self.parts[part] += self.now() - start
+            return result
+
+        return run
+
+    def now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        optimizer.step = self.timed("optimiser", optimizer.step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = self.now()
+        self.steps.append((now - self.ended, sum(self.parts.values())))
+        self.ended, self.parts = now, defaultdict(float)
+
+
+def make_language_model(folder: Path, size: Size) -> None:
+    """A GPT-2 of `size` as `scripts/make_model.py` makes it, for words `w0`, `w1`, ..."""
+    words = {f"w{i}": i for i in range(size.vocabulary - 16)}
+    words |= {token: len(words) + i for i, token in enumerate(("<|endoftext|>", "<|pad|>"))}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
+    fast.save_pretrained(folder)
+    shape = ["--n_layer", str(size.n_layer), "--n_embd", str(size.n_embd), "--n_head", str(size.n_head)]
+    unused = ["--data_path", "-", "--output_dir", str(folder)]
+    make_model.make_gpt2(fast, make_model.parse_args(unused + shape)).save_pretrained(folder)
+
+
+def make_data(folder: Path, clips: Sequence[Path], records: int) -> None:
+    """Records of random captions over the clips, repeated."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i, clip in enumerate(islice(cycle(clips), records)):
+        caption = " ".join(f"w{w}" for w in torch.randint(0, 30_000, (WORDS - 1,), generator=generator).tolist())
+        turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": caption}]
+        rows.append({"id": str(i), "video": clip.name, "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(rows))
+
+
+def prepared(folder: Path, size: Size, name: str, clips: Path, use_cache: bool = True) -> Run:
+    """A run over `folder`'s data whose features come from the cache, or from decoding and the tower."""
+    flags = [
+        "--model_name_or_path", str(folder / name), "--vision_tower", str(folder / "tower"),
+        "--data_path", str(folder / "data.json"), "--video_folder", str(clips), "--output_dir", str(folder / "run"),
+        "--feature_cache", str(folder / "cache") if use_cache else "off", "--vision_precision", "fp32",
+        "--num_frames", str(size.frames), "--mm_perceiver_latents", str(size.slow),
+        "--mm_perceiver_latents_fast", str(size.fast), "--mm_perceiver_depth", str(size.depth),
+        "--force_sample", "True", "--per_device_train_batch_size", str(size.batch), "--max_steps", str(STEPS),
+        "--dataloader_num_workers", "1", "--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "True",
+        "--model_max_length", "1024", "--run_report", "False", "--preflight", "off",
+    ]  # fmt: skip
+    return prepare(run_flags.parse_arguments(flags))
+
+
+def trainer(clips: Path, names: Sequence[Path], layers: int, repeats: int, device: str) -> list[Row]:
+    """What the trainer adds to forward, backward and optimiser, and an epoch with and without the cache.
+
+    Args:
+        clips: folder of the video files `names`.
+        layers: of the tower of 1024 features.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_data(folder, names, STEPS * max(size.batch for size in SIZES.values()))
+        make_model.main([
+            "--make_vision_tower", str(folder / "tower"), "--vision_hidden_size", "1024", "--vision_heads", "16",
+            "--vision_layers", str(layers), "--image_size", "224",
+        ])  # fmt: skip
+        for name in ("12x768", "4x256"):
+            size = SIZES[name]
+            make_language_model(folder / name, size)
+            run = prepared(folder, size, name, clips)
+            clock = Clock(run)
+            run.trainer.train()
+            steps = clock.steps[SETTLING:]
+            whole, parts = [s for s, _ in steps], [p for _, p in steps]
+            waited = run.trainer.monitor.waited / (run.trainer.monitor.waited + run.trainer.monitor.trained)
+            rate = size.batch / median(whole)
+            note = f"batch {size.batch}, 1 worker: {rate:.2f} samples/s, {rate * WORDS:.0f} supervised tokens/s; "
+            note += f"{100 * waited:.2g} % of the time waiting for data, start of the worker included"
+            rows.append(row(f"step of the trainer against forward, backward and optimiser, {name}", "s", whole, parts,
+                            note))  # fmt: skip
+        rows += epoch(folder, clips, repeats, device)
+    return rows
+
+
+def epoch(folder: Path, clips: Path, repeats: int, device: str) -> list[Row]:
+    """Steps of 12x768 on one batch: decoding and the tower in the loop, from the cache, and from memory."""
+    size = SIZES["12x768"]
+    steps = {}
+    for path, use_cache in (("loop", False), ("cache", True)):
+        run = prepared(folder, size, "12x768", clips, use_cache)
+        model, dataset = run.trainer.model.to(device).train(), run.trainer.train_dataset
+        collate = run.trainer.training_collator()
+
+        def batch(dataset: Any = dataset, collate: Any = collate) -> dict[str, Any]:
+            return to_device(collate([dataset[i] for i in range(size.batch)]), device)
+
+        def step(model: Any = model, batch: Any = batch) -> None:
+            model.zero_grad(set_to_none=True)
+            model(**batch()).loss.backward()
+
+        steps[path] = step
+        if use_cache:
+            held = batch()
+            steps["memory"] = lambda step=step, held=held: step(batch=lambda: held)
+    times = in_turns(steps, repeats)
+    note = f"forward and backward of batch {size.batch}, read in the loop itself with no worker; fp32"
+    return [
+        row("epoch with decoding and DINOv2 in the loop against one from the cache", "s", times["loop"],
+            times["cache"], note),
+        row("epoch from the cache against features in memory", "s", times["cache"], times["memory"], note),
+    ]  # fmt: skip

@@ -1,0 +1,52 @@
+"""Pairs of paths measured in turns, and the plain computations that fast paths are measured against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from llava.constants import IGNORE_INDEX
+
+Row = dict[str, Any]
+Batch = dict[str, Any]
+
+
+def in_turns(paths: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each path, measured in turns after one warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for turn in range(repeats + 1):
+        for name, path in paths.items():
+            start = time.perf_counter()
+            path()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def row(measure: str, unit: str, slow: Sequence[float], fast: Sequence[float], note: str = "") -> Row:
+    """How many times faster the fast path is: the median of the ratios of pairs, lowest and highest."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {
+        "measure": measure, "plain": median(slow), "fast": median(fast), "unit": unit, "ratio": median(ratios),
+        "lowest": min(ratios), "highest": max(ratios), "note": note,
+    }  # fmt: skip
+
+
+def full_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Any, num_items: Any = None, *_: Any) -> tuple:
+    """The plain computation: logits of every position."""
+    logits = head(hidden[:, :-1]).float()
+    loss = F.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )  # fmt: skip
+    return loss / (labels[:, 1:] != IGNORE_INDEX).sum(), logits.new_zeros(labels[:, 1:].shape)
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    return {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}

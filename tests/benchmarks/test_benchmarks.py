@@ -1,0 +1,82 @@
+"""The benchmark measures what it says: equal computations, counted work, every measure runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import run
+from benchmarks.models import SIZES, WORDS, Size, make_texts
+from benchmarks.timing import full_logits, row
+from llava.model.loss import supervised_loss
+
+TINY = Size(2, 32, 2, vocabulary=128, tower=16, image=28, fast=1, slow=4, batch=2, frames=2)
+
+
+def test_a_ratio_is_the_median_of_pairs_and_not_of_sides():
+    found = row("m", "s", [1.0, 4.0, 100.0], [1.0, 1.0, 50.0])
+    assert (found["ratio"], found["lowest"], found["highest"]) == (2.0, 1.0, 4.0)
+    assert (found["plain"], found["fast"]) == (4.0, 1.0)
+
+
+def test_texts_have_the_lengths_that_are_asked_for():
+    lengths = {kind: [len(t["input_ids"]) for t in make_texts(TINY, 400, kind)] for kind in ("uniform", "short")}
+    for found in lengths.values():
+        assert min(found) >= 5
+        assert max(found) <= 60
+    assert 30 < sum(lengths["uniform"]) / 400 < 35
+    assert 21 < sum(lengths["short"]) / 400 < 26
+
+
+def test_flop_of_a_language_model_are_those_of_the_arithmetic():
+    model, batch = run.make_step(TINY, "cpu", vision=False)
+    positions = batch["input_ids"].shape[1]
+    blocks = 12 * TINY.n_layer * TINY.n_embd**2
+    attention = 2 * TINY.n_layer * positions * TINY.n_embd
+    head = TINY.vocabulary * TINY.n_embd
+    assert run.step_flops(model, batch) == 6 * TINY.batch * (positions * (blocks + attention) + WORDS * head)
+    # Projector and resampler come on top.
+    assert run.step_flops(*run.make_step(TINY, "cpu")) > 1.05 * run.step_flops(model, batch)
+
+
+def test_both_losses_that_are_timed_are_the_same(monkeypatch):
+    model, batch = run.make_step(TINY, "cpu")
+    found = []
+    for loss in (full_logits, supervised_loss):
+        monkeypatch.setattr(run.llava_gpt2, "supervised_loss", loss)
+        model.zero_grad(set_to_none=True)
+        value = model(**batch).loss
+        value.backward()
+        found.append((value.detach(), model.transformer.wte.weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_every_measure_gives_rows(assets: SimpleNamespace, tmp_path: Path, monkeypatch, capsys):
+    for name in ("12x768", "4x256"):
+        monkeypatch.setitem(SIZES, name, replace(TINY, vocabulary=30_016, image=224))
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for clip in sorted(assets.clips.glob("*.mp4"))[:2]:
+        (clips / clip.name).write_bytes(clip.read_bytes())
+    measures = [m for m in run.MEASURES if m not in ("compile", "memory")]  # These cost the same with small models.
+    run.main(
+        ["--clips", str(clips), "--output", str(tmp_path), "--repeats", "1", "--tower_layers", "1", "--only", *measures]
+    )
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert len(rows) > 25
+    for found in rows:
+        assert 0 < found["lowest"] <= found["ratio"] <= found["highest"], found
+    assert (tmp_path / "benchmark.md").read_text().count("\n| ") == len(rows) + 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_clips_are_asked_for_where_they_are_needed(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--only", "decode"])
+    assert "--clips" in capsys.readouterr().err
