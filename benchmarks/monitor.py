@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -66,11 +67,11 @@ def make_trainer(size: Size, blocks: int, folder: str) -> Turns:
     return trainer
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=RUNS, help="one size alone")
     parser.add_argument("--blocks", type=int, help="blocks of each kind (default: 20 for the demo, 3 for 12x768)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for name, size in RUNS.items():
         if args.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,16 @@ def make_data(folder: Path, records: int, clips: int, lines: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def fill_cache(flags: list[str], folder: Path) -> None:
+def fill_cache(flags: list[str]) -> None:
     """Writes features of noise for every clip, as extraction would those of the tower."""
     args = run_flags.parse_arguments(flags)
     model = stages.make_model(args, stages.load_tokenizer(args[0], args[2]))
-    cache = features.open_cache(folder / "cache", model)
+    cache = stages.make_cache(args, model)
+    assert cache is not None
     records = load_records(args[1].data_path, video_folder=args[1].video_folder)[0]
-    clips = [(path, split) for path, split, _ in features.distinct_clips(records)]
+    named = list(features.distinct_clips(records))
+    contents, _ = cache.contents.resolve(path for path, _, _ in named)
+    clips = [(features.join_key(contents[path], split), path) for path, split, _ in named]
     noise = np.random.default_rng(0).standard_normal((2000, 2, 16, 24)).astype(np.float16)
     for start in range(0, len(clips), len(noise)):
         part = clips[start : start + len(noise)]
@@ -121,7 +124,7 @@ def measure(flags: list[str], profile: bool) -> None:
     train.LlavaTrainer = Trainer  # type: ignore[misc]
     train.run_preflight = timed("pre-flight", train.run_preflight)
     # It decodes one clip, whatever the number of records, and these cannot be decoded.
-    preflight_model.check_cache = lambda *_: Finding("feature cache", "skipped", "")  # type: ignore[assignment]
+    preflight_model.check_cache = lambda *_: Finding("feature cache", "note", "left out")  # type: ignore[assignment]
     load_language_model(flags[1])  # What libraries hold once a model is loaded counts as the model's.
     before, start = resident(), time.perf_counter()
     profiler = cProfile.Profile()
@@ -139,7 +142,7 @@ def measure(flags: list[str], profile: bool) -> None:
         pstats.Stats(profiler).sort_stats("cumulative").print_stats(45)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--clips", type=int, help="distinct clips (default: one a record)")
@@ -147,7 +150,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--keep", type=Path, help="folder for the data, used again when it is there")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.measure:
         measure(json.loads(args.measure), args.profile)
         return
@@ -157,7 +160,7 @@ def main() -> None:
         if not saved.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             flags = make_data(folder, args.records, args.clips or args.records, args.lines)
-            fill_cache(flags, folder)
+            fill_cache(flags)
             saved.write_text(json.dumps(flags))
         flags = json.loads(saved.read_text())
         with tempfile.TemporaryDirectory() as output:

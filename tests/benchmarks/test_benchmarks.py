@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import run
+from benchmarks import monitor, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -74,6 +74,21 @@ def test_every_measure_gives_rows(assets: SimpleNamespace, tmp_path: Path, monke
         assert 0 < found["lowest"] <= found["ratio"] <= found["highest"], found
     assert (tmp_path / "benchmark.md").read_text().count("\n| ") == len(rows) + 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_start_is_measured(tmp_path: Path, capfd, lines):
+    startup.main(["--records", "40", "--clips", "8", "--keep", str(tmp_path / "data")] + ["--lines"] * lines)
+    shown = capfd.readouterr().out
+    assert "to the first step" in shown
+    assert "cache: what it lacks" in shown
+
+
+def test_the_cost_of_the_monitor_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(monitor, "RUNS", {"demo": TINY})
+    monitor.main(["--blocks", "1"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["blocks"] == 1
 
 
 def test_clips_are_asked_for_where_they_are_needed(capsys):
