@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import cycle, islice
@@ -20,7 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from benchmarks.models import SIZES, WORDS, Size
-from benchmarks.timing import Row, in_turns, row, to_device
+from benchmarks.timing import Row, in_turns, now, pass_of, row, to_device
 from llava.train import run_flags
 from llava.train.train import Run, prepare
 from scripts import make_model
@@ -30,39 +28,34 @@ STEPS, SETTLING = 12, 3
 
 
 class Clock(TrainerCallback):
-    """Seconds of forward, backward and optimiser in each step, and of the step from end to end."""
+    """Seconds of each step from end to end, and of its forward, backward and optimiser together."""
 
     def __init__(self, run: Run) -> None:
-        self.parts: dict[str, float] = defaultdict(float)
+        self.spent = 0.0
         self.steps: list[tuple[float, float]] = []
-        self.ended = time.perf_counter()
-        self.trainer = run.trainer
-        self.trainer.model.forward = self.timed("forward", self.trainer.model.forward)
-        self.trainer.accelerator.backward = self.timed("backward", self.trainer.accelerator.backward)
-        run.trainer.add_callback(self)
+        self.ended = now()
+        trainer = run.trainer
+        trainer.model.forward = self.timed(trainer.model.forward)
+        trainer.accelerator.backward = self.timed(trainer.accelerator.backward)
+        trainer.add_callback(self)
 
-    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, work: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(work)
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = self.now()
+            start = now()
             result = work(*args, **kwargs)
-            self.parts[part] += self.now() - start
+            self.spent += now() - start
             return result
 
         return run
 
-    def now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        optimizer.step = self.timed("optimiser", optimizer.step)
+        optimizer.step = self.timed(optimizer.step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        now = self.now()
-        self.steps.append((now - self.ended, sum(self.parts.values())))
-        self.ended, self.parts = now, defaultdict(float)
+        end = now()
+        self.steps.append((end - self.ended, self.spent))
+        self.ended, self.spent = end, 0.0
 
 
 def make_language_model(folder: Path, size: Size) -> None:
@@ -152,8 +145,7 @@ def epoch(folder: Path, clips: Path, repeats: int, device: str) -> list[Row]:
             return to_device(collate([dataset[i] for i in range(size.batch)]), device)
 
         def step(model: Any = model, batch: Any = batch) -> None:
-            model.zero_grad(set_to_none=True)
-            model(**batch()).loss.backward()
+            pass_of(model, [batch()])
 
         steps[path] = step
         if use_cache:

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from benchmarks.timing import Batch, to_device
 from llava.config import ProcessorSpec, VideoSpec
 from llava.constants import VISUAL_TOKENS
+from llava.data.packing import TrainingCollator
 from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from scripts.make_model import gpt2_settings
 
 WORDS = 15
 
@@ -56,18 +59,7 @@ def visual_token_ids(size: Size) -> dict[str, int]:
 
 def make_model(size: Size, vision: bool = True) -> LlavaGPT2ForCausalLM:
     """A model that trains all but its tower, which has a single layer: features are given."""
-    config = LlavaGPT2Config(
-        vocab_size=size.vocabulary,
-        n_positions=1024,
-        n_embd=size.n_embd,
-        n_layer=size.n_layer,
-        n_head=size.n_head,
-        # As `scripts/make_model.py` makes them.
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
+    config = LlavaGPT2Config(vocab_size=size.vocabulary, **gpt2_settings(size.n_layer, size.n_embd, size.n_head))
     config.visual_token_ids = visual_token_ids(size)
     model = LlavaGPT2ForCausalLM(config)
     if not vision:
@@ -99,6 +91,13 @@ def make_samples(size: Size, number: int, vision: bool = True) -> list[dict[str,
             sample["video_features"] = torch.randn(1, size.frames, patches, size.tower).half()
         samples.append(sample)
     return samples
+
+
+def make_step(size: Size, device: str, vision: bool = True) -> tuple[LlavaGPT2ForCausalLM, Batch]:
+    """A model and a batch as the trainer gives it; without vision, one of as many positions."""
+    model = make_model(size, vision).to(device).train()
+    collate = TrainingCollator(0, model.visual_templates())
+    return model, to_device(collate(make_samples(size, size.batch, vision)), device)
 
 
 def make_texts(size: Size, number: int, lengths: str, shortest: int = 5, longest: int = 60) -> list[dict[str, Any]]:

@@ -26,10 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model
 
 from benchmarks import loop, training
-from benchmarks.models import SIZES, WORDS, Size, make_model, make_samples
-from benchmarks.timing import Row, full_logits, in_turns, row, to_device
+from benchmarks.models import SIZES, WORDS, make_step
+from benchmarks.timing import Row, full_logits, in_turns, pass_of, row
 from llava.config import ProcessorSpec, VideoSpec
-from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.features import FeatureCache, extract_features
 from llava.data.records import Record
 from llava.data.video import probe_video, read_frames, select_frames
@@ -103,13 +102,6 @@ def cache(clips: Sequence[Path], repeats: int, layers: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def make_step(size: Size, device: str, vision: bool = True) -> tuple[Any, dict[str, Any]]:
-    """A model and a batch; without vision, of as many positions."""
-    model = make_model(size, vision).to(device).train()
-    batch = DataCollatorForSupervisedDataset(0)(make_samples(size, size.batch, vision))
-    return model, to_device(batch, device)
-
-
 def logits(repeats: int, device: str) -> list[Row]:
     """A forward and backward pass with logits at supervised positions, against logits everywhere."""
     rows = []
@@ -119,8 +111,7 @@ def logits(repeats: int, device: str) -> list[Row]:
 
         def step(loss: Any, model: Any = model, batch: Any = batch) -> None:
             llava_gpt2.supervised_loss = loss
-            model.zero_grad(set_to_none=True)
-            model(**batch).loss.backward()
+            pass_of(model, [batch])
 
         try:
             times = in_turns({"full": partial(step, full_logits), "ours": partial(step, supervised)}, repeats)

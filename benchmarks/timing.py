@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
@@ -16,17 +17,23 @@ Row = dict[str, Any]
 Batch = dict[str, Any]
 
 
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def in_turns(paths: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each path, measured in turns after one warm-up of each."""
     times: dict[str, list[float]] = {name: [] for name in paths}
     for turn in range(repeats + 1):
         for name, path in paths.items():
-            start = time.perf_counter()
+            start = now()
             path()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            took = now() - start
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(took)
     return times
 
 
@@ -46,6 +53,15 @@ def full_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Any, num_items
         logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )  # fmt: skip
     return loss / (labels[:, 1:] != IGNORE_INDEX).sum(), logits.new_zeros(labels[:, 1:].shape)
+
+
+def pass_of(model: Any, batches: Sequence[Batch], context: Callable[[], Any] = nullcontext) -> None:
+    """Forward and backward of every batch."""
+    for batch in batches:
+        model.zero_grad(set_to_none=True)
+        with context():
+            loss = model(**batch).loss
+        loss.backward()
 
 
 def to_device(batch: Batch, device: str) -> Batch:

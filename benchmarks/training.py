@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +13,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import SIZES, Size, make_model, make_samples, make_texts
-from benchmarks.timing import Batch, Row, full_logits, in_turns, row, to_device
+from benchmarks.models import SIZES, Size, make_model, make_step, make_texts
+from benchmarks.timing import Row, full_logits, in_turns, now, pass_of, row, to_device
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator
 from llava.model.language_model import llava_gpt2
 from llava.train.sampler import grouped_order
-
-
-def pass_of(model: Any, batches: Sequence[Batch], context: Callable[[], Any] = nullcontext) -> None:
-    """Forward and backward of every batch."""
-    for batch in batches:
-        model.zero_grad(set_to_none=True)
-        with context():
-            loss = model(**batch).loss
-        loss.backward()
 
 
 def packing(repeats: int, device: str) -> list[Row]:
@@ -44,18 +33,12 @@ def packing(repeats: int, device: str) -> list[Row]:
         order = torch.randperm(number, generator=torch.Generator().manual_seed(0)).tolist()
         grouped = grouped_order([len(t["input_ids"]) for t in texts], ["text"] * number, per_batch,
                                 torch.Generator().manual_seed(0))  # fmt: skip
-
-        def batches(
-            collate: Any, order: Sequence[int], texts: Sequence[Any] = texts, per_batch: int = per_batch
-        ) -> list[Batch]:
-            chosen = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
-            return [to_device(collate([texts[i] for i in part]), device) for part in chosen]
-
-        layouts = {
-            "one a row": batches(one_a_row, order),
-            "grouped": batches(one_a_row, grouped),
-            "packed": batches(packed, order),
-        }
+        layouts = {}
+        for name, collate, chosen in (
+            ("one a row", one_a_row, order), ("grouped", one_a_row, grouped), ("packed", packed, order)
+        ):  # fmt: skip
+            parts = [chosen[i : i + per_batch] for i in range(0, number, per_batch)]
+            layouts[name] = [to_device(collate([texts[i] for i in part]), device) for part in parts]
         times = in_turns({name: partial(pass_of, model, made) for name, made in layouts.items()}, repeats)
         mean = tokens / number
         for name, words in (("one a row", "padded to the batch's longest"), ("grouped", "length-grouped")):
@@ -68,14 +51,11 @@ def compiling(repeats: int, device: str) -> list[Row]:
     """A forward and backward pass of the compiled model, as `--torch_compile` compiles it."""
     rows = []
     for name in ("demo", "4x256"):
-        size = SIZES[name]
-        model = make_model(size).to(device).train()
-        collate = TrainingCollator(0, model.visual_templates())
-        batch = to_device(collate(make_samples(size, size.batch)), device)
+        model, batch = make_step(SIZES[name], device)
         compiled = torch.compile(model)
-        start = time.perf_counter()
+        start = now()
         pass_of(compiled, [batch])
-        warm_up = time.perf_counter() - start
+        warm_up = now() - start
         times = in_turns({"eager": partial(pass_of, model, [batch]), "compiled": partial(pass_of, compiled, [batch])},
                          repeats)  # fmt: skip
         gain = median(times["eager"]) - median(times["compiled"])
@@ -89,9 +69,7 @@ def precision(repeats: int, device: str) -> list[Row]:
     """bf16 autocast against fp32."""
     rows = []
     for name in ("4x256", "12x768"):
-        size = SIZES[name]
-        model = make_model(size).to(device).train()
-        batch = to_device(TrainingCollator(0, model.visual_templates())(make_samples(size, size.batch)), device)
+        model, batch = make_step(SIZES[name], device)
         autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16)
         times = in_turns(
             {"fp32": partial(pass_of, model, [batch]), "bf16": partial(pass_of, model, [batch], autocast)}, repeats
@@ -109,9 +87,7 @@ def _resident(field: str) -> int:
 
 def _peak(name: str, full: bool, device: str, answer: Any) -> None:
     """Bytes above the model that a forward and backward pass takes at its peak, in a process of its own."""
-    size = SIZES[name]
-    model = make_model(size).to(device).train()
-    batch = to_device(DataCollatorForSupervisedDataset(0)(make_samples(size, size.batch)), device)
+    model, batch = make_step(SIZES[name], device)
     if full:
         llava_gpt2.supervised_loss = full_logits
     if device == "cuda":
@@ -157,13 +133,12 @@ def scaling(repeats: int, device: str) -> list[Row]:
     }
 
     def prepared(size: Size) -> Callable[[], None]:
-        model = make_model(size).to(device).train()
-        batch = to_device(TrainingCollator(0, model.visual_templates())(make_samples(size, size.batch)), device)
+        model, batch = make_step(size, device)
         return partial(pass_of, model, [batch])
 
-    rows = []
+    rows, base_pass = [], prepared(base)
     for name, size in others.items():
-        times = in_turns({"base": prepared(base), "other": prepared(size)}, repeats)
+        times = in_turns({"base": base_pass, "other": prepared(size)}, repeats)
         note = "ratio: times the base's 4x256, batch 4, 4 frames"
         rows.append(row(f"pass with {name}", "s", times["other"], times["base"], note))
     return rows

@@ -93,18 +93,27 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def gpt2_settings(
+    n_layer: int, n_embd: int, n_head: int, n_positions: int = 1024, dropout: float = 0.0
+) -> dict[str, Any]:
+    """What makes a GPT-2's config one of ours, apart from its vocabulary."""
+    return {
+        "n_layer": n_layer,
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "n_positions": n_positions,
+        # The same function as GPT-2's gelu_new, as one kernel instead of eight.
+        "activation_function": "gelu_pytorch_tanh",
+        "resid_pdrop": dropout,
+        "embd_pdrop": dropout,
+        "attn_pdrop": dropout,
+    }
+
+
 def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=args.n_positions,
-        n_embd=args.n_embd,
-        n_layer=args.n_layer,
-        n_head=args.n_head,
-        # The same function as GPT-2's gelu_new, as one kernel instead of eight.
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=args.dropout,
-        embd_pdrop=args.dropout,
-        attn_pdrop=args.dropout,
+        **gpt2_settings(args.n_layer, args.n_embd, args.n_head, args.n_positions, args.dropout),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import SCRIPT, environment
+from tests.cluster.launching import SCRIPT, environment, wait_for
 
 
 def launch(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -97,9 +96,7 @@ def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, 
     if job:
         variables["SLURM_JOB_ID"] = job
     process = subprocess.Popen(["bash", str(SCRIPT)], env=variables, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not (tmp_path / "arguments").exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for(lambda: (tmp_path / "arguments").exists() or process.poll() is not None, "the start of training", 120)
     process.send_signal(getattr(signal, f"SIG{name}"))
     shown = process.communicate(timeout=60)[0]
     assert process.returncode == 85

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import monitor, run, startup
-from benchmarks.models import SIZES, WORDS, Size, make_texts
+from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
 
@@ -34,18 +34,18 @@ def test_texts_have_the_lengths_that_are_asked_for():
 
 
 def test_flop_of_a_language_model_are_those_of_the_arithmetic():
-    model, batch = run.make_step(TINY, "cpu", vision=False)
+    model, batch = make_step(TINY, "cpu", vision=False)
     positions = batch["input_ids"].shape[1]
     blocks = 12 * TINY.n_layer * TINY.n_embd**2
     attention = 2 * TINY.n_layer * positions * TINY.n_embd
     head = TINY.vocabulary * TINY.n_embd
     assert run.step_flops(model, batch) == 6 * TINY.batch * (positions * (blocks + attention) + WORDS * head)
     # Projector and resampler come on top.
-    assert run.step_flops(*run.make_step(TINY, "cpu")) > 1.05 * run.step_flops(model, batch)
+    assert run.step_flops(*make_step(TINY, "cpu")) > 1.05 * run.step_flops(model, batch)
 
 
 def test_both_losses_that_are_timed_are_the_same(monkeypatch):
-    model, batch = run.make_step(TINY, "cpu")
+    model, batch = make_step(TINY, "cpu")
     found = []
     for loss in (full_logits, supervised_loss):
         monkeypatch.setattr(run.llava_gpt2, "supervised_loss", loss)

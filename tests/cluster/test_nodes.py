@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.launching import SCRIPT, environment
+from tests.train.runs import losses
 
 pytestmark = pytest.mark.slow
 NAMES = ("llava-test-0", "llava-test-1")
@@ -65,10 +64,7 @@ def test_two_nodes_train_as_one(hosts, tmp_path):
                          capture_output=True, text=True, check=False)  # fmt: skip
     assert one.returncode == 0, one.stderr[-3000:]
 
-    def losses(folder: Path) -> list[float]:
-        state = json.loads((folder / "output" / "demo_exp2_seed0" / "trainer_state.json").read_text())
-        return [e["loss"] for e in state["log_history"] if "loss" in e]
-
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    two_nodes, one_process = (losses(tmp_path / name / "output" / "demo_exp2_seed0") for name in ("two", "one"))
+    assert two_nodes == pytest.approx(one_process, abs=1e-4)
     # The second node only trains: data and model are made, and captions scored, by the first.
     assert "captions" not in (tmp_path / "node1.log").read_text()

@@ -6,15 +6,14 @@ import hashlib
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import ROOT, SCRIPT, environment
+from tests.cluster.launching import ROOT, SCRIPT, environment, wait_for
+from tests.train.runs import losses
 
 pytestmark = pytest.mark.slow
-DEADLINE = 300
 SETTINGS = {
     "MAX_STEPS": "150", "SAVE_STEPS": "1000", "N_LAYER": "2", "N_EMBD": "64", "N_HEAD": "2", "OMP_NUM_THREADS": "1"
 }  # fmt: skip
@@ -41,15 +40,7 @@ def result(folder: Path) -> tuple[str, float, list[float]]:
     run = folder / "output" / "demo_exp2_seed0"
     weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     final = json.loads((run / "eval_results.json").read_text())["eval_loss"]
-    return weights, final, [e["loss"] for e in json.loads((run / "trainer_state.json").read_text())["log_history"]
-                            if "loss" in e]  # fmt: skip
-
-
-def wait_for(condition, what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
-        time.sleep(0.2)
+    return weights, final, losses(run)
 
 
 def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, tmp_path):
