@@ -17,7 +17,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from llava.config import ProcessorSpec, VideoSpec
 from llava.data import video
-from llava.data.video import VideoError, frames_to_pixels, probe_video, read_frames, read_image, select_frames
+from llava.data.video import VideoError, decode, frames_to_pixels, probe_video, read_frames, read_image, select_frames
 
 ALL = VideoSpec(num_frames=4, force_sample=True)
 
@@ -144,7 +144,7 @@ def test_select_frames_properties(total, fps, num_frames, video_fps, extra, forc
 def test_reads_the_chosen_frames_by_decord(tmp_path: Path) -> None:
     path = write_gray(tmp_path / "clip.mp4")
     info = probe_video(path)
-    assert info == video.VideoInfo(40, 10.0, 64, 48, "decord" if video.decord else "pyav")
+    assert info == video.VideoInfo(40, 10.0, 64, 48, "decord" if decode.decord else "pyav")
     frames = read_frames(path, ALL)
     assert frames.shape == (4, 48, 64, 3) and frames.dtype == np.uint8
     assert shown(frames) == [0, 13, 26, 39]
@@ -197,7 +197,7 @@ def test_random_frames_by_decord_equal_a_full_decode(tmp_path: Path) -> None:
 
 def test_late_start_needs_no_fallback(tmp_path: Path) -> None:
     path = remux(write_gray(tmp_path / "source.mp4"), tmp_path / "late.mp4", 5 * 1024)
-    assert probe_video(path).decoder == ("decord" if video.decord else "pyav")
+    assert probe_video(path).decoder == ("decord" if decode.decord else "pyav")
     assert shown(read_frames(path, ALL)) == [0, 13, 26, 39]
 
 
@@ -219,7 +219,7 @@ def test_pyav_is_the_fallback_when_decord_fails(tmp_path: Path, monkeypatch: pyt
         raise RuntimeError("decord gives up")
 
     path = write_gray(tmp_path / "clip.mp4")
-    monkeypatch.setattr(video, "_read_decord", fail)
+    monkeypatch.setattr(decode, "_read_decord", fail)
     assert shown(read_frames(path, ALL)) == [0, 13, 26, 39]
 
 
@@ -281,7 +281,7 @@ def test_cut_matroska_is_an_error(tmp_path: Path) -> None:
         probe_video(cut(write_gray(tmp_path / "clip.mkv", noise=True), 0.5))
 
 
-@pytest.mark.skipif(video.decord is None, reason="no decord on this platform")
+@pytest.mark.skipif(decode.decord is None, reason="no decord on this platform")
 def test_damage_names_both_decoders(tmp_path: Path) -> None:
     path = write_gray(tmp_path / "clip.mp4", noise=True, options={"x264-params": "keyint=20:min-keyint=20:scenecut=0"})
     assert probe_video(path).decoder == "decord"
@@ -377,7 +377,7 @@ def test_real_clips_by_decord_equal_a_full_decode(real_clips: Path) -> None:
     settings = VideoSpec(num_frames=8, fast_latents=1, slow_latents=1, force_sample=True)
     for path in sorted(real_clips.glob("*.mp4")):
         info = probe_video(path)
-        assert info.decoder == ("decord" if video.decord else "pyav"), path
+        assert info.decoder == ("decord" if decode.decord else "pyav"), path
         split = (info.num_frames // 3, info.num_frames // 2)
         with av.open(str(path)) as container:
             every = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]

@@ -1,0 +1,71 @@
+"""Images: files to frames, and frames of images and videos to pixel values.
+
+Letters in shapes: T frames, H and W height and width of a frame, S side of the square that the vision tower takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from llava.config import ProcessorSpec
+from llava.data.video.errors import VideoError, cause
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image as one frame, (1, H, W, 3) uint8 RGB, turned upright as its EXIF data says.
+
+    Raises:
+        VideoError: when the file is missing or no image, is cut short, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise VideoError(f"{path}: {image.mode} pixels would be clipped; convert it to 8 bits a channel")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        remedy = "correct the path, or --image_folder" if isinstance(error, FileNotFoundError) else "save it anew"
+        raise VideoError(f"{path}: cannot be opened as an image ({cause(error)}); {remedy}") from error
+
+
+def frames_to_pixels(frames: np.ndarray, processor: ProcessorSpec, image_aspect_ratio: str) -> torch.Tensor:
+    """Frames (T, H, W, 3) uint8 to pixel values (T, 3, S, S) float32, square and normalised.
+
+    Args:
+        image_aspect_ratio: "pad" puts the frame in the middle of a square of the mean colour; "square" squeezes it;
+            "crop" is DINOv2's own way, the shortest edge to S * 256 / 224 and the middle S x S of it.
+
+    Raises:
+        ValueError: for another `image_aspect_ratio`.
+    """
+    ways = {"pad": _pad, "square": _squeeze, "crop": _crop}
+    if image_aspect_ratio not in ways:
+        raise ValueError(f"image_aspect_ratio must be one of {tuple(ways)}, got {image_aspect_ratio!r}")
+    make_square = ways[image_aspect_ratio]
+    squares = np.stack([np.asarray(make_square(Image.fromarray(frame), processor)) for frame in frames])
+    pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() * processor.rescale_factor
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    return ((pixels - mean) / std).contiguous()
+
+
+def _squeeze(image: Image.Image, processor: ProcessorSpec) -> Image.Image:
+    return image.resize((processor.image_size, processor.image_size), processor.resample)
+
+
+def _pad(image: Image.Image, processor: ProcessorSpec) -> Image.Image:
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), tuple(round(v * 255) for v in processor.image_mean))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return _squeeze(canvas, processor)
+
+
+def _crop(image: Image.Image, processor: ProcessorSpec) -> Image.Image:
+    short = round(processor.image_size * 256 / 224)
+    # The long edge is rounded down, as transformers does.
+    width, height = (int(short * edge / min(image.size)) for edge in image.size)
+    left, top = (width - processor.image_size) // 2, (height - processor.image_size) // 2
+    box = (left, top, left + processor.image_size, top + processor.image_size)
+    return image.resize((width, height), processor.resample).crop(box)
