@@ -14,6 +14,7 @@ import transformers
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 IMAGE_ASPECT_RATIOS = ("pad", "square", "crop")
+VIDEO_DECODERS = ("auto", "decord", "torchcodec", "pyav")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class VideoSpec:
     written `<start>`, `n - 2` times `<patch>`, `<end>`.
 
     `video_fps`, `frames_upbound` and `force_sample` say which frames are taken (see
-    `llava.data.video.select_frames`); `image_aspect_ratio` says how a frame is made square.
+    `llava.data.video.select_frames`); `image_aspect_ratio` says how a frame is made square; `video_decoder` reads them
+    (see `llava.data.video.decoder_of`).
 
     Raises:
         ValueError: at construction, naming every field that is out of range.
@@ -38,6 +40,7 @@ class VideoSpec:
     frames_upbound: int = 0
     force_sample: bool = False
     image_aspect_ratio: str = "pad"
+    video_decoder: str = "auto"
 
     def __post_init__(self) -> None:
         problems = [
@@ -54,6 +57,8 @@ class VideoSpec:
             )
         if self.image_aspect_ratio not in IMAGE_ASPECT_RATIOS:
             problems.append(f"image_aspect_ratio must be one of {IMAGE_ASPECT_RATIOS}, got {self.image_aspect_ratio!r}")
+        if self.video_decoder not in VIDEO_DECODERS:
+            problems.append(f"video_decoder must be one of {VIDEO_DECODERS}, got {self.video_decoder!r}")
         if not problems:
             for name in ("fast_rows", "slow_rows"):
                 if getattr(self, name) < 2:
@@ -178,6 +183,11 @@ class DataArguments:
     image_aspect_ratio: str = field(
         default="pad", metadata={"help": "How a frame becomes square: pad, square (squeeze) or crop (DINOv2's own)."}
     )
+    video_decoder: str = field(
+        default="auto",
+        metadata={"help": "decord, torchcodec, pyav, or auto: decord where it is installed. Where seeking would give "
+                  "other frames, PyAV decodes the whole clip whatever is asked for."},
+    )  # fmt: skip
     on_bad_sample: str = field(
         default="stop", metadata={"help": "stop, or skip: leave bad records out, counted and listed in the run folder."}
     )
@@ -271,4 +281,5 @@ def video_spec(model_args: ModelArguments, data_args: DataArguments) -> VideoSpe
         frames_upbound=data_args.frames_upbound,
         force_sample=data_args.force_sample,
         image_aspect_ratio=data_args.image_aspect_ratio,
+        video_decoder=data_args.video_decoder,
     )

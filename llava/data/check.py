@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.hf_argparser import string_to_bool
 
-from llava.config import IMAGE_ASPECT_RATIOS, VideoSpec
+from llava.config import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.dataset import length_problems, sequence_lengths
 from llava.data.features import Clip, distinct_clips
@@ -33,7 +33,17 @@ from llava.data.records import (
     unusable_paths,
     without,
 )
-from llava.data.video import REENCODE, VideoError, probe_video, read_frames, read_image, segment_bounds, select_frames
+from llava.data.video import (
+    REENCODE,
+    VideoError,
+    decoder_of,
+    decoder_problem,
+    probe_video,
+    read_frames,
+    read_image,
+    segment_bounds,
+    select_frames,
+)
 from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.errors import run_command
 
@@ -64,9 +74,13 @@ def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: i
                 f"{path}: {what} has {last - first + 1} of at least {min_frames} frames; use a longer clip, name a "
                 "still as image, or lower --min_frames",
             )
-        if thorough and not np.array_equal(frames, read_frames(path, spec, split, use_decord=False)):
-            return FileReport("unreadable", f"{path}: {info.decoder} gives other frames than a full decode; {REENCODE}")
-        return FileReport(distinct=len(set(select_frames(info.num_frames, info.fps, spec, split))))
+        if thorough and not np.array_equal(frames, read_frames(path, spec, split, full_decode=True)):
+            return FileReport(
+                "unreadable",
+                f"{path}: {decoder_of(info, spec.video_decoder)}, which training would use, gives other frames than a "
+                f"full decode; train with --video_decoder pyav, or {REENCODE}",
+            )
+        return FileReport(distinct=len(set(select_frames(info.times, spec, split))))
     except VideoError as error:
         return FileReport(error.kind, str(error))
     except Exception as error:
@@ -152,11 +166,15 @@ def add_frame_flags(parser: argparse.ArgumentParser) -> None:
     add("--frames_upbound", type=int, default=spec.frames_upbound)
     add("--force_sample", type=string_to_bool, nargs="?", const=True, default=spec.force_sample)
     add("--image_aspect_ratio", choices=IMAGE_ASPECT_RATIOS, default=spec.image_aspect_ratio)
+    add("--video_decoder", choices=VIDEO_DECODERS, default=spec.video_decoder)
 
 
 def spec_of(args: argparse.Namespace, **latents: int) -> VideoSpec:
     """The `VideoSpec` that the flags of `add_frame_flags` describe; ValueError when they do not go together."""
-    names = ("num_frames", "video_fps", "frames_upbound", "force_sample", "image_aspect_ratio")
+    names = ("num_frames", "video_fps", "frames_upbound", "force_sample", "image_aspect_ratio", "video_decoder")
+    problem = decoder_problem(args.video_decoder)
+    if problem:
+        raise ValueError(problem)
     return VideoSpec(**{name: getattr(args, name) for name in names}, **latents)
 
 

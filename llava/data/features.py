@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.config import ProcessorSpec, VideoSpec
 from llava.data.feature_store import TOLERANCES, DamagedFeatures, FeatureCache, Split, join_key
 from llava.data.records import Problem, Record
-from llava.data.video import VideoError, frames_to_pixels, read_frames, read_image, reader_versions
+from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.errors import Stopped
 
@@ -70,14 +70,14 @@ def cache_settings(
         raise ValueError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
     frames = spec.to_dict()
     # How many latents summarise the features does not change them.
-    del frames["fast_latents"], frames["slow_latents"]
+    del frames["fast_latents"], frames["slow_latents"], frames["video_decoder"]
     return {
         "tower": tower_checksum,
         "select_layer": select_layer,
         "select_feature": select_feature,
-        "frames": frames,
+        "frames": {**frames, "rule": FRAME_RULE},
         "processor": ProcessorSpec.from_dict(processor.to_dict()).to_dict(),
-        "decoders": reader_versions(),
+        "decoders": reader_versions(spec.video_decoder),
         "precision": precision,
         "dtype": dtype,
     }

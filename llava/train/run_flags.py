@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 import llava
 from llava.config import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.data.feature_store import TOLERANCES
+from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.model.builder import select_parts
 from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
 from llava.train import sharding
@@ -30,7 +31,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes",
+    "confirm_changes", "video_decoder",
 }  # fmt: skip
 
 
@@ -76,6 +77,9 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
     ):
         if value not in known:
             problems.append(f"--{name} {value}: use {', '.join(known[:-1])} or {known[-1]}")
+    unusable = decoder_problem(data_args.video_decoder)
+    if unusable:
+        problems.append(unusable)
     if training_args.logging_nan_inf_filter:
         problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
     if training_args.remove_unused_columns:
@@ -156,5 +160,7 @@ def make_run_record(args: Arguments) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "frames": FRAME_RULE,
+            "decoders": reader_versions(args[1].video_decoder),
         },
     }

@@ -31,9 +31,11 @@ def video_stream(container: Any, path: str) -> Any:
             "out with --on_bad_sample skip",
             kind="no video stream",
         )
-    if streams[0].codec_context is None:
+    # What a player shows of several: the track that is marked as default, or else the first.
+    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    if stream.codec_context is None:
         raise VideoError(f"{path}: there is no decoder for its video stream; {REENCODE}")
-    return streams[0]
+    return stream
 
 
 def check_complete(path: str, container: Any, stream: Any, end: float) -> None:

@@ -4,66 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
 
 from llava.data.video.container import check_complete, open_container, video_stream
 from llava.data.video.errors import FETCH_AGAIN, REENCODE, VideoError, cause
 
-HAS_DECORD = find_spec("decord") is not None
-"""There is no wheel for every platform; PyAV then reads all files."""
+ROTATIONS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
+"""Display matrices that turn by 0, 90, 180 and 270 degrees, in units of 1 / 65536."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoInfo:
     """What a file says of itself without being decoded.
 
-    `num_frames` counts the packets that are shown; `fps` is the average rate; `width` and `height` are those of the
-    stored frame, before any rotation; `decoder` is "decord" or "pyav", the one that `read_frames` starts with.
+    `times` (N,) float64 are the seconds at which its frames are shown, counted from the first of them, in this order;
+    `width` and `height` are those of the stored frame, before it is turned or stretched; `can_seek` says whether a
+    decoder that seeks gives the same frames as a full decode.
     """
 
-    num_frames: int
-    fps: float
+    times: np.ndarray
     width: int
     height: int
-    decoder: str
+    can_seek: bool
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.times)
 
 
 class _Packet(NamedTuple):
     pts: int | None
     is_keyframe: bool
-    is_discarded: bool
+    is_shown: bool
     has_idr: bool
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Reads the container of a video, all packets included, without decoding it.
+    """Reads the container of a video, all packets included, without decoding more than a frame of it.
+
+    Where packets carry no time, all frames are decoded for theirs.
 
     Raises:
-        VideoError: when the file is missing, is no video, has no video stream, no frame or no frame rate, or is cut
-            short.
+        VideoError: when the file is missing, is no video, has no video stream, no frame or no times, or is cut short.
     """
     path = str(path)
     try:
         with open_container(path) as container:
             stream = video_stream(container, path)
             codec = stream.codec_context
+            size = codec.width, codec.height
             packets, end = _demux(container, stream)
             check_complete(path, container, stream, end)
-            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-            shown = sum(not p.is_discarded for p in packets)
-            decoder = "decord" if HAS_DECORD and _decord_is_exact(container, stream, packets) else "pyav"
+            can_seek = _can_seek(container, stream, packets) and _is_upright_or_turned(container, stream)
+            pts = [p.pts for p in packets if p.is_shown]
+            time_base = stream.time_base
+        times = presentation_times(pts, time_base)
+        if times is None:
+            times = decoded_times(path)
     except (av.FFmpegError, OSError) as error:
         remedy = "correct the path, or --video_folder" if isinstance(error, FileNotFoundError) else FETCH_AGAIN
         raise VideoError(f"{path}: cannot be opened as a video ({cause(error)}); {remedy}") from error
-    if not shown:
+    if not len(times):
         raise VideoError(f"{path}: the video stream holds no frame; {REENCODE}")
-    if not rate:
-        raise VideoError(f"{path}: the video stream has no frame rate; {REENCODE}")
-    return VideoInfo(shown, float(rate), codec.width, codec.height, decoder)
+    return VideoInfo(times, *size, can_seek)
+
+
+def presentation_times(pts: Sequence[int | None], time_base: Fraction | None) -> np.ndarray | None:
+    """(N,) seconds from the first of `pts`, in order; None where one of them has no time."""
+    if any(p is None for p in pts) or (pts and not time_base):
+        return None
+    ticks = np.sort(np.array(pts, dtype=np.int64))
+    base = time_base or Fraction(1)
+    # Differences before the division, so that a clock that starts late loses no digits.
+    return (ticks - ticks[:1]) * base.numerator / base.denominator
+
+
+def decoded_times(path: str) -> np.ndarray:
+    """The times (N,) of `VideoInfo`, from all frames of a file, decoded.
+
+    Raises:
+        VideoError: when the frames carry none either, as in a raw stream.
+    """
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        times = presentation_times([frame.pts for frame in container.decode(stream)], stream.time_base)
+    if times is None:
+        raise VideoError(f"{path}: its frames carry no times; put it into a container (ffmpeg -i IN -c copy OUT.mkv)")
+    return times
 
 
 def _demux(container: Any, stream: Any) -> tuple[list[_Packet], float]:
@@ -71,6 +103,7 @@ def _demux(container: Any, stream: Any) -> tuple[list[_Packet], float]:
     extradata = stream.codec_context.extradata or b""
     # Units are preceded by their length (AVCC, MP4 and Matroska) or by start codes (Annex B), where it is 0.
     length_size = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 4 else 0
+    is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
     packets, end = [], 0.0
     for packet in container.demux():
         if not packet.size:
@@ -79,7 +112,9 @@ def _demux(container: Any, stream: Any) -> tuple[list[_Packet], float]:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
             has_idr = packet.is_keyframe and length_size > 0 and _has_idr(bytes(packet), length_size)
-            packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, has_idr))
+            # VP8's `show_frame` (RFC 6386, 9.1): a reference that is never shown has a packet of its own.
+            is_shown = not packet.is_discard and not (is_vp8 and not bytes(packet)[0] & 16)
+            packets.append(_Packet(packet.pts, packet.is_keyframe, is_shown, has_idr))
     return packets, end
 
 
@@ -93,8 +128,11 @@ def _has_idr(data: bytes, length_size: int) -> bool:
     return False
 
 
-def _decord_is_exact(container: Any, stream: Any, packets: Sequence[_Packet]) -> bool:
-    """Whether decord's n-th frame is PyAV's n-th frame; each condition is a case that was seen to go wrong."""
+def _can_seek(container: Any, stream: Any, packets: Sequence[_Packet]) -> bool:
+    """Whether the n-th frame of decord and torchcodec is PyAV's; each condition is a case that was seen to go wrong.
+
+    The matrix and range of the colours need none: all three convert by them.
+    """
     codec = stream.codec_context.codec.canonical_name
     keys = [p for p in packets if p.is_keyframe]
     times = {p.pts for p in packets if p.pts is not None}
@@ -102,12 +140,35 @@ def _decord_is_exact(container: Any, stream: Any, packets: Sequence[_Packet]) ->
         container.format.name in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
         and codec in ("h264", "vp9")
         and len(container.streams.video) == 1
-        # Interlaced frames get other chroma; 0 is unknown, 1 progressive.
-        and stream.codec_context.field_order in (0, 1)
-        and not any(p.is_discarded for p in packets)
+        # More bits are rounded to 8 in another way by each.
+        and stream.codec_context.pix_fmt in ("yuv420p", "yuvj420p")
+        # Interlaced frames get other chroma; 0 is unknown, 1 progressive. PyAV before 18 does not say.
+        and getattr(stream.codec_context, "field_order", None) in (0, 1)
+        and (stream.sample_aspect_ratio or 1) == 1
+        and all(p.is_shown for p in packets)
         and len(times) == len(packets)
         and packets[:1] == keys[:1]
         # A key frame that is no IDR picture may be missing from the file's index, and what follows may refer to what
         # comes before it: decord then gives frames of two places further on.
         and (codec != "h264" or all(p.has_idr for p in keys))
     )
+
+
+def _is_upright_or_turned(container: Any, stream: Any) -> bool:
+    """Whether the first frame's display matrix does nothing or turns by a right angle."""
+    try:
+        container.seek(0, stream=stream)
+        frame = next(container.decode(stream))
+    except (av.FFmpegError, StopIteration):
+        return False
+    a, b, c, d = display_matrix(frame)
+    return (a, b, c, d) in [tuple(v << 16 for v in turn) for turn in ROTATIONS]
+
+
+def display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """(a, b, c, d) of a frame: a pixel at (x, y) is shown at (a x + c y, b x + d y), in units of 1 / 65536."""
+    data = next((s for s in frame.side_data if s.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return 1 << 16, 0, 0, 1 << 16
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return a, b, c, d
