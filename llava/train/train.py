@@ -18,6 +18,7 @@ from llava.errors import run_command
 from llava.train import resume, run_flags, stages
 from llava.train.checkpoints import write_errors_explained
 from llava.train.experiments import give_faults, parse_faults
+from llava.train.frame_changes import report_frame_changes
 from llava.train.llava_trainer import LlavaTrainer, parameter_rows, parameter_table
 from llava.train.lock import only_run
 from llava.train.preflight import run_preflight
@@ -96,7 +97,10 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     run = prepare(args, run_record, stop.requested)
     run.trainer.stop = stop
     if checkpoint:
-        resume.check_data(checkpoint, run.trainer.record_digests, run.trainer.train_dataset.records, training_args)
+        dataset = run.trainer.train_dataset
+        resume.check_data(checkpoint, run.trainer.record_digests, dataset.records, training_args)
+        if training_args.process_index == 0:
+            report_frame_changes(checkpoint, run_record, dataset.records, dataset.spec)
     stop.check()
     if training_args.preflight != "off":
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)

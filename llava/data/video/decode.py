@@ -35,6 +35,8 @@ except ImportError:  # There is no wheel for every platform; PyAV then reads all
 NO_RECOVERED_FRAMES = 1e-9
 """decord's `fault_tol`, a share of the clip: it raises as soon as it gives one frame in the place of another."""
 
+SEEKING_ERRORS = (RuntimeError, decord.DECORDError) if decord else (RuntimeError,)
+
 MAX_WIDTH = 16_384
 """Pixels of a row after stretching; a pixel aspect ratio that asks for more is a damaged header."""
 
@@ -125,7 +127,7 @@ def read_frames(
         indexes = choose(info.times)
         try:
             return (_read_decord if decoder == "decord" else _read_torchcodec)(path, info.num_frames, indexes)
-        except (RuntimeError, *([decord.DECORDError] if decord else [])) as error:
+        except SEEKING_ERRORS as error:
             causes.append(f"{decoder}: {cause(error)}")
     try:
         return _read_pyav(path, info, choose)
