@@ -21,6 +21,8 @@ import PIL
 from llava.config import VideoSpec
 from llava.data.video.container import open_container, video_stream
 from llava.data.video.errors import REENCODE, VideoError, cause
+from llava.data.video.files import file_name
+from llava.data.video.image import rgb_of
 from llava.data.video.probe import probe_video
 from llava.data.video.select import select_frames
 
@@ -76,7 +78,7 @@ def read_frames(
 def _read_decord(path: str, num_frames: int, indexes: Sequence[int]) -> np.ndarray:
     # What decord and its FFmpeg would print is in the exceptions too.
     decord.logging.set_level(decord.logging.FATAL)
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=NO_RECOVERED_FRAMES)
+    reader = decord.VideoReader(file_name(path), ctx=decord.cpu(0), num_threads=1, fault_tol=NO_RECOVERED_FRAMES)
     if len(reader) != num_frames:
         raise RuntimeError(f"counts {len(reader)} frames, the container {num_frames}")
     distinct, inverse = np.unique(np.asarray(indexes), return_inverse=True)
@@ -104,7 +106,7 @@ def _decode(path: str, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
             if frame.is_corrupt:
                 raise VideoError(f"{path}: frame {count} is damaged; {REENCODE}")
             if count in wanted:
-                frames[count] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                frames[count] = np.rot90(rgb_of(frame), round(frame.rotation / 90) % 4)
             count += 1
     if not count:
         raise VideoError(f"{path}: the video stream holds no frame; {REENCODE}")

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import av
 
-from llava.data.video.container import check_complete, open_container, video_stream
+from llava.data.video.completeness import check_complete
+from llava.data.video.container import open_container, video_stream
 from llava.data.video.errors import FETCH_AGAIN, REENCODE, VideoError, cause
+from llava.data.video.files import is_utf8
 
 HAS_DECORD = find_spec("decord") is not None
 """There is no wheel for every platform; PyAV then reads all files."""
@@ -55,8 +57,9 @@ def probe_video(path: str | Path) -> VideoInfo:
             check_complete(path, container, stream, end)
             rate = stream.average_rate or stream.guessed_rate or stream.base_rate
             shown = sum(not p.is_discarded for p in packets)
-            decoder = "decord" if HAS_DECORD and _decord_is_exact(container, stream, packets) else "pyav"
-    except (av.FFmpegError, OSError) as error:
+            use_decord = HAS_DECORD and is_utf8(path) and _decord_is_exact(container, stream, packets)
+            decoder = "decord" if use_decord else "pyav"
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: a damaged head announces streams in mid-file.
         remedy = "correct the path, or --video_folder" if isinstance(error, FileNotFoundError) else FETCH_AGAIN
         raise VideoError(f"{path}: cannot be opened as a video ({cause(error)}); {remedy}") from error
     if not shown:
