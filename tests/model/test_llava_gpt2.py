@@ -379,6 +379,23 @@ def test_left_padding_does_not_change_what_is_generated(tokenizer, build):
     assert together == alone
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["pixel_values_videos", "video_features"])
+def test_values_that_are_not_finite_are_an_error_and_no_empty_caption(tokenizer, build, name, value):
+    from llava.eval.captioning import generate
+
+    model = build()
+    vision = (
+        pixels(2)
+        if name == "pixel_values_videos"
+        else model.vision_tower(pixels(2).flatten(0, 1)).unflatten(0, (2, -1))
+    )
+    vision[1, 0, 0, 0] = value
+    prompts = [expand_placeholders("<video>", SPEC)] * 2
+    with pytest.raises(ValueError, match=rf"{name}: items \[1\] of 2 hold NaN or infinite"):
+        generate(model, tokenizer, prompts, **{name: vision})
+
+
 def test_a_text_model_refuses_video(tokenizer, build):
     model = build(vision=False)
     ids = torch.tensor([tokenizer("Un gatto")["input_ids"]])

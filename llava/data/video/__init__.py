@@ -1,10 +1,12 @@
 """Files of video and images to frames, and frames to pixel values."""
 
+from llava.data.video.damage import check_decodable
 from llava.data.video.decode import decoder_of, decoder_problem, read_frames, reader_versions
 from llava.data.video.errors import FETCH_AGAIN, REENCODE, VideoError
+from llava.data.video.image import read_image
 from llava.data.video.probe import VideoInfo, probe_video
 from llava.data.video.select import FRAME_RULE, segment_bounds, select_frames
-from llava.data.video.transforms import frames_to_pixels, read_image
+from llava.data.video.transforms import frames_to_pixels
 
 __all__ = [
     "FETCH_AGAIN",
@@ -12,6 +14,7 @@ __all__ = [
     "REENCODE",
     "VideoError",
     "VideoInfo",
+    "check_decodable",
     "decoder_of",
     "decoder_problem",
     "frames_to_pixels",

@@ -24,6 +24,8 @@ from PIL import Image
 from llava.config import VideoSpec
 from llava.data.video.container import open_container, video_stream
 from llava.data.video.errors import REENCODE, VideoError, cause
+from llava.data.video.files import file_name
+from llava.data.video.image import rgb_of
 from llava.data.video.probe import VideoInfo, display_matrix, presentation_times, probe_video
 from llava.data.video.select import select_frames
 
@@ -139,7 +141,7 @@ def read_frames(
 def _read_decord(path: str, num_frames: int, indexes: Sequence[int]) -> np.ndarray:
     # What decord and its FFmpeg would print is in the exceptions too.
     decord.logging.set_level(decord.logging.FATAL)
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=NO_RECOVERED_FRAMES)
+    reader = decord.VideoReader(file_name(path), ctx=decord.cpu(0), num_threads=1, fault_tol=NO_RECOVERED_FRAMES)
     if len(reader) != num_frames:
         raise RuntimeError(f"counts {len(reader)} frames, the container {num_frames}")
     distinct, inverse = np.unique(np.asarray(indexes), return_inverse=True)
@@ -147,7 +149,7 @@ def _read_decord(path: str, num_frames: int, indexes: Sequence[int]) -> np.ndarr
 
 
 def _read_torchcodec(path: str, num_frames: int, indexes: Sequence[int]) -> np.ndarray:
-    reader = _torchcodec().decoders.VideoDecoder(path, dimension_order="NHWC", device="cpu")
+    reader = _torchcodec().decoders.VideoDecoder(file_name(path), dimension_order="NHWC", device="cpu")
     if len(reader) != num_frames:
         raise RuntimeError(f"counts {len(reader)} frames, the container {num_frames}")
     distinct, inverse = np.unique(np.asarray(indexes), return_inverse=True)
@@ -177,7 +179,7 @@ def _decode(path: str, wanted: set[int]) -> tuple[dict[int, np.ndarray], np.ndar
             if frame.is_corrupt:
                 raise VideoError(f"{path}: frame {len(pts)} is damaged; {REENCODE}")
             if len(pts) in wanted:
-                pixels = _square_pixels(path, frame.to_ndarray(format="rgb24"), aspect)
+                pixels = _square_pixels(path, rgb_of(frame), aspect)
                 frames[len(pts)] = as_shown(pixels, display_matrix(frame))
             pts.append(frame.pts)
     if not pts:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from llava.data.video.container import check_complete, open_container, video_stream
+from llava.data.video.completeness import check_complete
+from llava.data.video.container import open_container, video_stream
 from llava.data.video.errors import FETCH_AGAIN, REENCODE, VideoError, cause
+from llava.data.video.files import is_utf8
 
 ROTATIONS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
 """Display matrices that turn by 0, 90, 180 and 270 degrees, in units of 1 / 65536."""
@@ -60,13 +62,15 @@ def probe_video(path: str | Path) -> VideoInfo:
             size = codec.width, codec.height
             packets, end = _demux(container, stream)
             check_complete(path, container, stream, end)
-            can_seek = _can_seek(container, stream, packets) and _is_upright_or_turned(container, stream)
+            can_seek = (
+                is_utf8(path) and _can_seek(container, stream, packets) and _is_upright_or_turned(container, stream)
+            )
             pts = [p.pts for p in packets if p.is_shown]
             time_base = stream.time_base
         times = presentation_times(pts, time_base)
         if times is None:
             times = decoded_times(path)
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: a damaged head announces streams in mid-file.
         remedy = "correct the path, or --video_folder" if isinstance(error, FileNotFoundError) else FETCH_AGAIN
         raise VideoError(f"{path}: cannot be opened as a video ({cause(error)}); {remedy}") from error
     if not len(times):

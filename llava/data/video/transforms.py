@@ -1,34 +1,15 @@
-"""Images: files to frames, and frames of images and videos to pixel values.
+"""Frames of images and videos to pixel values.
 
 Letters in shapes: T frames, H and W height and width of a frame, S side of the square that the vision tower takes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from llava.config import ProcessorSpec
-from llava.data.video.errors import VideoError, cause
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image as one frame, (1, H, W, 3) uint8 RGB, turned upright as its EXIF data says.
-
-    Raises:
-        VideoError: when the file is missing or no image, is cut short, or has more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise VideoError(f"{path}: {image.mode} pixels would be clipped; convert it to 8 bits a channel")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        remedy = "correct the path, or --image_folder" if isinstance(error, FileNotFoundError) else "save it anew"
-        raise VideoError(f"{path}: cannot be opened as an image ({cause(error)}); {remedy}") from error
 
 
 def frames_to_pixels(frames: np.ndarray, processor: ProcessorSpec, image_aspect_ratio: str) -> torch.Tensor:

@@ -202,12 +202,20 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         The visual arguments of `forward` are taken beside transformers' own. The prompt is encoded once, so that
         neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left. Visual
         tokens, which are places for features and no words, are never generated.
+
+        Raises:
+            ValueError: for pixels or features that are not finite, of which a model makes an empty text, and from
+                `prepare_inputs_labels_for_multimodal_video`.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         visual = {
             name: kwargs.pop(name, None)
             for name in ("pixel_values", "pixel_values_videos", "image_features", "video_features")
         }
+        for name, values in visual.items():
+            if values is not None and not torch.isfinite(values).all():
+                bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+                raise ValueError(f"{name}: items {bad} of {len(values)} hold NaN or infinite values; read them again")
         visual |= {name: kwargs.pop(name, None) for name in ("num_images", "num_videos", "sample_ids")}
         if input_ids is not None and self.mm_projector is not None:
             kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, **visual)
