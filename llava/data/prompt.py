@@ -92,7 +92,7 @@ def plain_turns(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         found = _LEADING_PLACEHOLDERS.match(turn["value"])
         if found and before is not None:
             before["value"] = before["value"].rstrip() + found[0]
-            turn["value"] = turn["value"][found.end() :]
+            turn["value"] = turn["value"][found.end() :].lstrip()
         if turn["value"].strip():
             before = turn
     return turns
