@@ -5,6 +5,7 @@ Letters in shapes: L positions of one sequence.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
+from llava.data.prompt import join_turns
 from llava.data.records import Record, text_alone
 
 Tokens = Callable[[Record], tuple[torch.Tensor, torch.Tensor]]
 """`input_ids` and `labels` (L,) of a record, in full."""
 
 SHOWN = 8
+AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,13 @@ def differing_forms(
         shown = [repr(tokenizer.convert_ids_to_tokens(ids)[-SHOWN:]) for ids in parted]
         found.append(Difference(record.source, record.id, *shown, first_word))
     return found
+
+
+def targets_digest(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the words that records predict as text alone, in their order: the same for both experiments on them."""
+    digest = hashlib.sha256()
+    texts = [join_turns(text_alone(r).conversations) for r in records]
+    for start in range(0, len(texts), AT_ONCE):
+        for ids in tokenizer(texts[start : start + AT_ONCE], add_special_tokens=False)["input_ids"]:
+            digest.update(f"{ids}\n".encode())
+    return digest.hexdigest()

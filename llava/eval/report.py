@@ -24,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from llava.config import DataArguments, ModelArguments, TrainingArguments
 from llava.errors import run_command
 from llava.errors import show as show_text
+from llava.eval.comparison import comparable
 from llava.eval.report_plots import (
     CONDITIONS,
     Frames,
@@ -346,7 +347,7 @@ def write_report(
     if not runs:
         raise ValueError("a report needs at least one run; name the --output_dir of a training run")
     read = [read_run(folder) for folder in runs]
-    named = dict(zip(run_names([r.folder for r in read]), read, strict=True))
+    named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
     output = Path(output) if output else read[0].folder / "report.html" if len(read) == 1 else Path("report.html")
     template = _environment().get_template("report.html.j2")
     page = template.render(
