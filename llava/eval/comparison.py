@@ -1,4 +1,4 @@
-"""Whether runs may be laid over each other: losses of a text-only and a video run are over the same words or say nothing."""
+"""Whether runs may be laid over each other: text-only and video runs compare where both predict the same words."""
 
 from __future__ import annotations
 
