@@ -32,6 +32,8 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0") | {
 
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: white space, and characters that no font draws."""
+    if text[:1].isalnum():
+        return False
     return all(c.isspace() or c in _BLANK or unicodedata.category(c) in ("Cc", "Cf") for c in text)
 
 
@@ -52,14 +54,31 @@ def check_text(
             found.append(("count mismatch", f"{count} {placeholder} in the text, but {number} files in the record"))
     found += [("reserved token", f"the text contains {token!r}") for token in reserved if token in text]
     answers = [turn["value"] for turn in turns if turn["from"] in MODEL_ROLES]
-    if is_blank(without_placeholders(" ".join(answers))):
+    answer = " ".join(answers)
+    if is_blank(without_placeholders(answer) if "<" in answer else answer):
         found.append((EMPTY, "no gpt turn has text besides placeholders and characters that show nothing"))
-    else:
+    elif "<" in text:
         found += _misplaced(turns, text)
-    if not text.isprintable() and (control := _CONTROL.search(text)):
+    if control := _CONTROL.search(text):
         place = next(i for i, turn in enumerate(turns) if control[0] in turn["value"])
         found.append((CONTROL, f"turn {place} contains {control[0]!r}"))
+    if half := half_character(text):
+        found.append(("malformed", f"the text: {half}"))
     return found
+
+
+def half_character(text: str, is_path: bool = False) -> str | None:
+    """What is wrong with a text that cannot be written as UTF-8: JSON can say half of a surrogate pair.
+
+    In a path some of them are bytes of a name that is not UTF-8, as `os.listdir` gives it (PEP 383).
+    """
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8", "surrogateescape" if is_path else "strict")
+    except UnicodeEncodeError as error:
+        return f"contains {text[error.start]!r}, half of a character"
+    return None
 
 
 def _misplaced(turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[str, str]]:
@@ -67,12 +86,12 @@ def _misplaced(turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[str,
     found = [
         (MISPLACED, f"turn {i}: {placeholder} in an answer, which is learnt word by word")
         for i, turn in enumerate(turns)
-        if turn["from"] in MODEL_ROLES
+        if turn["from"] in MODEL_ROLES and "<" in turn["value"]
         for placeholder in PLACEHOLDERS
         if placeholder in turn["value"]
     ]
     last = max(text.rfind(p) + len(p) if p in text else 0 for p in PLACEHOLDERS)
-    if last and is_blank(text[last:]):
+    if last and is_blank(text[last:].lstrip()):
         found.append((MISPLACED, "no word follows the last placeholder, so nothing is learnt from what it shows"))
     return found
 
@@ -89,7 +108,7 @@ def remarks_on(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     return [
         (DOUBTFUL, f"turn {i}: the whole caption is {turn['value'].strip()!r}")
         for i, turn in enumerate(turns)
-        if turn["from"] in MODEL_ROLES
-        and len(turn["value"]) < 16
+        if len(turn["value"]) < 16
+        and turn["from"] in MODEL_ROLES
         and turn["value"].strip().casefold() in MISSING_VALUES
     ]

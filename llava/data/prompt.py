@@ -77,7 +77,7 @@ def lay_out(text: str) -> str:
     That white space is layout (LLaVA writes `<video>\\n`), and would be learnt beside a video and not without one.
     White space within the text belongs to the text and stays.
     """
-    if not any(placeholder in text for placeholder in PLACEHOLDERS):
+    if "<" not in text or text in PLACEHOLDERS or not any(placeholder in text for placeholder in PLACEHOLDERS):
         return text
     return _AROUND_PLACEHOLDERS.sub(lambda found: "".join(found[1].split()) + " ", text).strip()
 

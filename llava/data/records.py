@@ -21,6 +21,7 @@ from llava.data.captions import (
     EMPTY,
     MISPLACED,
     check_text,
+    half_character,
     remarks_on,
     without_placeholders,
 )
@@ -118,8 +119,8 @@ def load_records(
             problems.append(Problem(source, "", "not JSON", str(raw)))
             continue
         found: list[tuple[str, str]] = []
-        record = _parse(raw, source, folders, reserved, allow_absolute_paths, found)
         record_id = _id_of(raw)
+        record = _parse(raw, record_id, source, folders, reserved, allow_absolute_paths, found)
         if record_id and first_seen.setdefault(record_id, source) != source:
             found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
         problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
@@ -142,6 +143,7 @@ def _id_of(raw: Any) -> str:
 
 def _parse(
     raw: Any,
+    record_id: str,
     source: str,
     folders: Mapping[str, str],
     reserved: Sequence[str],
@@ -154,7 +156,7 @@ def _parse(
         return None
     if isinstance(raw, RepeatedKeys):
         found.append(("repeated key", f"{', '.join(map(repr, raw.keys_twice))} stands there twice"))
-    if not _id_of(raw):
+    if not record_id:
         found.append(("no id", f"id must be a word or a number, got {raw.get('id')!r:.80}"))
     turns: Any = raw.get("conversations")
     wrong = _wrong_turns(turns)
@@ -162,7 +164,7 @@ def _parse(
     if meta is not None and not isinstance(meta, dict):
         wrong.append(f"meta must be an object, got {type(meta).__name__}")
     meta = meta or {}
-    if half := _half_character(str(raw.get("id"))):
+    if half := half_character(str(raw.get("id"))):
         wrong.append(f"id: {half}")
     paths = {}
     for kind, folder in folders.items():
@@ -171,7 +173,7 @@ def _parse(
         if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files):
             wrong.append(f"{key} must be a path or a list of paths, got {value!r:.80}")
             continue
-        wrong += [f"{key}: {half}" for f in files if (half := _half_character(f, is_path=True))]
+        wrong += [f"{key}: {half}" for f in files if (half := half_character(f, is_path=True))]
         paths[kind] = tuple([place(f, folder) for f in files])
         if not allow_absolute_paths:
             found += [(OUTSIDE, f"{key} {f!r} leaves its folder") for f in files if leaves_folder(f)]
@@ -182,16 +184,14 @@ def _parse(
     found += [(UNREAD, message) for message, lost in unread if lost]
     files_of = {DEFAULT_VIDEO_TOKEN: len(paths["video"]), DEFAULT_IMAGE_TOKEN: len(paths["image"])}
     found += check_text(turns, files_of, reserved)
-    if half := _half_character("\n".join([turn["value"] for turn in turns])):
-        found.append(("malformed", f"the text: {half}"))
     split = None
     if meta.get("split") is not None:
         split = _parse_split(meta["split"])
         if split is None:
             found.append(("bad split", f"expected two frame numbers [first, last], got {meta['split']!r:.80}"))
-    turns = [turn if (value := lay_out(turn["value"])) == turn["value"] else {**turn, "value": value} for turn in turns]
+    turns = [turn if "<" not in turn["value"] else {**turn, "value": lay_out(turn["value"])} for turn in turns]
     remarks = (*remarks_on(turns), *[(UNREAD, message) for message, lost in unread if not lost])
-    return Record(_id_of(raw), turns, paths["video"], paths["image"], split, meta, source, remarks)
+    return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks)
 
 
 def _wrong_turns(turns: Any) -> list[str]:
@@ -206,20 +206,6 @@ def _wrong_turns(turns: Any) -> list[str]:
         elif not isinstance(turn.get("value"), str):
             wrong.append(f"turn {i}: value must be a text, got {turn.get('value')!r:.80}")
     return wrong
-
-
-def _half_character(text: str, is_path: bool = False) -> str | None:
-    """What is wrong with a text that cannot be written as UTF-8: JSON can say half of a surrogate pair.
-
-    In a path some of them are bytes of a name that is not UTF-8, as `os.listdir` gives it (PEP 383).
-    """
-    if text.isascii():
-        return None
-    try:
-        text.encode("utf-8", "surrogateescape" if is_path else "strict")
-    except UnicodeEncodeError as error:
-        return f"contains {text[error.start]!r}, half of a character"
-    return None
 
 
 def _parse_split(value: Any) -> tuple[int, int] | None:
