@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,32 @@ OUT_OF_MEMORY = (
 )
 STOPPED_STATUS = 85
 """Exit status of what stopped because it was told to, and goes on when it is started again."""
+
+
+JOINERS = "\u200c\u200d"
+"""Zero-width characters that spell words (Persian, Hindi) and join emoji."""
+
+
+def show(text: object, keep: str = "") -> str:
+    """Foreign text (a name, an id, a caption, a path) as one line that can stand in a message, a log or a page.
+
+    What a terminal acts on or nobody sees is escaped as Python does it: line breaks (which could forge a line), control
+    characters, marks that change the direction of writing, invisible characters, bytes of a name that is not UTF-8.
+    Nothing that this returns fails to be written as UTF-8. To show where a text begins and ends, use `repr`, which
+    escapes the same and more.
+
+    Args:
+        keep: characters that stay as they are, such as line breaks in a message that has its own.
+    """
+    whole = str(text)
+    if whole.isprintable():
+        return whole
+    return "".join(
+        c
+        if c.isprintable() or c in keep or c in JOINERS or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode("ascii")
+        for c in whole
+    )
 
 
 class Stopped(RuntimeError):
@@ -59,7 +86,7 @@ def _dead_worker(text: str) -> str | None:
     path, how = path_of(int(found[1])), found[2].strip().splitlines()[0]
     if path:
         cause = (
-            f" while it read {path}: the file hangs or crashes the decoder, or memory ran out; `python -m "
+            f" while it read {show(path)}: the file hangs or crashes the decoder, or memory ran out; `python -m "
             "llava.data.check` finds such files, and --on_bad_sample skip leaves them out"
         )
     else:
@@ -79,11 +106,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main()
     except Stopped as stop:
-        print(f"\n{stop}", file=sys.stderr)
+        print(show(f"\n{stop}", keep="\n"), file=sys.stderr)
         sys.exit(STOPPED_STATUS)
     except Exception as error:
         message = message_of(error)
         if message is None:
             raise
-        sys.exit(f"\n{message}")
+        sys.exit(show(f"\n{message}", keep="\n\t"))
     sys.exit(status)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llava.errors import Stopped, run_command
+from llava.errors import Stopped, run_command, show
 from llava.eval.report import main as report
 from llava.train.preflight import main as preflight
 
@@ -40,3 +40,28 @@ def test_what_was_told_to_stop_has_its_own_status(capsys):
         run_command(stop)
     assert error.value.code == 85
     assert capsys.readouterr().err == "\nstopped: the same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Un gatto è qui.", "Un gatto è qui."), ("perche\u0301 no\u00a0", "perche\u0301 no\u00a0"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("a\nno problem", "a\\nno problem"), ("a\r\tb", "a\\r\\tb"), ("\x1b[2J", "\\x1b[2J"), ("\u2028", "\\u2028"),
+        ("\u202egpm.4", "\\u202egpm.4"), ("\u200b\ufeff", "\\u200b\\ufeff"), ("caff\udce8", "caff\\udce8"),
+        ("\0", "\\x00"),
+        (7, "7"),
+    ],
+)  # fmt: skip
+def test_foreign_text_is_one_line_that_can_be_written(text, shown):
+    assert show(text) == shown == show(shown)
+    show(text).encode("utf-8")
+
+
+def test_a_message_keeps_its_own_lines_and_nothing_else(capsys):
+    def stop():
+        raise Stopped("clip \x1b[2J\udce8:\nthe same command goes on")
+
+    with pytest.raises(SystemExit):
+        run_command(stop)
+    assert capsys.readouterr().err == "\nclip \\x1b[2J\\udce8:\nthe same command goes on\n"

@@ -22,7 +22,7 @@ from llava.constants import VISUAL_TOKENS
 from llava.data.dataset import length_problems, sequence_lengths
 from llava.data.features import Clip, distinct_clips
 from llava.data.paths import add_folder_flags
-from llava.data.prompt import expand_placeholders, plain_lm_sample, reserved_tokens, truncate
+from llava.data.prompt import expand_turns, plain_lm_sample, reserved_tokens, truncate
 from llava.data.records import (
     DatasetError,
     Problem,
@@ -30,6 +30,7 @@ from llava.data.records import (
     format_problems,
     load_records,
     missing_files,
+    remarks,
     unusable_paths,
     without,
 )
@@ -164,7 +165,7 @@ def check_lengths(
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
 
     def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        turns = [{"value": expand_placeholders(t["value"], spec)} for t in records[index].conversations]
+        turns = expand_turns(records[index].conversations, spec)
         return truncate(*plain_lm_sample(turns, tokenizer), max_length)
 
     lengths = sequence_lengths(records, tokenizer, spec)
@@ -238,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length)
         problems += too_long
     problems += file_problems
+    if doubtful := remarks(records):
+        print(format_problems(doubtful, noun="remark"))
     if problems:
         print(format_problems(problems, limit=None))
         return 1

@@ -23,11 +23,12 @@ from llava.constants import (
     IGNORE_INDEX,
 )
 from llava.data.features import FeatureCache
-from llava.data.prompt import expand_placeholders, join_turns, truncate
+from llava.data.prompt import expand_turns, join_turns, plain_turns, truncate
 from llava.data.records import Problem, Record
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.data.watch import ClipWatch
 from llava.data.workers import CLIP_TIMEOUT
+from llava.errors import show
 
 Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
 
@@ -71,15 +72,17 @@ class LazySupervisedDataset(Dataset):
             ValueError: naming the record, when its visual spans do not fit.
         """
         record = self.records[index]
-        has_image = bool(record.videos or record.images)
-        turns = record.conversations
-        if has_image:
-            turns = [{**turn, "value": expand_placeholders(turn["value"], self.spec)} for turn in turns]
-        sample = self.preprocess([turns], self.tokenizer, has_image=has_image)
         try:
-            return truncate(sample["input_ids"][0], sample["labels"][0], self.max_length)
+            return truncate(*self.whole_tokens(record), self.max_length)
         except ValueError as error:
-            raise ValueError(f"record {record.id!r} ({record.source}): {error}") from error
+            raise ValueError(f"record {record.id!r} ({show(record.source)}): {error}") from error
+
+    def whole_tokens(self, record: Record) -> tuple[torch.Tensor, torch.Tensor]:
+        """`input_ids` and `labels` (L,) of any record, in full."""
+        has_image = bool(record.videos or record.images)
+        turns = expand_turns(record.conversations, self.spec) if has_image else record.conversations
+        sample = self.preprocess([turns], self.tokenizer, has_image=has_image)
+        return sample["input_ids"][0], sample["labels"][0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features`
@@ -125,7 +128,7 @@ def sequence_lengths(
     the expanded text without writing it out.
     """
     texts = [
-        join_turns(r.conversations)
+        join_turns(plain_turns(r.conversations) if r.videos or r.images else r.conversations)
         .replace(DEFAULT_VIDEO_TOKEN, DEFAULT_VID_START_TOKEN)
         .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
         for r in records

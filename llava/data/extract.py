@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_problems(problems))
         if args.bad_list:
             lines = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
-            Path(args.bad_list).write_text(lines, encoding="utf-8")
+            Path(args.bad_list).write_text(lines, encoding="utf-8", errors="backslashreplace")
     return int(bool(problems))
 
 

@@ -5,7 +5,9 @@ Letters in shapes: L positions of one sequence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +25,13 @@ from llava.constants import (
     DEFAULT_VIDEO_PATCH_TOKEN,
     DEFAULT_VIDEO_TOKEN,
     IGNORE_INDEX,
+    PLACEHOLDERS,
     VISUAL_TOKENS,
 )
+
+_PLACEHOLDERS = rf"(?:{'|'.join(map(re.escape, PLACEHOLDERS))})"
+_AROUND_PLACEHOLDERS = re.compile(rf"\s*({_PLACEHOLDERS}(?:\s*{_PLACEHOLDERS})*)\s*")
+_LEADING_PLACEHOLDERS = re.compile(rf"{_PLACEHOLDERS}+")
 
 
 def image_tokens(spec: VideoSpec) -> list[str]:
@@ -64,6 +71,38 @@ def expand_placeholders(text: str, spec: VideoSpec) -> str:
     return text.replace(DEFAULT_IMAGE_TOKEN, image_span(spec)) if DEFAULT_IMAGE_TOKEN in text else text
 
 
+def lay_out(text: str) -> str:
+    """A turn whose white space around placeholders is none before them and one space after them, where text follows.
+
+    That white space is layout (LLaVA writes `<video>\\n`), and would be learnt beside a video and not without one.
+    White space within the text belongs to the text and stays.
+    """
+    if "<" not in text or text in PLACEHOLDERS or not any(placeholder in text for placeholder in PLACEHOLDERS):
+        return text
+    return _AROUND_PLACEHOLDERS.sub(lambda found: "".join(found[1].split()) + " ", text).strip()
+
+
+def plain_turns(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns as plain LM joins them: laid out, and with placeholders that open a later turn at the end of the turn
+    before, so that the space between the two turns stands after the video, once, as in a text without it.
+    """
+    turns = [{**turn, "value": lay_out(turn["value"])} for turn in conversation]
+    before = None
+    for turn in turns:
+        found = _LEADING_PLACEHOLDERS.match(turn["value"])
+        if found and before is not None:
+            before["value"] = before["value"].rstrip() + found[0]
+            turn["value"] = turn["value"][found.end() :].lstrip()
+        if turn["value"].strip():
+            before = turn
+    return turns
+
+
+def expand_turns(conversation: Sequence[Mapping[str, Any]], spec: VideoSpec) -> list[dict[str, Any]]:
+    """`plain_turns` with every placeholder replaced by its span: what `preprocess_plain_lm` takes."""
+    return [{**turn, "value": expand_placeholders(turn["value"], spec)} for turn in plain_turns(conversation)]
+
+
 def reserved_tokens(tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[str, ...]:
     """Strings that a record's text must not contain: the visual tokens and the tokenizer's own special tokens."""
     own = tokenizer.all_special_tokens if tokenizer is not None else ["<|endoftext|>"]
@@ -77,14 +116,16 @@ def visual_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         ValueError: when the tokenizer lacks one of them, so that it would become an unknown token or `<|endoftext|>`,
             or when one shares its id with the unknown, end-of-text or padding token.
     """
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in VISUAL_TOKENS if token not in vocabulary]
+    # Asked one by one, since this is done for every sample: `get_vocab` copies the whole vocabulary. What a tokenizer
+    # does not know it gives the id of another token, often the unknown one.
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in VISUAL_TOKENS}
+    missing = [token for token, i in found.items() if i is None or tokenizer.convert_ids_to_tokens(i) != token]
     if missing:
         raise ValueError(
             f"the tokenizer does not know the special tokens {', '.join(missing)}: register them first with "
             "llava.model.builder.add_visual_tokens(tokenizer, model)"
         )
-    ids = {token: vocabulary[token] for token in VISUAL_TOKENS}
+    ids: dict[str, int] = {token: int(i) for token, i in found.items()}  # type: ignore[arg-type]
     taken = {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     shared = [token for token, i in ids.items() if i in taken]
     if shared:
@@ -137,17 +178,19 @@ def truncate(input_ids: torch.Tensor, labels: torch.Tensor, max_length: int) -> 
     """Cuts text at the end of a sequence (L,) so that at most `max_length` positions remain; the last, EOS, is kept.
 
     Raises:
-        ValueError: when the cut would reach into a visual span, or leave no word to learn.
+        ValueError: when the cut would reach into a visual span, or leave no word to learn after the last one.
     """
     if len(input_ids) <= max_length:
         return input_ids, labels
     kept = torch.cat([labels[: max_length - 1], labels[-1:]])
     lost = labels[max_length - 1 : -1]
-    if (lost == IGNORE_INDEX).any() or count_supervised(kept) < 2:
+    spans = (kept == IGNORE_INDEX).nonzero()
+    after = kept[int(spans[-1]) :] if len(spans) else kept
+    if (lost == IGNORE_INDEX).any() or count_supervised(after) < 2:
         visual = int((labels == IGNORE_INDEX).sum())
         raise ValueError(
             f"{len(input_ids)} positions, {visual} of them visual, do not fit model_max_length {max_length}: "
-            "no visual span may be cut and a word must remain; raise --model_max_length (and the model's positions), "
-            "or lower --num_frames or --mm_perceiver_latents"
+            "no visual span may be cut and a word must remain after it; raise --model_max_length (and the model's "
+            "positions), or lower --num_frames or --mm_perceiver_latents"
         )
     return torch.cat([input_ids[: max_length - 1], input_ids[-1:]]), kept

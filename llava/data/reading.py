@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.errors import show
+
 EXPECTED_FORMAT = "expected a JSON list of records, or one JSON object on each line"
 
 
@@ -33,6 +35,12 @@ class NotJSON:
         return f"column {self.column}: {self.message}" if self.column else self.message
 
 
+class RepeatedKeys(dict[str, Any]):
+    """An object that says a key twice, or holds one that does; JSON readers keep the last of the values."""
+
+    keys_twice: tuple[str, ...] = ()
+
+
 def read_values(path: Path) -> Iterator[tuple[str, Any]]:
     """(source, value) of every element of a JSON list or of every line; a line that is not JSON gives its error."""
     try:
@@ -41,18 +49,48 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
             file.seek(0)
             yield from _read_lines(path, file) if start == b"{" else _read_list(path, file.read())
     except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; check --data_path") from error
+        raise DatasetError(f"{show(path)}: {error.strerror}; check --data_path") from error
 
 
-def _load_json(text: str) -> Any:
-    """The value of a JSON text, or `NotJSON`."""
+def _load_json(text: str) -> tuple[Any, bool]:
+    """The value of a JSON text, or `NotJSON`, and whether some object in it says a key twice."""
+    twice = False
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal twice
+        value = dict(pairs)
+        if len(value) == len(pairs):
+            return value
+        twice = True
+        repeated = RepeatedKeys(value)
+        names = [name for name, _ in pairs]
+        repeated.keys_twice = tuple(name for name in value if names.count(name) > 1)
+        return repeated
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=make), twice
     except json.JSONDecodeError as error:
-        return NotJSON(error.msg, error.lineno, error.colno, error.pos)
+        return NotJSON(error.msg, error.lineno, error.colno, error.pos), False
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, or thousands of brackets.
-        return NotJSON(str(error), 0, 0, len(text))
+        return NotJSON(str(error), 0, 0, len(text)), False
+
+
+def _marked(value: Any) -> Any:
+    """The value; an object with a repeated key anywhere in it as one `RepeatedKeys` that names all of them."""
+    if not isinstance(value, dict):
+        return value
+    found: list[str] = []
+    inside: list[Any] = [value]
+    while inside:
+        part = inside.pop()
+        found += part.keys_twice if isinstance(part, RepeatedKeys) else ()
+        inside += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if not found:
+        return value
+    marked = RepeatedKeys(value)
+    marked.keys_twice = tuple(dict.fromkeys(found))
+    return marked
 
 
 def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
@@ -61,26 +99,26 @@ def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         text = _decode(path, line, number).strip()
         if not text:
             continue
-        value = _load_json(text)
+        value, twice = _load_json(text)
         if is_first and isinstance(value, NotJSON):
-            raise DatasetError(f"{path}: line {number}, {value}; {EXPECTED_FORMAT}")
+            raise DatasetError(f"{show(path)}: line {number}, {value}; {EXPECTED_FORMAT}")
         is_first = False
-        yield f"{path}:{number}", value
+        yield f"{path}:{number}", _marked(value) if twice else value
 
 
 def _read_list(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     text = _decode(path, data)
     if not text.strip():
         return
-    values = _load_json(text)
+    values, twice = _load_json(text)
     if isinstance(values, NotJSON):
         index = _broken_record(text, values)
         where = ([] if index is None else [f"record [{index}]"]) + ([f"line {values.line}"] if values.line else [])
-        raise DatasetError(f"{path}: {', '.join([*where, str(values)])}; {EXPECTED_FORMAT}")
+        raise DatasetError(f"{show(path)}: {', '.join([*where, str(values)])}; {EXPECTED_FORMAT}")
     if not isinstance(values, list):
-        raise DatasetError(f"{path}: holds {type(values).__name__}; {EXPECTED_FORMAT}")
+        raise DatasetError(f"{show(path)}: holds {type(values).__name__}; {EXPECTED_FORMAT}")
     for index, value in enumerate(values):
-        yield f"{path}[{index}]", value
+        yield f"{path}[{index}]", _marked(value) if twice else value
 
 
 def _broken_record(text: str, error: NotJSON) -> int | None:
@@ -107,4 +145,4 @@ def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         line = first_line + data.count(b"\n", 0, error.start)
-        raise DatasetError(f"{path}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        raise DatasetError(f"{show(path)}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

@@ -1,28 +1,39 @@
 """LLaVA JSON or JSONL to checked records. No video or image is opened here; see `llava.data.check` for that.
 
 A record is `{"id", "conversations": [{"from", "value"}, ...]}` with an optional `video` or `image` (a path or a list of
-paths), and an optional `meta.split`, the segment of the video. As in LLaVA-ST, a split counts *frames*, not seconds:
-`[first, last]`, from 0, both ends included. Keys that are not named here are left alone.
+paths; `videos` and `images` are read too), and an optional `meta.split`, the segment of the video. As in LLaVA-ST, a
+split counts *frames*, not seconds: `[first, last]`, from 0, both ends included. Other keys are left alone, unless they
+name a file that would not be seen.
 """
 
 from __future__ import annotations
 
-import os
-import stat
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.data.captions import (
+    CONTROL,
+    DOUBTFUL,
+    EMPTY,
+    MISPLACED,
+    check_text,
+    half_character,
+    remarks_on,
+    without_placeholders,
+)
+from llava.data.keys import UNREAD, files_under, unread_keys
+from llava.data.lookup import wrong_with_files
 from llava.data.paths import OUTSIDE, leaves_folder, place
-from llava.data.prompt import reserved_tokens
-from llava.data.reading import DatasetError, NotJSON, read_values
+from llava.data.prompt import lay_out, reserved_tokens
+from llava.data.reading import DatasetError, NotJSON, RepeatedKeys, read_values
+from llava.errors import show
 
 ROLES = ("human", "gpt", "system", "user", "assistant")
 """`from` of a turn. LLaVA writes human and gpt; the last three are the same idea in other data sets."""
-
-MODEL_ROLES = ("gpt", "assistant")
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
@@ -31,7 +42,13 @@ REMEDIES = {
     "duplicate id": "give every record an id of its own",
     "count mismatch": f"write {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} once for each file that the record names",
     "reserved token": "take the token out of the text; the program itself writes visual tokens and the end of text",
-    "empty caption": "write a caption into a gpt turn, or delete the record",
+    EMPTY: "write a caption into a gpt turn, or delete the record",
+    MISPLACED: "placeholders stand in human turns, each before the words about it; a tag that is meant as a word is "
+    "written in another way",
+    CONTROL: "take it out of the text; it is left of another encoding or of a binary file",
+    DOUBTFUL: "delete the record if that stands for a caption that is missing",
+    UNREAD: 'write the file under "video" or "image" and its placeholder into the text, or delete the key',
+    "repeated key": "keep one of them: which one counts is for the reader of the JSON to choose",
     "bad split": "meta.split counts frames, [first, last] from 0, both included; multiply seconds by the frame rate",
     OUTSIDE: "write it relative to --video_folder / --image_folder, or allow every path with --allow_absolute_paths",
     "missing file": "put the file there, or correct the path or --video_folder / --image_folder",
@@ -48,10 +65,18 @@ class Problem:
     kind: str
     message: str
 
+    def __post_init__(self) -> None:
+        """Messages hold names and text of others; they stay one line that can be written anywhere."""
+        object.__setattr__(self, "message", show(self.message))
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record with its paths resolved; `split` is (first, last) frame, `source` is file and index or line."""
+    """A record with its paths resolved; `split` is (first, last) frame, `source` is file and index or line.
+
+    `conversations` have the white space around their placeholders laid out (`llava.data.prompt.lay_out`), and `remarks`
+    is (kind, message) of what is no problem and may be none that was meant.
+    """
 
     id: str
     conversations: list[dict[str, str]]
@@ -60,6 +85,7 @@ class Record:
     split: tuple[int, int] | None
     meta: dict[str, Any]
     source: str
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def load_records(
@@ -93,28 +119,31 @@ def load_records(
             problems.append(Problem(source, "", "not JSON", str(raw)))
             continue
         found: list[tuple[str, str]] = []
-        record = _parse(raw, source, folders, reserved, allow_absolute_paths, found)
         record_id = _id_of(raw)
+        record = _parse(raw, record_id, source, folders, reserved, allow_absolute_paths, found)
         if record_id and first_seen.setdefault(record_id, source) != source:
             found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
         problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
         if record is not None:
             records.append(record)
     if empty:
-        raise DatasetError(f"{data_path}: holds no record; check --data_path")
+        raise DatasetError(f"{show(data_path)}: holds no record; check --data_path")
     return records, problems
 
 
 def _id_of(raw: Any) -> str:
+    """The id as text, `1.0` as `"1.0"`, in a form that can be shown; empty when there is none."""
     value = raw.get("id") if isinstance(raw, dict) else None
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         return ""
-    # Half a character cannot be written to any file or terminal; `_parse` reports it.
-    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, float) and not math.isfinite(value):  # What pandas writes for an id that is not there.
+        return ""
+    return show(value)
 
 
 def _parse(
     raw: Any,
+    record_id: str,
     source: str,
     folders: Mapping[str, str],
     reserved: Sequence[str],
@@ -125,7 +154,9 @@ def _parse(
     if not isinstance(raw, dict):
         found.append(("malformed", f"a record must be an object, got {type(raw).__name__}"))
         return None
-    if not _id_of(raw):
+    if isinstance(raw, RepeatedKeys):
+        found.append(("repeated key", f"{', '.join(map(repr, raw.keys_twice))} stands there twice"))
+    if not record_id:
         found.append(("no id", f"id must be a word or a number, got {raw.get('id')!r:.80}"))
     turns: Any = raw.get("conversations")
     wrong = _wrong_turns(turns)
@@ -133,29 +164,34 @@ def _parse(
     if meta is not None and not isinstance(meta, dict):
         wrong.append(f"meta must be an object, got {type(meta).__name__}")
     meta = meta or {}
-    if half := _half_character(str(raw.get("id"))):
+    if half := half_character(str(raw.get("id"))):
         wrong.append(f"id: {half}")
     paths = {}
-    for key, folder in folders.items():
-        value = raw.get(key)
+    for kind, folder in folders.items():
+        key, value = files_under(raw, kind)
         files = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files):
             wrong.append(f"{key} must be a path or a list of paths, got {value!r:.80}")
             continue
-        wrong += [f"{key}: {half}" for f in files if (half := _half_character(f))]
-        paths[key] = tuple([place(f, folder) for f in files])
+        wrong += [f"{key}: {half}" for f in files if (half := half_character(f, is_path=True))]
+        paths[kind] = tuple([place(f, folder) for f in files])
         if not allow_absolute_paths:
             found += [(OUTSIDE, f"{key} {f!r} leaves its folder") for f in files if leaves_folder(f)]
     if wrong:
         found.extend(("malformed", message) for message in wrong)
         return None
-    _check_text(turns, {DEFAULT_VIDEO_TOKEN: paths["video"], DEFAULT_IMAGE_TOKEN: paths["image"]}, reserved, found)
+    unread = unread_keys(raw, paths)
+    found += [(UNREAD, message) for message, lost in unread if lost]
+    files_of = {DEFAULT_VIDEO_TOKEN: len(paths["video"]), DEFAULT_IMAGE_TOKEN: len(paths["image"])}
+    found += check_text(turns, files_of, reserved)
     split = None
     if meta.get("split") is not None:
         split = _parse_split(meta["split"])
         if split is None:
             found.append(("bad split", f"expected two frame numbers [first, last], got {meta['split']!r:.80}"))
-    return Record(_id_of(raw), turns, paths["video"], paths["image"], split, meta, source)
+    turns = [turn if "<" not in turn["value"] else {**turn, "value": lay_out(turn["value"])} for turn in turns]
+    remarks = (*remarks_on(turns), *[(UNREAD, message) for message, lost in unread if not lost])
+    return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks)
 
 
 def _wrong_turns(turns: Any) -> list[str]:
@@ -172,40 +208,6 @@ def _wrong_turns(turns: Any) -> list[str]:
     return wrong
 
 
-def _check_text(
-    turns: list[dict[str, str]],
-    files: dict[str, tuple[str, ...]],
-    reserved: Sequence[str],
-    found: list[tuple[str, str]],
-) -> None:
-    text = "\n".join([turn["value"] for turn in turns])
-    for placeholder, paths in files.items():
-        count = text.count(placeholder)
-        if count != len(paths):
-            found.append(("count mismatch", f"{count} {placeholder} in the text, but {len(paths)} files in the record"))
-    for token in reserved:
-        if token in text:
-            found.append(("reserved token", f"the text contains {token!r}"))
-    caption = " ".join([turn["value"] for turn in turns if turn["from"] in MODEL_ROLES])
-    for placeholder in PLACEHOLDERS:
-        caption = caption.replace(placeholder, "")
-    if not caption.strip():
-        found.append(("empty caption", "no gpt turn has text besides placeholders"))
-    if half := _half_character(text):
-        found.append(("malformed", f"the text: {half}"))
-
-
-def _half_character(text: str) -> str | None:
-    """What is wrong with a text that cannot be written as UTF-8: JSON can say half of a surrogate pair."""
-    if text.isascii():
-        return None
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"contains {text[error.start]!r}, half of a character"
-    return None
-
-
 def _parse_split(value: Any) -> tuple[int, int] | None:
     """(first, last), or None unless `value` is two whole numbers with 0 <= first <= last."""
     if not isinstance(value, list) or len(value) != 2:
@@ -217,11 +219,22 @@ def _parse_split(value: Any) -> tuple[int, int] | None:
     return (first, last) if 0 <= first <= last else None
 
 
+def text_alone(record: Record) -> Record:
+    """The record without its videos and images, and without their placeholders: the same words, to the space."""
+    turns = [{**turn, "value": without_placeholders(lay_out(turn["value"])).strip()} for turn in record.conversations]
+    return replace(record, conversations=turns, videos=(), images=())
+
+
+def remarks(records: Sequence[Record]) -> list[Problem]:
+    """What is remarked on in the records, in the form of problems; it stops nothing."""
+    return [Problem(r.source, r.id, kind, message) for r in records for kind, message in r.remarks]
+
+
 def missing_files(records: Sequence[Record]) -> list[Problem]:
     """A problem for each record and file that is missing, empty or a folder; one `stat` for each distinct path."""
     wrong = unusable_paths(records)
     return [
-        Problem(record.source, record.id, "missing file", f"{path}: {wrong[path]}")
+        Problem(record.source, record.id, "missing file", f"{path!r}: {wrong[path]}")
         for record in records
         for path in (*record.videos, *record.images)
         if path in wrong
@@ -230,32 +243,23 @@ def missing_files(records: Sequence[Record]) -> list[Problem]:
 
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
     """Paths that name no file with something in it, and what is there instead."""
-    states = {path: _wrong_with_file(path) for path in {p for r in records for p in (*r.videos, *r.images)}}
-    return {path: message for path, message in states.items() if message}
+    return wrong_with_files({p for r in records for p in (*r.videos, *r.images)})
 
 
-def _wrong_with_file(path: str) -> str | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        return "no such file" if isinstance(error, FileNotFoundError) else str(error)
-    if not stat.S_ISREG(status.st_mode):
-        return "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
-    return None if status.st_size else "is empty (0 bytes)"
-
-
-def format_problems(problems: Sequence[Problem], limit: int | None = 20) -> str:
+def format_problems(problems: Sequence[Problem], limit: int | None = 20, noun: str = "problem") -> str:
     """A text that groups the problems by kind, with counts and remedies, and shows about `limit` of them (or all)."""
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
     sources = len({p.source for p in problems})
-    lines = [f"{_count(len(problems), 'problem')} in {_count(sources, 'record')}"]
+    lines = [f"{_count(len(problems), noun)} in {_count(sources, 'record')}"]
     share = len(problems) if limit is None else max(limit // max(len(kinds), 1), 1)
     for kind, group in kinds.items():
         remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
         lines.append(f"  {kind}: {len(group)}{remedy}")
-        lines += [f"    {p.source}{f' id {p.record_id!r}' if p.record_id else ''}: {p.message}" for p in group[:share]]
+        lines += [
+            f"    {show(p.source)}{f' id {p.record_id!r}' if p.record_id else ''}: {p.message}" for p in group[:share]
+        ]
         if len(group) > share:
             lines.append(f"    ... and {len(group) - share} more")
     return "\n".join(lines)

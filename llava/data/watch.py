@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import get_worker_info
 
+from llava.errors import show
+
 SLOTS = 256
 PATH_BYTES = 4096
 
@@ -68,8 +70,8 @@ def path_of(pid: int) -> str | None:
 
 def _give_up(path: str, timeout: float) -> None:
     sys.stderr.write(
-        f"\n{path}: reading took longer than --clip_timeout {timeout:g} s, so process {os.getpid()} ends; re-encode "
-        "the file, leave it out with --on_bad_sample skip, or raise --clip_timeout\n"
+        f"\n{show(path)}: reading took longer than --clip_timeout {timeout:g} s, so process {os.getpid()} ends; "
+        "re-encode the file, leave it out with --on_bad_sample skip, or raise --clip_timeout\n"
     )
     sys.stderr.flush()
     os._exit(1)

@@ -13,20 +13,23 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.data.captions import MODEL_ROLES
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.features import FeatureCache, open_cache
 from llava.data.paths import add_folder_flags
 from llava.data.prompt import (
     expand_placeholders,
+    expand_turns,
     join_turns,
     pad_token_id,
     plain_lm_sample,
+    plain_turns,
     reserved_tokens,
     truncate,
 )
-from llava.data.records import MODEL_ROLES, Record
+from llava.data.records import Record
 from llava.data.video import frames_to_pixels, read_frames
-from llava.errors import run_command
+from llava.errors import run_command, show
 from llava.eval.attributes import load_lexicon, score_captions
 from llava.eval.controls import other_samples
 from llava.eval.data import read_for_evaluation
@@ -36,6 +39,9 @@ from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 
 MARGIN_TOKENS = 32
 """How much longer than the longest reference a caption may become, unless a flag says otherwise."""
+
+
+TEXTS = ("caption", "reference")
 
 
 class Caption(NamedTuple):
@@ -139,16 +145,23 @@ def generate(
     return [Caption(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
 
 
-def prompt_of(record: Record) -> str:
-    """The text of a record up to the first answer."""
+def answer_of(record: Record) -> int | None:
+    """The turn that answers what the record shows: the first answer after the last placeholder; None without one."""
     turns = record.conversations
-    first = next((i for i, turn in enumerate(turns) if turn["from"] in MODEL_ROLES), len(turns))
-    return join_turns(turns[:first])
+    shown = [i for i, turn in enumerate(turns) if any(p in turn["value"] for p in PLACEHOLDERS)]
+    answers = [i for i, turn in enumerate(turns) if turn["from"] in MODEL_ROLES and turn["value"].strip()]
+    return next((i for i in answers if i > max(shown, default=-1)), None)
+
+
+def prompt_of(record: Record) -> str:
+    """The text of a record up to the answer."""
+    return join_turns(plain_turns(record.conversations[: answer_of(record)]))
 
 
 def reference_of(record: Record) -> str:
-    """The text of a record's first answer."""
-    return next((t["value"].strip() for t in record.conversations if t["from"] in MODEL_ROLES), "")
+    """The text of a record's answer."""
+    answer = answer_of(record)
+    return "" if answer is None else record.conversations[answer]["value"].strip()
 
 
 def positive(value: str) -> int:
@@ -204,7 +217,7 @@ def reference_losses(
     for start in range(0, len(records), batch_size):
         samples = []
         for record in records[start : start + batch_size]:
-            turns = [{**t, "value": expand_placeholders(t["value"], captioner.spec)} for t in record.conversations]
+            turns = expand_turns(record.conversations, captioner.spec)
             ids, labels = truncate(*plain_lm_sample(turns, tokenizer, True), model.config.max_position_embeddings)
             features = cache.read(record.videos[0], record.split)[None]
             samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id, "video_features": features})
@@ -280,11 +293,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
             args.limit, args.on_bad_sample, args.allow_absolute_paths,
         )  # fmt: skip
-        captioned = [r for r in records if len(r.videos) == 1 and not r.images]
+        captioned = [r for r in records if len(r.videos) == 1 and not r.images and answer_of(r) is not None]
         if len(captioned) < len(records):
-            print(f"{path}: {len(captioned)} of {len(records)} records have one video and nothing else to see")
+            print(
+                f"{show(path)}: {len(captioned)} of {len(records)} records have one video, an answer after it and "
+                "nothing else to see"
+            )
         if not captioned:
-            print(f"{path}: NOT SCORED, since captioning takes records with one video")
+            print(f"{show(path)}: NOT SCORED, since captioning takes records with one video")
             continue
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
         limit = args.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
@@ -294,13 +310,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.control and len({(r.videos, r.split) for r in captioned}) > 1:
             controls.append("other")
         elif args.control:
-            print(f"{path}: NO CONTROL with another clip's video, since there is a single clip")
+            print(f"{show(path)}: NO CONTROL with another clip's video, since there is a single clip")
         for control in controls:
             captions = caption_records(captioner, captioned, cache, args.batch_size, control, limit)
             cut = sum(not c.ended for c in captions)
             if cut:
                 print(
-                    f"{path}, {control} video: {cut} of {len(captions)} captions were CUT before their end: at "
+                    f"{show(path)}, {control} video: {cut} of {len(captions)} captions were CUT before their end: at "
                     f"{limit} new tokens (--max_new_tokens), or at the model's last position"
                 )
             texts = [c.text for c in captions]
@@ -314,12 +330,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rows:
         print("nothing to score, and no file is written")
         return 0
-    print(f"\n{format_table(rows)}\n")
+    print(show(f"\n{format_table(rows)}\n", keep="\n"))
     last = next(reversed([name for name in written if name.endswith("true video")]))
     for example in written[last][:: max(1, len(written[last]) // max(args.examples, 1))][: args.examples]:
-        print(f"{Path(example['video']).name}\n  wrote:     {example['caption']}\n  reference: {example['reference']}")
+        name, wrote, reference = (show(t) for t in (Path(example["video"]).name, *map(example.get, TEXTS)))
+        print(f"{name}\n  wrote:     {wrote}\n  reference: {reference}")
     if args.output:
-        Path(args.output).write_text(json.dumps({"scores": rows, "captions": written}, indent=1, ensure_ascii=False))
+        text = json.dumps({"scores": rows, "captions": written}, indent=1, ensure_ascii=False)
+        # A name that is not UTF-8 is kept by JSON's own escape.
+        Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace")
     return 0
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.data.features import FeatureCache, extract_features
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
+from llava.errors import show
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 
 
@@ -29,7 +30,7 @@ def read_for_evaluation(
     """
     records, problems = load_records(path, image_folder, video_folder, reserved_tokens(tokenizer), allow_absolute_paths)
     if limit is not None and len(records) > limit:
-        print(f"{path}: the first {limit} of {len(records)} records")
+        print(f"{show(path)}: the first {limit} of {len(records)} records")
         records = records[:limit]
     problems += missing_files(records)
     if not problems or on_bad_sample == "skip":
@@ -39,6 +40,6 @@ def read_for_evaluation(
         )  # fmt: skip
     kept = apply_policy(records, problems, on_bad_sample)
     if problems:
-        print(f"{path}: {len(kept)} of {len(kept) + len({p.source for p in problems})} records; left out:")
+        print(f"{show(path)}: {len(kept)} of {len(kept) + len({p.source for p in problems})} records; left out:")
         print(format_problems(problems))
     return kept

@@ -23,6 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llava.config import DataArguments, ModelArguments, TrainingArguments
 from llava.errors import run_command
+from llava.errors import show as show_text
+from llava.eval.comparison import comparable
 from llava.eval.report_plots import (
     CONDITIONS,
     Frames,
@@ -345,7 +347,7 @@ def write_report(
     if not runs:
         raise ValueError("a report needs at least one run; name the --output_dir of a training run")
     read = [read_run(folder) for folder in runs]
-    named = dict(zip(run_names([r.folder for r in read]), read, strict=True))
+    named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
     output = Path(output) if output else read[0].folder / "report.html" if len(read) == 1 else Path("report.html")
     template = _environment().get_template("report.html.j2")
     page = template.render(
@@ -371,9 +373,10 @@ def _panels(runs: Mapping[str, Run]) -> list[Panel]:
 
 
 def _environment() -> Environment:
-    """Jinja2 with everything escaped and no name undefined."""
+    """Jinja2 with everything escaped, control characters too, and no name undefined."""
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+    environment.finalize = lambda value: show_text(value, keep="\n\t") if type(value) is str else value
     environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words)}
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS}
     environment.filters |= {"number": format_number, "interval": format_interval, "show": show, "draw": draw}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from llava.data.video import VideoError
-from llava.errors import run_command
+from llava.errors import run_command, show
 from llava.eval.captioning import Captioner, check_prompt, positive
 
 
@@ -23,7 +23,10 @@ def temperature(value: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints one line for each video: its path, a tab and its caption. Exit status 1 when one could not be read."""
+    """Prints one line for each video: its path, a tab and its caption (line breaks escaped).
+
+    Exit status 1 when one could not be read.
+    """
     parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--video", required=True, nargs="+", help="video files")
@@ -48,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             caption = captioner.caption(path, args.prompt, **options)
         except VideoError as error:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
+            print(f"{parser.prog}: {show(error)}", file=sys.stderr)
             failed = 1
             continue
         except ValueError as error:  # The prompt is too long, or options do not go together.
             parser.exit(2, f"{parser.prog}: {error}\n")
-        print(f"{path}\t{caption.text}", flush=True)
+        print(f"{show(path)}\t{show(caption.text)}", flush=True)
         if not caption.ended:
-            print(f"{parser.prog}: {path}: the caption was cut at --max-new-tokens {args.max_new_tokens}, or at the "
-                  "model's last position", file=sys.stderr)  # fmt: skip
+            print(f"{parser.prog}: {show(path)}: the caption was cut at --max-new-tokens {args.max_new_tokens}, or at "
+                  "the model's last position", file=sys.stderr)  # fmt: skip
     return failed
 
 

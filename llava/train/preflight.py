@@ -28,7 +28,16 @@ from llava.errors import run_command
 from llava.train import preflight_model as on_model
 from llava.train import preflight_training as on_training
 from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
-from llava.train.preflight_data import Finding, check_held_out, check_labels, check_tokens, show_samples, spread
+from llava.train.preflight_data import (
+    Finding,
+    check_held_out,
+    check_labels,
+    check_remarks,
+    check_text_form,
+    check_tokens,
+    show_samples,
+    spread,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +107,9 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     for text in texts:
         console.print(text)
     findings = [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+    findings += check_remarks(dataset.records)
+    text_form = check_text_form(dataset, tokenizer, list(ids.values()))
+    findings += [text_form] if text_form is not None else []
     if trainer.eval_dataset is not None:
         held_out = check_held_out(dataset.records, trainer.eval_dataset.records)
         findings += [held_out] if held_out is not None else []

@@ -18,7 +18,9 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
-from llava.data.records import Record, modality
+from llava.data.forms import differing_forms
+from llava.data.records import Record, modality, remarks
+from llava.errors import show
 
 MAX_RECORDS = 256
 STATUSES = ("ok", "note", "warning", "FAIL")
@@ -32,6 +34,10 @@ class Finding:
     status: str
     finding: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        """Findings name records and files; they stay one line that can be written anywhere."""
+        object.__setattr__(self, "finding", show(self.finding))
 
 
 @dataclass
@@ -152,6 +158,38 @@ def check_labels(
     return findings
 
 
+def check_text_form(dataset: Any, tokenizer: PreTrainedTokenizerBase, visual_ids: Sequence[int]) -> Finding | None:
+    """Whether records predict the same words with their videos and images as without; None when none has any."""
+    visual = [i for i, r in enumerate(dataset.records) if r.videos or r.images]
+    chosen = [dataset.records[i] for i in spread(visual, MAX_RECORDS)]
+    if not chosen:
+        return None
+    wrong = differing_forms(chosen, dataset.whole_tokens, tokenizer, visual_ids)
+    if not wrong:
+        return Finding("text form", "ok", f"{len(chosen)} records predict the same words with vision and without")
+    only_first = all(d.first_word for d in wrong)
+    words = (
+        f"{len(wrong)} of {len(chosen)} records predict other tokens with vision than as text alone"
+        f"{', at their first word' if only_first else ''}: {wrong[0]}"
+    )
+    remedy = (
+        "make the tokenizer write a word at the start as after a video (add_prefix_space=True, as in scripts/"
+        "make_model.py); until then no text-only run is comparable with this one"
+    )
+    return Finding("text form", "warning" if only_first else "FAIL", words, remedy)
+
+
+def check_remarks(records: Sequence[Record]) -> list[Finding]:
+    """What reading remarked on in the records; nothing when there is nothing."""
+    found = remarks(records)
+    if not found:
+        return []
+    first = found[0]
+    kinds = ", ".join(f"{sum(p.kind == kind for p in found)} {kind}" for kind in dict.fromkeys(p.kind for p in found))
+    words = f"{kinds} (first: {first.source} id {first.record_id!r}: {first.message})"
+    return [Finding("records", "warning", words, "python -m llava.data.check lists all")]
+
+
 def check_held_out(records: Sequence[Record], evaluation: Sequence[Record]) -> Finding | None:
     """Whether evaluation clips are kept out of training; None when the evaluation has no clip."""
     trained = {(r.videos, r.images, r.split) for r in records}
@@ -220,7 +258,7 @@ def sample_text(
     text.append("  (green: predicted, cyan: vision, red: neither)\n")
     for (token, state), run in groupby(_states(ids, labels, visual)):
         length = len(list(run))
-        piece = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
+        piece = show(tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)]))
         repeated = f"×{length}" if length > 1 and state == "cyan" else ""
         shown = piece + repeated if repeated or length == 1 else piece * length
         text.append(shown, style=state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
-from llava.constants import PLACEHOLDERS
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
 from llava.data.features import FeatureCache, describe_cache, extract_features, open_cache
@@ -26,6 +25,7 @@ from llava.data.records import (
     load_records,
     missing_files,
     modality,
+    text_alone,
     without,
 )
 from llava.errors import Stopped
@@ -70,17 +70,6 @@ def read_records(
     if data_args.text_only:
         return [text_alone(r) for r in records], problems
     return records, problems + missing_files(records)
-
-
-def text_alone(record: Record) -> Record:
-    """The record without its videos and images, and without their placeholders."""
-    turns = []
-    for turn in record.conversations:
-        value = turn["value"]
-        for placeholder in PLACEHOLDERS:
-            value = value.replace(placeholder, "")
-        turns.append({**turn, "value": " ".join(value.split())})
-    return replace(record, conversations=turns, videos=(), images=())
 
 
 def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2ForCausalLM:
@@ -314,7 +303,7 @@ def make_dataset(
         folder = Path(training_args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         listed = "\n".join(json.dumps(asdict(p), ensure_ascii=False) for p in problems)
-        (folder / bad_list).write_text(listed + "\n")
+        (folder / bad_list).write_text(listed + "\n", encoding="utf-8", errors="backslashreplace")
     kept = apply_policy(records, problems, data_args.on_bad_sample)
     if problems:
         bad = {p.source for p in problems}

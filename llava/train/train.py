@@ -12,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.forms import targets_digest
 from llava.data.prompt import pad_token_id, plain_lm_sample
 from llava.data.records import modality, without
 from llava.errors import run_command
@@ -167,6 +168,7 @@ def prepare(
             eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
         )
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
+        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, tokenizer)
 
     trainer = LlavaTrainer(
         model=model,

@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from llava.config import VideoSpec
+from llava.constants import VISUAL_TOKENS
+from llava.data.forms import differing_forms
+from llava.data.prompt import expand_turns, plain_lm_sample, visual_token_ids
+from llava.data.records import Record, load_records
+from llava.eval.comparison import different_targets
 from llava.eval.report import Run, read_run
 from llava.eval.statistics import paired_interval
 
@@ -81,14 +89,38 @@ def pair_runs(folders: Sequence[str]) -> list[tuple[int, Run, Run]]:
         for what, values in {
             "--model_name_or_path": [r.flags.get("model_name_or_path") for r in (text, video)],
             "number of steps": [(r.state or {}).get("global_step") for r in (text, video)],
-            "tokens that both predict (has the tokenizer add_prefix_space?)": [
-                last(r, "eval_common_tokens") for r in (text, video)
-            ],
         }.items():
             if values[0] != values[1]:
                 raise ValueError(f"seed {seed} is no pair: {what}: {values[0]} (text) and {values[1]} (video)")
+        problem = different_targets({"text": text, "video": video})
+        if problem:
+            raise ValueError(f"seed {seed} is no pair: {problem} (has the tokenizer add_prefix_space?)")
         pairs.append((seed, text, video))
     return pairs
+
+
+def check_forms(tokenizer: PreTrainedTokenizerBase, paths: Sequence[str]) -> None:
+    """Whether records predict the same words with their videos and as text alone, asked before anything trains.
+
+    Raises:
+        ValueError: naming the first record that does not.
+    """
+    tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
+    spec = VideoSpec(num_frames=2, fast_latents=1, slow_latents=1)
+
+    def tokens(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
+        return plain_lm_sample(expand_turns(record.conversations, spec), tokenizer)
+
+    visual_ids = list(visual_token_ids(tokenizer).values())
+    for path in paths:
+        records = [r for r in load_records(path, allow_absolute_paths=True)[0] if r.videos or r.images]
+        wrong = differing_forms(records, tokens, tokenizer, visual_ids)
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of {len(records)} records predict other tokens with video than as text alone, so the "
+                f"experiments cannot be compared: {wrong[0]}; make the tokenizer with scripts/make_model.py, or give "
+                "its own add_prefix_space=True"
+            )
 
 
 def compare(pairs: Sequence[tuple[int, Run, Run]], target: float | None) -> dict[str, dict[str, list[float] | float]]:
@@ -129,10 +161,18 @@ def table(result: dict, seeds: Sequence[int]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the comparison and writes text_vs_video.md and text_vs_video.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folders", nargs="+", help="output folders of both experiments, for each seed")
+    parser.add_argument("folders", nargs="*", help="output folders of both experiments, for each seed")
+    parser.add_argument(
+        "--check", nargs="+", metavar=("MODEL", "DATA"), help="before training: do both predict the same words?"
+    )
     parser.add_argument("--output", default=".", help="folder for the table")
     parser.add_argument("--target", type=float, help="loss for `steps to`; by default 5 %% above the worst final loss")
     args = parser.parse_args(argv)
+    if args.check:
+        check_forms(AutoTokenizer.from_pretrained(args.check[0]), args.check[1:])
+        return
+    if not args.folders:
+        parser.error("name the output folders of the runs")
     pairs = pair_runs(args.folders)
     result = compare(pairs, args.target)
     text = table(result, [seed for seed, *_ in pairs])

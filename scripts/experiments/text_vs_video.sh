@@ -20,6 +20,10 @@ if [[ -n "${DATA_PATH:-}" && -z "${EVAL_DATA_PATH:-}" ]]; then
     exit 1
 fi
 
+if [[ -n "${DATA_PATH:-}" && -n "${MODEL_PATH:-}" ]]; then
+    python scripts/experiments/text_vs_video.py --check "$MODEL_PATH" "$DATA_PATH" "$EVAL_DATA_PATH"
+fi
+
 FOLDERS=()
 for seed in $SEEDS; do
     for experiment in 1 2; do

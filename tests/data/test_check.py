@@ -17,6 +17,7 @@ from PIL import Image
 from llava.config import VIDEO_DECODERS, VideoSpec
 from llava.data import check
 from llava.data.check import FileReport, check_files, open_all
+from llava.data.prompt import expand_placeholders
 from llava.data.records import Record, load_records
 from llava.data.video import decoder_problem
 from tests.conftest import CAPTIONS, colour_frames, record, write_clip
@@ -210,7 +211,7 @@ def test_lengths_are_those_of_training(assets: SimpleNamespace) -> None:
     records, _ = load_records(assets.video_json, video_folder=assets.clips)
     tokenizer, _ = check._tokenizer(str(assets.gpt2), None)
     problems, tokens = check.check_lengths(records, tokenizer, SPEC, 512)
-    expanded = [[{**t, "value": check.expand_placeholders(t["value"], SPEC)} for t in r.conversations] for r in records]
+    expanded = [[{**t, "value": expand_placeholders(t["value"], SPEC)} for t in r.conversations] for r in records]
     samples = preprocess_plain_lm(expanded, tokenizer, has_image=True)
     assert problems == []
     assert tokens == sum(map(len, samples["input_ids"]))

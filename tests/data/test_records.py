@@ -15,6 +15,8 @@ from llava.data.records import (
     format_problems,
     load_records,
     missing_files,
+    remarks,
+    text_alone,
 )
 
 
@@ -74,6 +76,8 @@ BAD: list = [
     pytest.param(["a list"], "malformed", "must be an object", id="no object"),
     pytest.param(record(id=None), "no id", "None", id="no id"),
     pytest.param(record(id=""), "no id", "''", id="empty id"),
+    pytest.param(record(id=float("nan")), "no id", "nan", id="id is not a number"),
+    pytest.param(record(id=float("inf")), "no id", "inf", id="id is infinite"),
     pytest.param(record(id=True), "no id", "True", id="id is a truth value"),
     pytest.param(record(conversations=None), "malformed", "conversations must be a list", id="no conversations"),
     pytest.param(record(conversations=[]), "malformed", "at least one", id="no turn"),
@@ -106,6 +110,23 @@ BAD: list = [
     pytest.param(
         record(conversations=turns("<video>", "fine\ud800")), "malformed", "half of a character", id="lone surrogate"
     ),
+    pytest.param(record(conversations=turns("<video>", "\u200b\ufeff")), "empty caption", "no gpt turn", id="unseen"),
+    pytest.param(record(conversations=turns("<video>", "Un\0gatto")), "control character", "'\\x00'", id="NUL"),
+    pytest.param(
+        record(conversations=turns("", "Il tag <video>.")), "misplaced placeholder", "in an answer", id="literal tag"
+    ),
+    pytest.param(
+        record(conversations=turns("<video>", "Un cane.")[::-1]), "misplaced placeholder", "no word follows",
+        id="caption before video",
+    ),
+    pytest.param(
+        record(video=None, Video="a.mp4", conversations=turns("", "Un cane.")), "unread key", "'Video'", id="Video"
+    ),
+    pytest.param(
+        record(video=None, videos=["a.mp4"], conversations=turns("Descrivi.", "Un cane.")), "count mismatch",
+        "0 <video> in the text, but 1 ", id="videos without placeholder",
+    ),
+    pytest.param(record(video=None, videos=[{"path": "a.mp4"}]), "malformed", "videos must be a path", id="videos"),
     pytest.param(record(id="a\ud800"), "malformed", "id: contains", id="lone surrogate in an id"),
     pytest.param(record(video="a\ud800.mp4"), "malformed", "video: contains", id="lone surrogate in a path"),
     *[
@@ -148,6 +169,86 @@ def test_text_only_and_null_files_are_fine(tmp_path: Path) -> None:
     assert problems == []
     assert records[0].id == "12"
     assert records[0].videos == records[0].images == ()
+
+
+def test_float_ids_are_what_the_json_says(tmp_path: Path) -> None:
+    records, problems = load(tmp_path, record(0, id=1.0), record(1, id=1), record(2, id=2.5), record(3, id=1.0))
+    assert [r.id for r in records] == ["1.0", "1", "2.5", "1.0"]
+    assert [(p.kind, p.source[-3:]) for p in problems] == [("duplicate id", "[3]")]
+
+
+def test_clips_under_videos_are_read(tmp_path: Path) -> None:
+    raw = record(0, video=None, videos=["a.mp4"]), record(1, images=["c.png"], video=None)
+    raw[1]["conversations"] = turns("<image>", "Un cane.")
+    records, problems = load(tmp_path, *raw)
+    assert problems == [] and (records[0].videos, records[1].images) == (("a.mp4",), ("c.png",))
+
+
+def test_a_repeated_key_names_record_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(f'[{json.dumps(record(0))}, {json.dumps(record(1))[:-1]}, "video": "2.mp4"}}]')
+    records, problems = load_records(path)
+    assert [(p.source, p.record_id, p.kind, p.message) for p in problems] == [
+        (f"{path}[1]", "r1", "repeated key", "'video' stands there twice")
+    ]
+    assert [r.id for r in apply_policy(records, problems, "skip")] == ["r0"]
+
+
+def test_remarks_stop_nothing(tmp_path: Path) -> None:
+    records, problems = load(
+        tmp_path, record(0), record(1, conversations=turns("<video>", "NaN")), record(2, thumbnail="2.jpg")
+    )
+    assert problems == []
+    assert [(p.record_id, p.kind) for p in remarks(records)] == [("r1", "doubtful caption"), ("r2", "unread key")]
+    assert remarks([text_alone(r) for r in records]) == remarks(records)
+    assert format_problems(remarks(records), noun="remark").startswith("2 remarks in 2 records")
+
+
+def test_white_space_around_placeholders_is_laid_out(tmp_path: Path) -> None:
+    (read,), _ = load(tmp_path, record(0, conversations=turns("<video>\nDescrivi.", "Un gatto.\nDorme.")))
+    assert read.conversations == turns("<video> Descrivi.", "Un gatto.\nDorme.")
+    assert text_alone(read).conversations == turns("Descrivi.", "Un gatto.\nDorme.")
+
+
+def test_ids_and_names_cannot_forge_a_line(tmp_path: Path) -> None:
+    name = "a\nno problem in 1 records\x1b[2J\u202e.mp4"
+    records, problems = load(tmp_path, record(0, id=name, video=name), record(1, video="\udce8.mp4"), video_folder="v")
+    problems += missing_files(records)
+    text = format_problems(problems)
+    assert len(problems) == 2 and len(text.splitlines()) == 4
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert records[0].id == "a\\nno problem in 1 records\\x1b[2J\\u202e.mp4" and records[1].videos == ("v/\udce8.mp4",)
+    assert "'v/\\udce8.mp4': no such file" in text
+
+
+FAULTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "faulty"
+
+
+@pytest.mark.skipif(not FAULTY.is_dir(), reason=f"no faulty inputs at {FAULTY}")
+@pytest.mark.parametrize(
+    ("name", "clips", "kind", "ids"),
+    [
+        ("colon_name", "", "", ""),
+        ("float_id", "", "", ""),
+        ("path_that_looks_right", "clips", "missing file", "r0 r1 r2"),
+        ("videos_key", "../clips", "count mismatch", "r1 r2 r3"),
+        ("caption_before_video", "../clips", "misplaced placeholder", "r0 r1 r2 r3 r4 r5"),
+        ("literal_tag", "../clips", "misplaced placeholder", "r3"),
+        ("empty_looking_caption", "clips", "empty caption", "r1"),
+        ("disguised/duplicate_keys.json", "", "repeated key", "r0"),
+    ],
+)
+def test_faulty_inputs(name: str, clips: str, kind: str, ids: str) -> None:
+    path = FAULTY / name if name.endswith(".json") else FAULTY / name / "data.json"
+    records, problems = load_records(path, video_folder=path.parent / clips, allow_absolute_paths=True)
+    problems += missing_files(records)
+    assert [(p.kind, p.record_id) for p in problems] == [(kind, i) for i in ids.split()]
+
+
+def test_real_records_are_clean(real_clips: Path) -> None:
+    for path in real_clips.glob("*.json"):
+        records, problems = load_records(path, video_folder=real_clips)
+        assert len(records) == 12 and problems == missing_files(records) == remarks(records) == []
 
 
 def test_duplicate_id_names_both_places(tmp_path: Path) -> None:
@@ -273,7 +374,7 @@ def test_missing_files(tmp_path: Path) -> None:
     assert [(p.record_id, p.kind) for p in missing] == [(f"r{i}", "missing file") for i in (0, 1, 2, 4, 5)]
     for problem, words in zip(missing, ("no such file", "empty", "folder", "no such file", "null"), strict=True):
         assert words in problem.message
-    assert missing[0].message.startswith(str(tmp_path / "0.mp4"))
+    assert missing[0].message == f"{str(tmp_path / '0.mp4')!r}: no such file"
 
 
 def problems_of(count: int, kind: str = "bad split") -> list[Problem]:

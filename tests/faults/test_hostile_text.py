@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -56,6 +57,57 @@ def test_hostile_captions_ids_and_paths_stay_text(assets, tmp_path, monkeypatch)
         assert "&lt;script&gt;alert(1)" in page.read_text(), "ids or captions are shown"
         assert "html" in found.tags and "script" not in found.tags and not found.handlers
     assert not list(tmp_path.rglob("pwned"))
+
+
+FORGED = "no problem in 9 records: 9 videos"
+
+
+def test_names_ids_and_captions_cannot_forge_a_line(assets, tmp_path, capfd, caplog):
+    """Nor reach the terminal with an escape sequence: what is printed, logged and written is one line, escaped."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    rows = []
+    for i in range(4):
+        name = f"{i}\n{FORGED}\x1b[2J\u202e.mp4"
+        shutil.copy(assets.clips / f"clip{i}.mp4", clips / name)
+        rows.append(record(f"v{i}\n{FORGED}\x1b[2J", f"{CAPTIONS[i]}\n{FORGED}", name))
+    data, folder, broken = tmp_path / "data.json", tmp_path / "run", tmp_path / "broken.json"
+    data.write_text(json.dumps(rows))
+    (clips / "bad\n.mp4").write_text(FORGED)
+    broken.write_text(json.dumps([*rows, record(f"x\n{FORGED}", "Un gatto.", f"absent\n{FORGED}"),
+                                  record(f"y\n{FORGED}", "Un gatto.", "bad\n.mp4")]))  # fmt: skip
+    assert check.main(["--data_path", str(broken), "--video_folder", str(clips), "--num_workers", "0",
+                       "--force_sample"]) == 1  # fmt: skip
+    train(assets, folder, data_path=data, eval_data_path=data, video_folder=clips, max_steps=2, model_max_length=512,
+          show_samples=4)  # fmt: skip
+    argv = ["--model-path", str(folder), "--data_path", str(data), "--video_folder", str(clips), "--feature_cache",
+            str(tmp_path / "cache"), "--output", str(folder / "captions.json")]  # fmt: skip
+    assert captioning.main(argv) == 0
+    assert report([str(folder)]) == 0
+    out, err = capfd.readouterr()
+    printed = out + err + caplog.text
+    assert "absent\\n" in printed and FORGED in printed
+    for text in (printed, *((folder / page).read_text() for page in ("preflight_samples.html", "report.html"))):
+        assert not [line for line in text.splitlines() if line.startswith(FORGED)]
+        assert "\x1b[2J" not in text and "\u202e" not in text
+
+
+def test_one_name_that_is_not_utf_8_stops_no_other(assets, tmp_path, capfd):
+    name = os.fsdecode(b"caff\xe8.mp4")
+    shutil.copy(assets.clips / "clip0.mp4", tmp_path / name)
+    shutil.copy(assets.clips / "clip1.mp4", tmp_path / "clip1.mp4")
+    absent = os.fsdecode(b"t\xe8.mp4")
+    rows = [record("a", CAPTIONS[0], absent), record("b", CAPTIONS[1], "clip1.mp4"), record("c", CAPTIONS[0], name)]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows))
+    argv = ["--data_path", str(data), "--video_folder", str(tmp_path), "--num_workers", "0", "--force_sample"]
+    assert check.main(argv) == 1
+    out = capfd.readouterr().out
+    assert "t\\udce8.mp4': no such file" in out and "id 'b'" not in out
+    folder = tmp_path / "run"
+    train(assets, folder, data_path=data, video_folder=tmp_path, max_steps=1, on_bad_sample="skip")
+    bad = [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert bad[0]["record_id"] == "a" and "b" not in [problem["record_id"] for problem in bad]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-def write_run(folder, losses, video=True, seed=0, tokens=90, steps=100, every=50, **flags):
+def write_run(folder, losses, video=True, seed=0, tokens=90, steps=100, every=50, targets=None, **flags):
     """A finished run whose held-out loss is `losses` at every `every` steps."""
     log = []
     for i, loss in enumerate(losses):
@@ -28,7 +29,8 @@ def write_run(folder, losses, video=True, seed=0, tokens=90, steps=100, every=50
     folder.mkdir(parents=True)
     tower = "tower" if video else None
     flags = {"seed": seed, "vision_tower": tower, "model_name_or_path": "gpt2", **flags}
-    (folder / "llava_run.json").write_text(json.dumps({"flags": flags}))
+    data = {"eval": {"targets": targets}} if targets else None
+    (folder / "llava_run.json").write_text(json.dumps({"flags": flags, "data": data}))
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": log}))
     return folder
 
@@ -54,6 +56,7 @@ def test_text_against_video_in_pairs(script, tmp_path, capsys):
     ("change", "message"),
     [
         ({"tokens": 91}, "tokens that both predict"),
+        ({"targets": "b"}, "other words of the evaluation set"),
         ({"steps": 99}, "number of steps"),
         ({"model_name_or_path": "other"}, "--model_name_or_path"),
         ({"seed": 7}, "both experiments are needed"),
@@ -61,9 +64,31 @@ def test_text_against_video_in_pairs(script, tmp_path, capsys):
 )
 def test_what_is_no_pair_is_refused(script, tmp_path, change, message):
     module = script("text_vs_video")
-    folders = [write_run(tmp_path / "t", [2.0, 1.0], video=False), write_run(tmp_path / "v", [2.0, 1.0], **change)]
+    folders = [
+        write_run(tmp_path / "t", [2.0, 1.0], video=False, targets="a"),
+        write_run(tmp_path / "v", [2.0, 1.0], **change),
+    ]
     with pytest.raises(ValueError, match=message):
         module.pair_runs(folders)
+
+
+def test_a_mismatch_is_refused_before_anything_trains(script, assets, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    module = script("text_vs_video")
+    rows = json.loads(assets.video_json.read_text())
+    rows[0]["conversations"][0]["value"] = "<video>\nDescrivi."
+    rows[1]["conversations"][1]["value"] = "Una palla\nrotola."
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows))
+    module.main(["--check", str(assets.gpt2), str(assets.video_json), str(data), str(assets.text_json)])
+    tokenizer = AutoTokenizer.from_pretrained(assets.gpt2)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with pytest.raises(ValueError, match=r"predict other tokens with video.*id 'v\d'.*add_prefix_space=True"):
+        module.check_forms(tokenizer, [str(data)])
+    with pytest.raises(SystemExit):
+        module.main([])
+    assert "output folders" in capsys.readouterr().err
 
 
 def test_a_target_that_is_never_reached_is_no_number(script, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llava.errors import show
+
 REENCODE = (
     "re-encode it (ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4), or leave it out with --on_bad_sample skip"
 )
@@ -15,7 +17,7 @@ class VideoError(ValueError):
     """
 
     def __init__(self, message: str, kind: str = "unreadable") -> None:
-        super().__init__(message)
+        super().__init__(show(message))
         self.kind = kind
 
 

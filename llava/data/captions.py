@@ -1,0 +1,114 @@
+"""What the text of a record must be: placeholders in their place, words after them, nothing that only looks like words.
+
+No file is opened here, and a problem is `(kind, message)`; `llava.data.records` says of which record.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from llava.constants import PLACEHOLDERS
+
+MODEL_ROLES = ("gpt", "assistant")
+
+EMPTY = "empty caption"
+MISPLACED = "misplaced placeholder"
+CONTROL = "control character"
+DOUBTFUL = "doubtful caption"
+
+MISSING_VALUES = ("nan", "none", "null")
+"""What programs write for a caption that is not there."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0") | {
+    chr(code) for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
+    for code in range(first, last + 1)
+}  # fmt: skip
+"""Beside format characters: what Unicode calls default-ignorable (DerivedCoreProperties.txt), and blank Braille."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, and characters that no font draws."""
+    if text[:1].isalnum():
+        return False
+    return all(c.isspace() or c in _BLANK or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+
+
+def check_text(
+    turns: Sequence[Mapping[str, str]], files: Mapping[str, int], reserved: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What is wrong with the turns of a conversation.
+
+    Args:
+        files: number of files for each placeholder.
+        reserved: strings that a text must not contain.
+    """
+    found = []
+    text = "\n".join([turn["value"] for turn in turns])
+    for placeholder, number in files.items():
+        count = text.count(placeholder)
+        if count != number:
+            found.append(("count mismatch", f"{count} {placeholder} in the text, but {number} files in the record"))
+    found += [("reserved token", f"the text contains {token!r}") for token in reserved if token in text]
+    answers = [turn["value"] for turn in turns if turn["from"] in MODEL_ROLES]
+    answer = " ".join(answers)
+    if is_blank(without_placeholders(answer) if "<" in answer else answer):
+        found.append((EMPTY, "no gpt turn has text besides placeholders and characters that show nothing"))
+    elif "<" in text:
+        found += _misplaced(turns, text)
+    if control := _CONTROL.search(text):
+        place = next(i for i, turn in enumerate(turns) if control[0] in turn["value"])
+        found.append((CONTROL, f"turn {place} contains {control[0]!r}"))
+    if half := half_character(text):
+        found.append(("malformed", f"the text: {half}"))
+    return found
+
+
+def half_character(text: str, is_path: bool = False) -> str | None:
+    """What is wrong with a text that cannot be written as UTF-8: JSON can say half of a surrogate pair.
+
+    In a path some of them are bytes of a name that is not UTF-8, as `os.listdir` gives it (PEP 383).
+    """
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8", "surrogateescape" if is_path else "strict")
+    except UnicodeEncodeError as error:
+        return f"contains {text[error.start]!r}, half of a character"
+    return None
+
+
+def _misplaced(turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[str, str]]:
+    """Placeholders in an answer, or with no word after the last of them that could be learnt from them."""
+    found = [
+        (MISPLACED, f"turn {i}: {placeholder} in an answer, which is learnt word by word")
+        for i, turn in enumerate(turns)
+        if turn["from"] in MODEL_ROLES and "<" in turn["value"]
+        for placeholder in PLACEHOLDERS
+        if placeholder in turn["value"]
+    ]
+    last = max(text.rfind(p) + len(p) if p in text else 0 for p in PLACEHOLDERS)
+    if last and is_blank(text[last:].lstrip()):
+        found.append((MISPLACED, "no word follows the last placeholder, so nothing is learnt from what it shows"))
+    return found
+
+
+def without_placeholders(text: str) -> str:
+    """The text without any placeholder."""
+    for placeholder in PLACEHOLDERS:
+        text = text.replace(placeholder, "")
+    return text
+
+
+def remarks_on(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """What may be right and is looked at all the same: answers that are a program's word for a missing value."""
+    return [
+        (DOUBTFUL, f"turn {i}: the whole caption is {turn['value'].strip()!r}")
+        for i, turn in enumerate(turns)
+        if len(turn["value"]) < 16
+        and turn["from"] in MODEL_ROLES
+        and turn["value"].strip().casefold() in MISSING_VALUES
+    ]
