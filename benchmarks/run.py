@@ -12,7 +12,7 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ from benchmarks.timing import Row, full_logits, in_turns, pass_of, row
 from llava.config import ProcessorSpec, VideoSpec
 from llava.data.features import FeatureCache, extract_features
 from llava.data.records import Record
-from llava.data.video import probe_video, read_frames, select_frames
+from llava.data.video import decoder_problem, probe_video, read_frames, select_frames
 from llava.model.language_model import llava_gpt2
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
@@ -41,26 +41,40 @@ VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 
 
 def decode(clips: Sequence[Path], repeats: int) -> list[Row]:
-    """`read_frames` against raw decord on the same frames."""
-    import decord
-
-    spec = VideoSpec(force_sample=True)
-    trusted = [(c, i) for c in clips if (i := probe_video(str(c))).can_seek]
+    """`read_frames` against raw decord on the same frames, and its decoders against each other."""
+    names = [n for n in ("decord", "torchcodec", "pyav") if decoder_problem(n) is None]
+    infos = {clip: probe_video(clip) for clip in clips}
+    trusted = [clip for clip in clips if infos[clip].can_seek]
     if not trusted:
         return []
+    specs = {name: VideoSpec(force_sample=True, video_decoder=name) for name in names}
 
-    def ours() -> None:
-        for clip, _ in trusted:
-            read_frames(str(clip), spec)
+    def reads(spec: VideoSpec, chosen: Sequence[Path]) -> Callable[[], None]:
+        def read() -> None:
+            for clip in chosen:
+                read_frames(clip, spec)
+
+        return read
 
     def raw() -> None:
-        for clip, info in trusted:
-            reader = decord.VideoReader(str(clip), num_threads=1)
-            reader.get_batch(select_frames(info.times, spec)).asnumpy()
+        import decord
 
-    times = in_turns({"ours": ours, "raw": raw}, repeats)
-    note = f"4 frames of each of {len(trusted)} clips; ratio below 1: checks before decoding cost time"
-    return [row("read_frames against raw decord", "s", times["raw"], times["ours"], note)]
+        for clip in trusted:
+            reader = decord.VideoReader(str(clip), num_threads=1)
+            reader.get_batch(select_frames(infos[clip].times, specs["decord"])).asnumpy()
+
+    rows = []
+    note = f"4 frames of each of {len(trusted)} clips"
+    if "decord" in names:
+        times = in_turns({"raw": raw, **{name: reads(spec, trusted) for name, spec in specs.items()}}, repeats)
+        checks = f"{note}; ratio below 1: checks before decoding cost time"
+        rows.append(row("read_frames against raw decord", "s", times["raw"], times["decord"], checks))
+        rows += [row(f"read_frames by {n} against decord", "s", times["decord"], times[n], note) for n in names[1:]]
+        for clip in trusted:
+            times = in_turns({name: reads(spec, [clip]) for name, spec in specs.items()}, repeats)
+            for name in names[1:]:
+                rows.append(row(f"{clip.name} by {name} against decord", "s", times["decord"], times[name], "4 frames"))
+    return rows
 
 
 def cache(clips: Sequence[Path], repeats: int, layers: int) -> list[Row]:

@@ -23,7 +23,7 @@ from llava.data.features import (
     verify_features,
 )
 from llava.data.records import load_records
-from llava.data.video import frames_to_pixels, read_frames
+from llava.data.video import FRAME_RULE, frames_to_pixels, read_frames
 from llava.data.workers import WorkerFailure
 from llava.errors import Stopped
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
@@ -101,6 +101,14 @@ def test_other_settings_are_another_cache(tmp_path, tower, records, other):
     cache = FeatureCache(tmp_path / "cache", settings(tower))
     extract_features(records, cache, tower, SPEC, PROCESSOR, show_progress=False)
     assert not FeatureCache(tmp_path / "cache", settings(tower, **other)).has(records[0].videos[0], None)
+
+
+def test_frame_rule_and_decoder_are_part_of_the_key(tower):
+    plain, by_pyav = settings(tower), settings(tower, spec=replace(SPEC, video_decoder="pyav"))
+    assert plain["frame_rule"] == FRAME_RULE
+    assert by_pyav["decoders"]["decord"] == "none"
+    assert {**by_pyav, "decoders": plain["decoders"]} == plain, "auto and decord read the same"
+    assert settings(tower, spec=replace(SPEC, video_decoder="auto")) == plain
 
 
 def test_latents_do_not_change_the_features(tower):
