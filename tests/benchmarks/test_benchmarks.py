@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import monitor, run, startup
+from benchmarks import damage, monitor, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -95,3 +95,11 @@ def test_clips_are_asked_for_where_they_are_needed(capsys):
     with pytest.raises(SystemExit):
         run.main(["--only", "decode"])
     assert "--clips" in capsys.readouterr().err
+
+
+def test_damage_counts_what_is_found(tmp_path, capsys):
+    row = damage.measure("clip.mkv", tmp_path, mutants=3)
+    assert row["cut"] == row["cut, opened"] == row["cut, decoded"] == len(damage.SHARES)
+    assert row["bit"] == row["bit, decoded"] == 3, "every cluster of a Matroska file has a checksum"
+    damage.main(["--only", "clip.gif", "--mutants", "0"])
+    assert "| clip.gif, gif | 4 | 4 | 4 | 0 | 0 | 0 |" in capsys.readouterr().out

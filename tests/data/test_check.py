@@ -20,7 +20,7 @@ from llava.data.check import FileReport, check_files, open_all
 from llava.data.prompt import expand_placeholders
 from llava.data.records import Record, load_records
 from llava.data.video import decoder_problem
-from tests.conftest import CAPTIONS, colour_frames, record, write_clip
+from tests.conftest import CAPTIONS, REAL_CLIPS, colour_frames, record, write_clip
 from tests.data.test_video import FASTSTART, cut, damage, write_audio, write_gray
 
 SPEC = VideoSpec(num_frames=4, fast_latents=1, slow_latents=2, force_sample=True)
@@ -182,6 +182,40 @@ def test_main_says_what_it_read(assets: SimpleNamespace, capsys: pytest.CaptureF
     assert output.strip().endswith(" tokens")
     assert check.main([*arguments, "--video_fps", "0.1"]) == 0
     assert "6 clips have fewer than 2 frames to choose from" in capsys.readouterr().out
+
+
+def test_damage_between_the_frames_that_are_read_is_found_in_small_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every frame depends on the first alone, which decord seeks to, so that damage elsewhere is not read."""
+    path = damage(write_gray(tmp_path / "clip.mp4", noise=True, options={"g": "1"}), 0.5)
+    clip = (str(path), (0, 3), False)
+    assert "damaged or cut short" in check.open_file(clip, SPEC).message
+    monkeypatch.setattr(check, "CHEAP_PIXELS", 64 * 48 * 40 - 1)
+    assert check.open_file(clip, SPEC) == FileReport(distinct=4)
+    assert "damaged or cut short" in check.open_file(clip, SPEC, thorough=True).message
+
+
+@pytest.mark.parametrize("name", ["006_trunc_h264.ts", "008_head_vp9.webm", "010_flip1_h264.mov", "015_trunc_mjpeg.avi",
+                                  "024_trunc_x.gif", "028_trunc_h264.mkv"])  # fmt: skip
+def test_each_damaged_file_is_reported(name: str) -> None:
+    path = REAL_CLIPS.parent / "faulty" / "damaged" / name
+    if not path.exists():
+        pytest.skip("the shared data folder is not beside this checkout")
+    for thorough in (False, True):
+        assert check.open_file((str(path), None, False), SPEC, thorough).kind == "unreadable"
+
+
+def test_main_says_what_it_did_not_check(
+    assets: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check.main(flags(assets.clips, assets.video_json)) == 0
+    assert "not checked" not in capsys.readouterr().out
+    monkeypatch.setattr(check, "CHEAP_PIXELS", 0)
+    assert check.main(flags(assets.clips, assets.video_json)) == 0
+    assert "not checked: 6 videos were decoded only as far as" in capsys.readouterr().out
+    assert check.main([*flags(assets.clips, assets.video_json), "--thorough"]) == 0
+    assert "not checked" not in capsys.readouterr().out
 
 
 def test_main_names_a_file_that_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

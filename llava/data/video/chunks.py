@@ -152,7 +152,8 @@ def mpeg_ps(file: BinaryIO, size: int) -> str:
         if kind == 0xB9:
             end = position + 4
         elif kind == 0xBA:
-            end = position + (12 if len(head) < 14 or head[4] >> 6 != 1 else 14 + (head[13] & 7))
+            is_mpeg2 = len(head) > 4 and head[4] >> 6 == 1
+            end = position + (14 + (head[-1] & 7) if is_mpeg2 else 12)
         else:
             end = position + 6 + int.from_bytes(head[4:6], "big")
         if end > size:
