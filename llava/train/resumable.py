@@ -182,6 +182,7 @@ class ResumableTrainer(Trainer):
         if self.saved_step != step:
             if not self.is_in_train:  # The summary of the training is logged again when the run goes on.
                 self.state.log_history = [entry for entry in self.state.log_history if "train_loss" not in entry]
+            self.args.save_only_model = False  # A run goes on from this one.
             self._save_checkpoint(self.model_wrapped, trial=None)
         self.stop.leave(step)
 

@@ -224,6 +224,21 @@ def fill_cache(
     return problems
 
 
+def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
+    """Refuses samples that give no batch at all: such a run would take no step and end as if it had trained.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    size = training_args.train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and num_samples < size:
+        raise ValueError(
+            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
+            f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
+            "out, or lower --per_device_train_batch_size"
+        )
+
+
 def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:
     """Data and model must both have vision, or both be text alone.
 

@@ -65,6 +65,8 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
 
     def __init__(self, config: LlavaGPT2Config) -> None:
         super().__init__(config)
+        if config.mm_vision_tower_storage == "checkpoint":
+            self._keys_to_ignore_on_load_missing = None
         self.build_vision_modules()
         self.post_init()
 
