@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from llava.train.checkpoints import ASIDE, move_into, publish, rotate, write_errors_explained
+from llava.train.checkpoints import ASIDE, move_into, publish, remove, rotate, write_errors_explained
 from llava.train.stop import Stop, ignore_stop_signals
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class ResumableTrainer(Trainer):
         try:
             with write_errors_explained(output, final.name, self.args.save_total_limit):
                 if is_main:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    remove(aside)
                     aside.mkdir(parents=True)
                 self.accelerator.wait_for_everyone()
                 self._aside = str(aside)
