@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from llava import foreign
 from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
 from llava.constants import PLACEHOLDERS
 from llava.data.check import check_files
@@ -45,7 +46,7 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
     """
     name = model_args.model_name_or_path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = foreign.load_tokenizer(name)
     except OSError as error:
         raise FileNotFoundError(
             f"--model_name_or_path {name}: neither a folder with a model and tokenizer nor a hub name that can be "
