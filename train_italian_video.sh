@@ -20,6 +20,7 @@
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash train_italian_video.sh     without SLURM, on each node
 #
 # SIGUSR1, SIGTERM and Ctrl-C end training at its next step with a checkpoint and status 85; the same command goes on.
+# A second Ctrl-C ends everything at once, with status 130.
 # Under SLURM the signal comes 2 minutes before the time limit, and the job puts itself back into the queue.
 #
 # Every setting below is a variable that the environment can override; arguments of this script go to the trainer.
@@ -82,7 +83,11 @@ else:
     precision = "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 print(gpus, precision)
 PYTHON
-)
+) || {
+    [[ -z "$STOP_SIGNAL" ]] || _leave
+    echo "ERROR: the environment's python or its torch does not run; the reason stands above." >&2
+    exit 1
+}
 NUM_GPUS="${NUM_GPUS:-$(( GPUS > 0 ? GPUS : 1 ))}"
 PRECISION="${PRECISION:-$FAST_PRECISION}"
 CPUS="${SLURM_CPUS_PER_TASK:-$(nproc)}"
@@ -263,5 +268,5 @@ if [[ "$EXP_ID" == 2 ]]; then
         --feature_cache "$FEATURE_CACHE" --on_bad_sample "$ON_BAD_SAMPLE" --output "$OUTPUT_DIR/captions.json" \
         "${SCORE_FLAGS[@]}"
 fi
-python -m llava.eval.report "$OUTPUT_DIR" >/dev/null
+run_or_stop python -m llava.eval.report "$OUTPUT_DIR" >/dev/null
 echo "Model, logs and scores: $OUTPUT_DIR; open $OUTPUT_DIR/report.html in a browser"

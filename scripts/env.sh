@@ -214,7 +214,10 @@ _llava_env() {
     fi
     venv="$(cd "$venv" && pwd -P)" || return 1
     _llava_prepare_venv "$repo" "$venv" "$extras" || return 1
-    export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+    # One that is active already keeps its PATH: what its user put in front of it stays in front.
+    if [[ "$active" != "$venv" || "$(command -v python)" != "$venv/bin/python" ]]; then
+        export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+    fi
     unset PYTHONHOME
 }
 

@@ -31,6 +31,7 @@ from llava.config import ProcessorSpec
 from llava.constants import PLACEHOLDERS
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
+from llava.foreign import check_sizes
 
 EOS, PAD = "<|endoftext|>", "<pad>"
 PATCH_SIZE = 14
@@ -111,9 +112,11 @@ def gpt2_settings(
 
 
 def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GPT2LMHeadModel:
+    settings = gpt2_settings(args.n_layer, args.n_embd, args.n_head, args.n_positions, args.dropout)
+    check_sizes(settings | {"vocab_size": len(tokenizer)}, str(args.output_dir))
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        **gpt2_settings(args.n_layer, args.n_embd, args.n_head, args.n_positions, args.dropout),
+        **settings,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -124,13 +127,15 @@ def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> G
 
 
 def make_dinov2(args: argparse.Namespace) -> Dinov2Model:
-    config = Dinov2Config(
-        hidden_size=args.vision_hidden_size,
-        num_hidden_layers=args.vision_layers,
-        num_attention_heads=args.vision_heads,
-        image_size=args.image_size,
-        patch_size=PATCH_SIZE,
-    )
+    settings = {
+        "hidden_size": args.vision_hidden_size,
+        "num_hidden_layers": args.vision_layers,
+        "num_attention_heads": args.vision_heads,
+        "image_size": args.image_size,
+        "patch_size": PATCH_SIZE,
+    }
+    check_sizes(settings, str(args.make_vision_tower))
+    config = Dinov2Config(**settings)
     with seeded(args.vision_seed):
         return Dinov2Model(config)
 

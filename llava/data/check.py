@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import GPT2Config, PreTrainedTokenizerBase
 from transformers.hf_argparser import string_to_bool
 
 from llava.config import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
@@ -48,6 +48,7 @@ from llava.data.video import (
 )
 from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.errors import run_command
+from llava.foreign import config_values, load_tokenizer
 
 CHEAP_PIXELS = 30_000_000
 """Videos of up to so many pixels in all frames are always decoded from start to end, which takes 0.2 to 0.5 s: 10 s of
@@ -267,10 +268,11 @@ def _summary(num_records: int, reports: dict[Clip, FileReport], spec: VideoSpec)
 
 
 def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
-    positions = AutoConfig.from_pretrained(name_or_path).max_position_embeddings
+    values = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
+    positions = values.get("max_position_embeddings") or values.get("n_positions", GPT2Config().n_positions)
     if max_length is not None and max_length > positions:
         raise ValueError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
-    return AutoTokenizer.from_pretrained(name_or_path), max_length or positions
+    return load_tokenizer(name_or_path), max_length or positions
 
 
 if __name__ == "__main__":

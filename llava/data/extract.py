@@ -8,8 +8,8 @@
     python -m llava.data.extract ... --repair_features           checks all checksums, computes damaged ones again
 
 Training with the same flags then finds every feature in the cache. Killed anywhere, the same command goes on with what
-is missing; on SIGTERM and SIGUSR1 it writes what is finished and ends with status 85. A clip that cannot be read, or
-takes too long, is reported at the end; the others are extracted.
+is missing; on SIGTERM, SIGUSR1 and Ctrl-C it writes what is finished and ends with status 85. A clip that cannot be
+read, or takes too long, is reported at the end; the others are extracted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 import torch
 from transformers.hf_argparser import string_to_bool
@@ -100,10 +101,18 @@ def read_all(args: argparse.Namespace) -> tuple[list[Record], list[Problem]]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and SIGUSR1 end nothing: they turn the answer of the function that is given to True."""
+    """Inside, SIGTERM, SIGUSR1 and Ctrl-C end nothing: they turn the answer of the function that is given to True. A
+    second Ctrl-C ends at once.
+    """
     received: list[int] = []
-    names = [n for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n)]
-    before = {n: signal.signal(getattr(signal, n), lambda number, _: received.append(number)) for n in names}
+    names = [n for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)]
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
+    before = {n: signal.signal(getattr(signal, n), note) for n in names}
     try:
         yield lambda: bool(received)
     finally:
@@ -115,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Extracts, or verifies; exit status 1 when a clip could not be read or differs from the cache.
 
     Raises:
-        Stopped: on SIGTERM and SIGUSR1, after what was finished is written.
+        Stopped: on SIGTERM, SIGUSR1 and Ctrl-C, after what was finished is written.
     """
     args = parse_arguments(argv)
     # torchrun says which of its processes this is.

@@ -98,7 +98,13 @@ def process_context() -> Any:
 def _start(context: Any, work: Callable[[Any], Any]) -> _Worker:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    process.start()
+    # It starts with the mask, so that a signal to the whole group of processes, such as Ctrl-C, is for this one alone,
+    # which ends its workers itself.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     try:
         ours.recv()  # It has started: imports do not count as time of a task.
@@ -110,7 +116,6 @@ def _start(context: Any, work: Callable[[Any], Any]) -> _Worker:
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a worker: tasks in, results or exceptions out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # An interrupt ends the parent, which ends its workers.
     pipe.send(None)
     while True:
         try:

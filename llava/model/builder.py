@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AddedToken, AutoTokenizer, GPT2Config, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.constants import VISUAL_TOKENS
 from llava.data.prompt import visual_token_ids
+from llava.foreign import config_values, load_tokenizer
 from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
@@ -152,7 +153,7 @@ def load_language_model(
     Raises:
         ValueError: when the folder holds another kind of model, or incomplete weights.
     """
-    config = GPT2Config.get_config_dict(name_or_path)[0]
+    config = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
     kind = config.get("model_type")
     if kind not in ("gpt2", "llava_gpt2"):
         raise ValueError(f"--model_name_or_path {name_or_path}: model type {kind!r}, expected gpt2 or llava_gpt2")
@@ -185,7 +186,8 @@ def load_pretrained_model(
     path = Path(model_path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json; --model-path is the folder of a finished run or a checkpoint")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    config_values(str(path), str(path))
+    tokenizer = load_tokenizer(str(path))
     model = LlavaGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
     check_embeddings(len(tokenizer), model)
     if vision_tower is not None and model.config.mm_vision_tower_storage == "checkpoint":

@@ -53,6 +53,14 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
+def remove(path: Path) -> None:
+    """Removes a folder, a file, or a link without what it leads to: checkpoints may have been moved to another disk."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
 def checkpoint_problems(folder: Path, contents: bool = True) -> list[str]:
     """What is wrong with a checkpoint, file by file; nothing when it is as it was written.
 
@@ -62,7 +70,7 @@ def checkpoint_problems(folder: Path, contents: bool = True) -> list[str]:
     try:
         files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
         expected = [(folder / name, entry["size"], entry["sha256"]) for name, entry in files.items()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return [f"no {MANIFEST_FILE}: it was not written to its end, or not by this trainer"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{MANIFEST_FILE} is damaged"]
@@ -125,16 +133,16 @@ def publish(written: Path, final: Path) -> None:
     write_manifest(written)
     _sync(written / MANIFEST_FILE)
     _sync(written)
-    if final.exists():
+    if os.path.lexists(final):  # Also a link that leads nowhere.
         problems = checkpoint_problems(final, contents=False)
         keep = final.with_name(f"{INVALID if problems else ASIDE + 'replaced-'}{final.name}")
         if problems:
             logger.warning("%s is not whole (%s) and is kept as %s", final, problems[0], keep.name)
-        shutil.rmtree(keep, ignore_errors=True)
+        remove(keep)
         final.rename(keep)
         written.rename(final)
         if not problems:
-            shutil.rmtree(keep)
+            remove(keep)
     else:
         written.rename(final)
     _sync(final.parent)
@@ -160,14 +168,14 @@ def rotate(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
         # Renamed first, so that a kill in between leaves no half of a checkpoint under its name.
         aside = path.with_name(f"{ASIDE}removed-{path.name}")
         path.rename(aside)
-        shutil.rmtree(aside)
+        remove(aside)
 
 
 def clear_leftovers(output_dir: str | Path) -> None:
     """Removes what a killed run left half-written, and says so."""
     for path in sorted(Path(output_dir).glob(f"{ASIDE}*")):
         logger.warning("%s: removed, a checkpoint that was not written (or removed) to its end", path)
-        shutil.rmtree(path)
+        remove(path)
 
 
 def _sync(path: Path) -> None:
@@ -208,6 +216,9 @@ def write_errors_explained(output_dir: str | Path, what: str = "", limit: int | 
         if number in FULL or not number:
             fewer = f"lower --save_total_limit (now {limit or 'unlimited'})"
             lever = f"free space on its disk ({_free(folder)} free), {fewer}, or move the folder to another disk"
+        if number == errno.ENOSPC and _no_inodes(folder):
+            reason = f"the file system has no inodes left, whatever its free space ({_free(folder)})"
+            lever = "remove files on it, many small ones most of all, or choose another --output_dir"
         kept = f"{whole[-1]} is whole and the run goes on from it" if whole else "there is no checkpoint yet"
         raise WriteError(
             number or errno.EIO, f"{place} could not be written: {reason}. {kept}. {lever}; then give the same command"
@@ -237,6 +248,15 @@ def _free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 1 << 62
+
+
+def _no_inodes(folder: Path) -> bool:
+    """Whether a file system has no room for another file; one that counts none says 0 of 0."""
+    try:
+        counts = os.statvfs(folder)
+    except OSError:
+        return False
+    return counts.f_files > 0 and counts.f_ffree == 0
 
 
 def _free(folder: Path) -> str:

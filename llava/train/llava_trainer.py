@@ -380,7 +380,8 @@ class LlavaTrainer(ResumableTrainer):
             if hasattr(self.model, "all_tied_weights_keys")
             else {"lm_head.weight"}
         )
-        missing = [k for k in load_result.missing_keys if not k.startswith("vision_tower.") and k not in tied]
+        apart = "vision_tower." if self.model.config.mm_vision_tower_storage == "reference" else ()
+        missing = [k for k in load_result.missing_keys if not k.startswith(apart) and k not in tied]
         if missing or load_result.unexpected_keys:
             raise ValueError(
                 f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected "

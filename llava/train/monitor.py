@@ -99,7 +99,6 @@ class RunMonitor(TrainerCallback):
         if sharded and is_main:
             logger.info("gradients and updates of each group are not measured: they are spread over the processes")
         self.vocabulary = model.config.vocab_size
-        self.device = next(model.parameters()).device
         self.visual_ids = torch.tensor(sorted((model.config.visual_token_ids or {}).values()))
         self.path, self.reduce, self.write_text, self.is_main = Path(output_dir), reduce, write_text, is_main
         self.sums: torch.Tensor | None = None
@@ -124,6 +123,8 @@ class RunMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rules = AlarmRules(self.vocabulary, args.get_warmup_steps(state.max_steps))
+        # The run's own: DeepSpeed and FSDP move the model after the monitor was made.
+        self.device = args.device
         self.every = max(1, int(state.logging_steps or 1))
         self.last_step = state.max_steps
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from llava.train.checkpoints import ASIDE, move_into, publish, rotate, write_errors_explained
+from llava.train.checkpoints import ASIDE, move_into, publish, remove, rotate, write_errors_explained
 from llava.train.stop import Stop, ignore_stop_signals
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ class ResumableTrainer(Trainer):
         if self.saved_step != step:
             if not self.is_in_train:  # The summary of the training is logged again when the run goes on.
                 self.state.log_history = [entry for entry in self.state.log_history if "train_loss" not in entry]
+            self.args.save_only_model = False  # A run goes on from this one.
             self._save_checkpoint(self.model_wrapped, trial=None)
         self.stop.leave(step)
 
@@ -200,7 +201,7 @@ class ResumableTrainer(Trainer):
         try:
             with write_errors_explained(output, final.name, self.args.save_total_limit):
                 if is_main:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    remove(aside)
                     aside.mkdir(parents=True)
                 self.accelerator.wait_for_everyone()
                 self._aside = str(aside)

@@ -72,8 +72,6 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     asked, folder = str(training_args.resume_from_checkpoint or "").lower(), Path(training_args.output_dir)
     clear_leftovers(folder)
     last = newest_valid(folder)
-    if last is not None:
-        refuse_pickles(last)
     damaged = [path.name for _, path in list_checkpoints(folder)]
     if last is None and (folder / RUN_RECORD).is_file():
         raise FileExistsError(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
@@ -93,9 +91,17 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     if asked in ("auto", "true"):
         if last is None and damaged:
             logger.warning("%s: no checkpoint is whole, so the run starts anew", folder)
+        if last is not None:
+            _check_resumable(last)
         return str(last) if last else None
     named = Path(str(training_args.resume_from_checkpoint))
-    _check_named(named)
+    _check_resumable(named)
+    problems = checkpoint_problems(named)
+    if problems:
+        raise ValueError(
+            f"--resume_from_checkpoint {named} is damaged: {'; '.join(problems[:3])}; take an earlier one, or "
+            "--resume_from_checkpoint auto for the newest that is whole"
+        )
     step = json.loads((named / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     later = [p.name for n, p in list_checkpoints(folder) if n > step and not checkpoint_problems(p, contents=False)]
     if later:
@@ -106,21 +112,25 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     return str(named)
 
 
-def _check_named(checkpoint: Path) -> None:
+def _check_resumable(checkpoint: Path) -> None:
+    """Whether a checkpoint holds all that a run goes on from, however it was chosen.
+
+    transformers takes a fresh optimiser and schedule, without a word, where their states are not there.
+    """
     refuse_pickles(checkpoint)
-    needed = ("trainer_state.json", "scheduler.pt", PROGRESS_FILE, RUN_RECORD)
+    needed = ["trainer_state.json", PROGRESS_FILE, RUN_RECORD]
     lacking = [name for name in needed if not (checkpoint / name).is_file()]
+    if not any(checkpoint.glob("global_step*/*")):  # DeepSpeed keeps them there.
+        if not (checkpoint / "scheduler.pt").is_file():
+            lacking.append("scheduler.pt")
+        # FSDP's are optimizer.bin, or a folder optimizer_0.
+        if not any(checkpoint.glob("optimizer*")):
+            lacking.append("optimizer.pt")
     if lacking:
         raise FileNotFoundError(
-            f"--resume_from_checkpoint {checkpoint}: not a checkpoint folder that a run can go on from: it lacks "
+            f"--resume_from_checkpoint: {checkpoint} is not a checkpoint folder that a run can go on from: it lacks "
             f"{', '.join(lacking)} (a checkpoint saved with --save_only_model has no optimiser state; give it as "
-            "--model_name_or_path to start a new run from its weights)"
-        )
-    problems = checkpoint_problems(checkpoint)
-    if problems:
-        raise ValueError(
-            f"--resume_from_checkpoint {checkpoint} is damaged: {'; '.join(problems[:3])}; take an earlier one, or "
-            "--resume_from_checkpoint auto for the newest that is whole"
+            "--model_name_or_path to start a new run from its weights, in another --output_dir)"
         )
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
 
 import llava
 from llava.config import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.data.feature_store import TOLERANCES
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
+from llava.errors import is_message
 from llava.model.builder import select_parts
 from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
 from llava.train import sharding
 from llava.train.experiments import parse_faults
+from llava.train.flag_ranges import out_of_range
 
+LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, OSError, NotImplementedError)
+"""What transformers raises for flags that it cannot take."""
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
 # Flags that may differ between a run and its resumption: they change where and how it runs, not what it computes.
@@ -40,17 +48,105 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
 
     Raises:
         ValueError: with all wrong flags at once, each with its remedy.
-        SystemExit: from the parser, for an unknown flag.
+        SystemExit: from the parser, for `--help`.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(list(argv) if argv is not None else None)
-    problems = flag_problems(model_args, data_args, training_args)
+    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    values, unknown = parser.parse_known_args(list(argv) if argv is not None else None)
+    problems = unknown_flags(unknown, parser)
+    outside = out_of_range(vars(values))
+    problems += outside.values()
+    for name in outside:
+        # The rest is looked at as if this one were right, so that all is said at once.
+        setattr(values, name, parser.get_default(name))
+    for name in TrainingArguments._VALID_DICT_FIELDS:
+        problem = settings_problem(getattr(values, name))
+        if problem:
+            problems.append(f"--{name} {getattr(values, name)}: {problem}")
+            setattr(values, name, parser.get_default(name))
+    if values.fp16 and values.bf16:
+        problems.append("--fp16 True --bf16 True: one of them, or neither")
+        values.fp16 = False
+    try:
+        model_args, data_args, training_args = (_made(kind, values) for kind in parser.dataclass_types)
+        problems += flag_problems(model_args, data_args, training_args)
+    except LIBRARY_ERRORS as error:
+        if is_message(error):
+            raise
+        problems.append(_said(error))
     if problems:
         raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
     if model_args.vision_tower is not None:
         # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
         model_args.vision_precision = resolve_precision(model_args.vision_precision, training_args.device)
     return model_args, data_args, training_args
+
+
+class Parser(HfArgumentParser):
+    """transformers' parser, whose errors are messages and not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"wrong flags:\n  - {message.removeprefix('argument ')}")
+
+
+def _made(kind: Any, values: argparse.Namespace) -> Any:
+    return kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init})
+
+
+def _said(error: Exception) -> str:
+    """What a library says of a flag, on one line."""
+    return " ".join(f"{error}".split()) or type(error).__name__
+
+
+def unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """What is said of the words of a command line that belong to no flag."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    problems = []
+    for word in (w.partition("=")[0] for w in words if w.startswith("--")):
+        close = difflib.get_close_matches(word, known, 2)
+        remedy = f"did you mean {' or '.join(close)}?" if close else "--help lists all"
+        problems.append(f"{word}: there is no such flag; {remedy}")
+    if words and not problems:
+        problems.append(f"{' '.join(words)}: belongs to no flag; a value with spaces needs quotes")
+    return problems
+
+
+def settings_problem(value: Any) -> str | None:
+    """What is wrong with the value of a flag that takes a JSON file or, in braces, JSON itself."""
+    if not isinstance(value, str):
+        return None
+    if not value.startswith("{"):
+        return None if Path(value).is_file() else "no such file; it is a JSON file, or JSON in braces"
+    try:
+        json.loads(value)
+    except ValueError as error:
+        return f"not JSON ({error})"
+    return None
+
+
+def library_problems(args: TrainingArguments) -> list[str]:
+    """What transformers would say of optimiser, schedule and loggers once the model is built, or after an hour."""
+    problems = []
+    there = {*get_available_reporting_integrations(), "none"}
+    for name in args.report_to:
+        if name not in there:
+            problems.append(
+                f"--report_to {name}: not installed here, or unknown (pip install {name}); "
+                f"use {', '.join(sorted(there))}"
+            )
+
+    def schedule() -> None:
+        dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        get_scheduler(args.lr_scheduler_type, dummy, args.get_warmup_steps(100), 100, args.lr_scheduler_kwargs)
+
+    for flag, value, check in (
+        ("optim", args.optim, lambda: transformers.Trainer.get_optimizer_cls_and_kwargs(args)),
+        ("lr_scheduler_type", args.lr_scheduler_type, schedule),
+    ):
+        try:
+            check()
+        except (*LIBRARY_ERRORS, RuntimeError) as error:
+            problems.append(f"--{flag} {getattr(value, 'value', value)}: {_said(error)}")
+    return problems
 
 
 def flag_problems(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> list[str]:
@@ -84,15 +180,17 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
     if training_args.remove_unused_columns:
         problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
+    if training_args.n_gpu > 1:
+        problems.append(
+            f"one process sees {training_args.n_gpu} GPUs and would split every batch over them "
+            "(torch.nn.DataParallel), which cuts packed samples and their videos in the wrong places: start a process "
+            f"for each (torchrun --nproc_per_node {training_args.n_gpu} llava/train/train.py ..., or the launch "
+            "script), or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
     if training_args.fp16 and training_args.device.type == "cpu":
         problems.append("--fp16 True has no effect on CPU: use --bf16 True, or neither")
-    if not 0 <= training_args.label_smoothing_factor < 1:
-        problems.append(f"--label_smoothing_factor {training_args.label_smoothing_factor}: from 0 to below 1")
     if training_args.preflight not in ("quick", "full", "off"):
         problems.append(f"--preflight {training_args.preflight}: use quick, full or off")
-    for name, least in (("show_samples", 0), ("controls_samples", 2)):
-        if getattr(training_args, name) < least:
-            problems.append(f"--{name} {getattr(training_args, name)}: {least} or more")
     if training_args.experiment_faults and not training_args.experiment_faults_confirmed:
         problems.append(
             f"--experiment_faults {training_args.experiment_faults} breaks the training on purpose; the experiment of "
@@ -101,6 +199,7 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
     if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
         problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
     problems += sharding.flag_problems(training_args)
+    problems += library_problems(training_args)
     parts: list[str] = []
     for check in (
         lambda: video_spec(model_args, data_args),

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from llava import foreign
 from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
@@ -45,7 +46,7 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
     """
     name = model_args.model_name_or_path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = foreign.load_tokenizer(name)
     except OSError as error:
         raise FileNotFoundError(
             f"--model_name_or_path {name}: neither a folder with a model and tokenizer nor a hub name that can be "
@@ -211,6 +212,21 @@ def fill_cache(
     if stopped:
         raise Stopped(stopped)
     return problems
+
+
+def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
+    """Refuses samples that give no batch at all: such a run would take no step and end as if it had trained.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    size = training_args.train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and num_samples < size:
+        raise ValueError(
+            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
+            f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
+            "out, or lower --per_device_train_batch_size"
+        )
 
 
 def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:

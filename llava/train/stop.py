@@ -1,14 +1,16 @@
-"""Stopping when told to: SIGTERM, SIGUSR1, or a file STOP in the output folder end a run at its next step boundary.
+"""Stopping when told to: SIGTERM, SIGUSR1, Ctrl-C (SIGINT), or a file STOP in the output folder end a run at its next
+step boundary.
 
 A handler only notes the signal. The run looks at the note between steps, between batches of an evaluation and between
 its stages; all processes agree before one acts, write a checkpoint together, and leave with `STOPPED_STATUS`.
 
-torchrun ends its workers without notice on SIGUSR1, so the file is the way to stop a run that it started; SIGTERM it
-passes on, and waits 30 s before it kills.
+torchrun ends its workers without notice on SIGUSR1, so the file is the way to stop a run that it started; SIGTERM and
+SIGINT it passes on, and waits 30 s before it kills. A second Ctrl-C ends at once: torchrun then passes on SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 STOP_FILE = "STOP"
 STOPPED_FILE = "stopped.json"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LOOK_SECONDS = 0.5
 """At most so often is the stop file looked for: a network file system is slow to answer."""
 
@@ -100,6 +102,13 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or f"signal {signal.Signals(number).name}"
+        if number == signal.SIGINT:
+            # The system ends the process at the next one, also in the middle of a computation that does not return.
+            for again in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(again, signal.SIG_DFL)
+            # Written past the logger and the buffers, which the signal may have interrupted.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping at the next step, with a checkpoint; Ctrl-C once more ends at once\n")
 
     def requested(self) -> bool:
         """Whether this process was told to stop; asks no other and waits for nothing."""

@@ -107,6 +107,7 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
         stop.check()
     run.trainer.train(resume_from_checkpoint=checkpoint)
+    check_finished(run.trainer)
     run.trainer.save_state()
     run.trainer.save_model()
     if run.trainer.eval_dataset is not None:
@@ -120,6 +121,20 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
         run.trainer.save_state()  # The final evaluation is part of the log.
         logger.info("report: %s", write_report([training_args.output_dir]))
     logger.info("done: %s", training_args.output_dir)
+
+
+def check_finished(trainer: LlavaTrainer) -> None:
+    """A run that ended before its last step has not trained as its flags say, and must not look as if it had.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    taken, planned = trainer.state.global_step, trainer.state.max_steps
+    if taken < planned:
+        raise ValueError(
+            f"training ended after {taken} of {planned} steps, and the model was not saved: the batches ran out, or a "
+            "callback stopped it; look at the number of records, --dataloader_drop_last and the batch size"
+        )
 
 
 def prepare(
@@ -161,6 +176,7 @@ def prepare(
             cache, without(eval_records, eval_problems), model, training_args, timeout, should_stop
         )
     dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
+    stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     eval_dataset = None
     if data_args.eval_data_path:

@@ -118,7 +118,7 @@ def test_another_tower_has_another_cache(tmp_path, flags):
     assert len(list((tmp_path / "feature_cache").glob("*/settings.json"))) == 2
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_stops_with_what_is_finished_and_the_same_command_goes_on(flags, tmp_path, monkeypatch, name):
     before = signal.getsignal(getattr(signal, name))
     run = features.run_tasks

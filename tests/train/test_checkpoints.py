@@ -99,6 +99,50 @@ def test_leftovers_are_removed_aloud(tmp_path, caplog):
     assert ".tmp-checkpoint-4: removed" in caplog.text and names(tmp_path) == set()
 
 
+def moved(folder: Path, elsewhere: Path) -> Path:
+    """A checkpoint that was moved to another disk and linked from its place."""
+    elsewhere.mkdir(exist_ok=True)
+    folder.rename(elsewhere / folder.name)
+    folder.symlink_to(elsewhere / folder.name)
+    return elsewhere / folder.name
+
+
+def test_links_are_followed_for_reading_and_removed_as_links(tmp_path):
+    """`rmtree` refuses a link, so a run with one could neither rotate nor go on."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    targets = [moved(make(run, step), disk) for step in (1, 2)]
+    (run / ".tmp-checkpoint-3").symlink_to(disk)
+    (run / ".tmp-removed-checkpoint-0").symlink_to(tmp_path / "nowhere")
+    (run / ".tmp-file").touch()
+    clear_leftovers(run)
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert newest_valid(run) == run / "checkpoint-2"
+    rotate(run, 1, set())
+    assert [p.name for p in run.iterdir()] == ["checkpoint-2"] and all(target.is_dir() for target in targets)
+
+
+@pytest.mark.parametrize("leads", ["to a whole one", "nowhere"])
+def test_a_link_makes_way_for_a_new_checkpoint(tmp_path, leads):
+    run = tmp_path / "run"
+    target = moved(make(run, 1), tmp_path / "disk")
+    written = make(tmp_path / "aside", 1)
+    if leads == "nowhere":
+        target.rename(tmp_path / "gone")
+    publish(written, run / "checkpoint-1")
+    assert not (run / "checkpoint-1").is_symlink() and newest_valid(run) == run / "checkpoint-1"
+    assert target.is_dir() == (leads != "nowhere")
+
+
+def test_a_run_goes_on_from_checkpoints_that_were_moved(assets, tmp_path):
+    run = tmp_path / "run"
+    whole = train(assets, tmp_path / "whole", 1, **SAVE)
+    train(assets, run, 1, **SAVE | {"save_total_limit": 1})
+    kept = moved(next(run.glob("checkpoint-*")), tmp_path / "disk")
+    (run / ".tmp-checkpoint-9").symlink_to(tmp_path / "disk")
+    assert train(assets, run, 1, **SAVE | {"save_total_limit": 1}) == whole
+    assert kept.is_dir()
+
+
 def test_tensors_are_read_back(tmp_path):
     written = tmp_path / ".tmp-checkpoint-1" / "checkpoint-1"
     written.mkdir(parents=True)
@@ -228,6 +272,14 @@ def test_a_disk_that_is_really_full(assets, mount, megabytes):
         train(assets, folder, 1, **SAVE | {"save_steps": 1, "max_steps": 20})
     assert "is whole and the run goes on from it" in str(error.value)
     assert newest_valid(folder) is not None and not list(folder.glob(".tmp-*"))
+
+
+def test_a_file_system_without_inodes_is_named(mount):
+    folder = mount("-t", "tmpfs", "-o", "size=4m,nr_inodes=20", "tmpfs")
+    words = r"no inodes left, whatever its free space \([34] MB\).*many small ones"
+    with pytest.raises(WriteError, match=words), write_errors_explained(folder, "checkpoint-1"):
+        for number in range(40):
+            (folder / f"{number}").touch()
 
 
 def no_space(*args, **kwargs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from llava.data.features import FeatureCache
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.train.guard import FiniteGuard
 from llava.train.llava_trainer import LlavaTrainer, short_logs
-from llava.train.monitor import batch_sums
+from llava.train.monitor import RunMonitor, batch_sums
 from tests.train.runs import train
 
 
@@ -36,6 +37,15 @@ def test_sums_of_a_batch_by_modality():
     assert sums == [6.0, 2.0, 24.0, 2.0, 1.0, 1.0, 2.0, 1.0, 0.0, 8.0, 1.0]
     losses[1, 0] = math.inf
     assert batch_sums(losses, batch, torch.tensor([9]))[0] == 6.0, "an overflow elsewhere stays there"
+
+
+def test_sums_are_restored_on_the_device_of_the_run(assets, tmp_path, build):
+    """Under DeepSpeed and FSDP the model is still on the CPU when the monitor is made."""
+    monitor = RunMonitor(build(vision=False), tmp_path, lambda sums: sums, lambda tag, text, step: None, is_main=True)
+    args = SimpleNamespace(device=torch.device("meta"), get_warmup_steps=lambda steps: 0)
+    monitor.on_train_begin(args, SimpleNamespace(max_steps=4, logging_steps=1), None)
+    monitor.restore(monitor.state(), [1.0, 2.0])
+    assert monitor.sums is not None and monitor.sums.device.type == "meta"
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

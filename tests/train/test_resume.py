@@ -139,6 +139,27 @@ def test_a_finished_run_is_not_trained_any_further(assets, tmp_path, monkeypatch
     assert same(before, load_file(tmp_path / "model.safetensors"))
 
 
+@pytest.mark.parametrize("asked", ["auto", "True", "checkpoint-2"])
+def test_a_checkpoint_without_optimiser_is_refused_however_it_was_chosen(assets, tmp_path, asked):
+    """With auto, the run went on with a fresh optimiser and schedule, without a word."""
+    run = tmp_path / "run"
+    train(assets, tmp_path / "whole", 1, **CUT | {"save_only_model": True})
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", run / "checkpoint-2")
+    asked = str(run / asked) if asked.startswith("checkpoint") else asked
+    with pytest.raises(FileNotFoundError, match=r"lacks scheduler.pt, optimizer.pt \(.*saved with --save_only_model"):
+        train(assets, run, 1, **CUT | {"save_only_model": True, "resume_from_checkpoint": asked})
+
+
+def test_a_stopped_run_goes_on_although_it_saves_the_model_alone(assets, tmp_path, monkeypatch):
+    options = CUT | {"save_only_model": True}
+    whole = train(assets, tmp_path / "whole", 1, **options)
+    with monkeypatch.context() as patch:
+        StopAt(patch, 4)
+        with pytest.raises(Stopped):
+            train(assets, tmp_path / "run", 1, **options)
+    assert train(assets, tmp_path / "run", 1, **options) == whole
+
+
 def test_evaluating_does_not_change_the_training(lively, tmp_path):
     quiet = train(lively, tmp_path / "quiet", **CUT)
     loud = train(lively, tmp_path / "loud", **CUT | {"eval_data_path": lively.video_json, "eval_strategy": "steps",

@@ -22,7 +22,7 @@ from llava.train import checkpoints
 from llava.train import train as train_module
 from llava.train.checkpoints import newest_valid
 from llava.train.llava_trainer import LlavaTrainer
-from llava.train.stop import STOP_FILE, STOPPED_FILE, Stop
+from llava.train.stop import SIGNALS, STOP_FILE, STOPPED_FILE, Stop
 from scripts.chaos import history
 from tests.train.runs import flags, train
 from tests.train.test_resume import assert_same_run
@@ -59,7 +59,14 @@ PHASES: dict[str, tuple[object, str, Callable[[Any], bool]]] = {
 
 @pytest.mark.parametrize(
     ("means", "phase"),
-    [*(("SIGTERM", phase) for phase in PHASES), ("SIGUSR1", "train"), ("file", "train"), ("file", "evaluate")],
+    [
+        *(("SIGTERM", phase) for phase in PHASES),
+        ("SIGUSR1", "train"),
+        ("file", "train"),
+        ("file", "evaluate"),
+        ("SIGINT", "train"),
+        ("SIGINT", "controls"),
+    ],  # fmt: skip
 )
 def test_told_to_stop_in_every_phase(assets, tmp_path, monkeypatch, means, phase):
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -75,12 +82,12 @@ def test_told_to_stop_in_every_phase(assets, tmp_path, monkeypatch, means, phase
             os.kill(os.getpid(), getattr(signal, means))
 
     owner, name, when = PHASES[phase]
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, call_then(getattr(owner, name), when, act))
         with pytest.raises(Stopped, match=f"stopped .*{means if means != 'file' else STOP_FILE}.*same command goes on"):
             train(assets, run, **options)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
     note = json.loads((run / STOPPED_FILE).read_text())
     steps = {"train": 4, "evaluate": 3, "controls": 3, "save": 3, "the last evaluation": 6, "preflight": None}
     assert note["step"] == steps[phase]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from llava.config import TrainingArguments
 from llava.data.features import open_cache
 from llava.data.records import DatasetError, Record
 from llava.data.video import VideoError
 from llava.eval.captioning import Captioner
+from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.train.checkpoints import write_manifest
+from llava.train.llava_trainer import LlavaTrainer
 from llava.train.stages import freeze_unused
 from llava.train.train import main
 from tests.conftest import CAPTIONS, record
@@ -71,6 +76,24 @@ def test_gradient_accumulation_equals_the_big_batch(assets, tmp_path):
     assert small == pytest.approx(big, abs=2e-5)
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("big", "small"))
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+
+
+def test_a_checkpoint_that_lacks_weights_of_its_tower_is_refused(assets, tmp_path):
+    """They were drawn at random: a tower that the checkpoint holds is found nowhere else."""
+    options = {
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter", "mm_vision_tower_storage": "checkpoint",
+        "save_strategy": "steps", "save_steps": 3, "resume_from_checkpoint": "auto", "preflight": "off", "max_steps": 3,
+    }  # fmt: skip
+    train(assets, tmp_path / "run", **options)
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    weights = load_file(checkpoint / "model.safetensors")
+    lost = next(k for k in weights if k.startswith("vision_tower.") and "layer.0" in k)
+    save_file({k: v for k, v in weights.items() if k != lost}, checkpoint / "model.safetensors", {"format": "pt"})
+    write_manifest(checkpoint)
+    with pytest.raises(ValueError, match=rf"missing \['{re.escape(lost)}'\]"):
+        train(assets, tmp_path / "run", **options)
+    with pytest.raises(ValueError, match=rf"missing keys: \['{re.escape(lost)}'\]"):
+        LlavaGPT2ForCausalLM.from_pretrained(checkpoint)
 
 
 @pytest.mark.parametrize("experiment", [1, 2])
@@ -170,7 +193,7 @@ def test_all_wrong_flags_are_reported_together(assets, tmp_path):
         (2, {"mm_tunable_parts": "mm_vision_tower"}, "--mm_vision_tower_storage checkpoint"),
         (1, {"mm_tunable_parts": "mm_mlp_adapter"}, "there is no --vision_tower"),
         (1, {"use_plain_lm": False}, "there is no chat mode"),
-        (1, {"label_smoothing_factor": 1.1}, "label_smoothing_factor 1.1: from 0 to below 1"),
+        (1, {"label_smoothing_factor": 1.1}, "label_smoothing_factor 1.1: a number from 0 to below 1"),
         (1, {"eval_strategy": "steps", "eval_steps": 2}, "needs --eval_data_path"),
     ],
 )
@@ -183,6 +206,34 @@ def test_wrong_settings_stop_before_training(assets, tmp_path, experiment, overr
 def test_a_flag_that_does_not_exist_is_an_error(assets, tmp_path):
     with pytest.raises(ValueError, match="--num_frame"):
         main([*flags(assets, tmp_path / "run"), "--num_frame", "3"])
+
+
+def test_fewer_samples_than_a_batch_are_refused_before_the_first_step(assets, tmp_path):
+    """They trained no step, and the run said that it was done."""
+    options = {"per_device_train_batch_size": 8, "dataloader_drop_last": True, "max_steps": 4}
+    with pytest.raises(ValueError, match=r"6 samples are fewer than one batch of 8 \(8 a device x 1 processes\)"):
+        train(assets, tmp_path / "run", 1, **options)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert len(train(assets, tmp_path / "fits", 1, **options | {"per_device_train_batch_size": 4})) == 4
+
+
+def test_a_run_of_fewer_steps_than_planned_is_never_done(assets, tmp_path, monkeypatch, caplog):
+    step = LlavaTrainer.training_step
+
+    def stop_early(trainer, *args, **kwargs):
+        trainer.control.should_training_stop = True
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(LlavaTrainer, "training_step", stop_early)
+    with pytest.raises(ValueError, match="training ended after 1 of 6 steps, and the model was not saved"):
+        train(assets, tmp_path / "run", 1, preflight="off")
+    assert "done: " not in caplog.text and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_several_gpus_in_one_process_are_refused(assets, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
+    with pytest.raises(ValueError, match=r"one process sees 2 GPUs .*torchrun --nproc_per_node 2"):
+        train(assets, tmp_path / "run", 1)
 
 
 def test_names_that_lead_nowhere_say_what_to_do(assets, tmp_path):

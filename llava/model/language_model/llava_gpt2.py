@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from llava.foreign import check_sizes
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.loss import supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
@@ -64,7 +65,10 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
     _keys_to_ignore_on_load_missing = [r"^vision_tower\."]
 
     def __init__(self, config: LlavaGPT2Config) -> None:
+        check_sizes(config.to_dict(), config.name_or_path or "the model")
         super().__init__(config)
+        if config.mm_vision_tower_storage == "checkpoint":
+            self._keys_to_ignore_on_load_missing = None
         self.build_vision_modules()
         self.post_init()
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava.config import ProcessorSpec
+from llava.foreign import check_sizes, config_values
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -86,17 +87,19 @@ class DINOv2VisionTower(nn.Module):
             FileNotFoundError: when the files cannot be found.
         """
         try:
-            config = AutoConfig.from_pretrained(name_or_path)
+            config = config_values(name_or_path, f"--vision_tower {name_or_path}")
         except OSError as error:
             raise FileNotFoundError(
                 f"--vision_tower {name_or_path}: neither a folder with a model nor a hub name that can be reached; on "
                 f"a machine without network, fetch it elsewhere first (hf download {name_or_path}) ({error})"
             ) from error
-        if config.model_type not in MODEL_TYPES:
+        if config.get("model_type") not in MODEL_TYPES:
             raise ValueError(
-                f"--vision_tower {name_or_path}: model type {config.model_type!r}, expected one of {MODEL_TYPES}"
+                f"--vision_tower {name_or_path}: model type {config.get('model_type')!r}, expected one of {MODEL_TYPES}"
             )
-        model, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         # The mask token serves DINOv2's own pre-training only, and exports without it exist.
         missing = [key for key in info["missing_keys"] if not key.endswith("mask_token")]
         if missing:
@@ -164,6 +167,7 @@ def processor_spec(name_or_path: str) -> ProcessorSpec:
     width = size.get("width", size.get("shortest_edge"))
     if height is None or height != width:
         raise ValueError(f"{Path(name_or_path) / 'preprocessor_config.json'}: no square crop_size or size: {size}")
+    check_sizes({"image_size": height}, f"{name_or_path} (preprocessor_config.json)")
     return ProcessorSpec(
         image_size=int(height),
         image_mean=tuple(values["image_mean"]),
