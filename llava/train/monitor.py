@@ -79,6 +79,7 @@ class RunMonitor(TrainerCallback):
         write_text: (tag, text, step) to TensorBoard.
         is_main: whether this process writes.
         sharded: parameters or gradients are spread over ranks (DeepSpeed, FSDP), so that norms cannot be taken here.
+        entropies: of the targets, as `llava.train.alarms.AlarmRules` takes them.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class RunMonitor(TrainerCallback):
         write_text: Callable[[str, str, int], None],
         is_main: bool = True,
         sharded: bool = False,
+        entropies: Mapping[str, float] | None = None,
     ) -> None:
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.parts: dict[str, str] = {}
@@ -98,7 +100,7 @@ class RunMonitor(TrainerCallback):
                 self.parts[group_of(name)] = part_of(name)
         if sharded and is_main:
             logger.info("gradients and updates of each group are not measured: they are spread over the processes")
-        self.vocabulary = model.config.vocab_size
+        self.vocabulary, self.entropies = model.config.vocab_size, entropies
         self.device = next(model.parameters()).device
         self.visual_ids = torch.tensor(sorted((model.config.visual_token_ids or {}).values()))
         self.path, self.reduce, self.write_text, self.is_main = Path(output_dir), reduce, write_text, is_main
@@ -123,7 +125,7 @@ class RunMonitor(TrainerCallback):
         self.own += time.perf_counter() - start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rules = AlarmRules(self.vocabulary, args.get_warmup_steps(state.max_steps))
+        self.rules = AlarmRules(self.vocabulary, args.get_warmup_steps(state.max_steps), self.entropies)
         self.every = max(1, int(state.logging_steps or 1))
         self.last_step = state.max_steps
 

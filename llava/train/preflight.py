@@ -27,8 +27,9 @@ from llava.data.records import modality
 from llava.errors import run_command
 from llava.train import preflight_model as on_model
 from llava.train import preflight_training as on_training
+from llava.train.held_out import check_held_out
 from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
-from llava.train.preflight_data import Finding, check_held_out, check_labels, check_tokens, show_samples, spread
+from llava.train.preflight_data import Finding, check_labels, check_tokens, show_samples, spread
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
         console.print(text)
     findings = [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
     if trainer.eval_dataset is not None:
-        held_out = check_held_out(dataset.records, trainer.eval_dataset.records)
+        held_out = check_held_out(
+            dataset.records, trainer.eval_dataset.records, getattr(dataset.cache, "contents", None)
+        )
         findings += [held_out] if held_out is not None else []
     return findings
 
