@@ -20,7 +20,7 @@ COLLAPSE = 0.97
 """A smoothed loss above this share of the words' unigram entropy knows no more than how frequent each word is."""
 COLLAPSE_PATIENCE = 200
 """Steps that a run is given to know more, as long as its loss stands still; its warm-up, when that is longer."""
-FALLING, FALLING_PATIENCE = 0.98, 3
+FALLING, FALLING_PATIENCE = 0.95, 3
 """A smoothed loss below this share of what it was at half the steps still falls, which is waited for so many times as
 long: a GPT-2 of 4 x 128 on real captions needs 180 steps at a learning rate of 5e-4, and 500 at 1e-4."""
 SMOOTHING = 0.95

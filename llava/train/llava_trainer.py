@@ -190,6 +190,8 @@ class LlavaTrainer(ResumableTrainer):
             FloatingPointError: naming the step, the checkpoint of the weights before it, and the batch.
         """
         norm = super()._get_grad_norm(model, grad_norm)
+        if self.monitor is not None:
+            self.monitor.grad_norm = norm
         # Loss scaling meets infinite gradients on purpose and skips those steps itself.
         if norm is None or self.args.fp16:
             return norm
