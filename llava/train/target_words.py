@@ -41,7 +41,7 @@ def count_targets(
     counts: dict[str, Counter[int]] = {}
     if not texts:
         return counts
-    samples = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    samples = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     for record, ids in zip(chosen, samples, strict=True):
         seen = bool(record.videos or record.images)
         count = counts.setdefault("captions" if seen else "text", Counter())
