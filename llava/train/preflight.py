@@ -30,6 +30,7 @@ from llava.train import preflight_training as on_training
 from llava.train.held_out import check_held_out
 from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
 from llava.train.preflight_captions import check_captions
+from llava.train.preflight_clips import check_clips
 from llava.train.preflight_data import Finding, check_labels, check_tokens, show_samples, spread
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
         console.print(text)
     findings = [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    findings += check_captions(dataset.records, evaluation, tokenizer)
+    findings += [*check_captions(dataset.records, evaluation, tokenizer), *check_clips(dataset)]
     if trainer.eval_dataset is not None:
         held_out = check_held_out(
             dataset.records, trainer.eval_dataset.records, getattr(dataset.cache, "contents", None)
