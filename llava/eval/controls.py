@@ -29,6 +29,7 @@ from llava.data.paths import add_folder_flags
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
 from llava.errors import run_command
+from llava.eval.clip_gains import clips_that_help_less
 from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.eval.statistics import bootstrap_ratio
@@ -40,6 +41,9 @@ GAINS = {"video": "other", "time": "shuffled", "blank": "blank", "fast": "no_fas
 CONDITIONS = ("true", *GAINS.values())
 VIDEO_KEYS = ("pixel_values_videos", "video_features")
 CONTROLS_FILE = "controls.jsonl"
+EVALUATION, TRAINING = "evaluation clips", "training clips"
+"""What the controls were measured on. On clips that a model was trained on a gain shows that it tells them apart, which
+it may have learned by heart, with wrong captions as with right ones."""
 
 
 def other_samples(clips: Sequence[Any], kinds: Sequence[Any], seed: int = 0) -> list[int | None]:
@@ -107,23 +111,31 @@ def black_pixels(processor: ProcessorSpec) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ControlLosses:
-    """Summed nats (N,) of every caption under each of `CONDITIONS`, its number of tokens (N,) and its clip (N,)."""
+    """Summed nats (N,) of every caption under each of `CONDITIONS`; and its number of tokens, its clip, its record's id
+    and the paths that this names, each (N,).
+    """
 
     nats: dict[str, np.ndarray]
     tokens: np.ndarray
     clips: np.ndarray
+    ids: np.ndarray
+    paths: np.ndarray
 
     def join(self, more: Sequence[ControlLosses]) -> ControlLosses:
         """These losses and more, those of other ranks."""
         parts = [self, *more]
         return ControlLosses(
             {c: np.concatenate([p.nats[c] for p in parts]) for c in self.nats},
-            np.concatenate([p.tokens for p in parts]),
-            np.concatenate([p.clips for p in parts]),
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("tokens", "clips", "ids", "paths")),
         )
 
-    def summary(self, step: int | None = None) -> dict[str, Any]:
-        """Losses and gains per caption and per token; gains as mean and 95 % bootstrap interval over clips."""
+    def summary(self, step: int | None = None, measured_on: str | None = None) -> dict[str, Any]:
+        """Losses and gains per caption and per token, gains as mean and 95 % bootstrap interval over clips; and the
+        clips that help less than another one.
+
+        Args:
+            measured_on: `EVALUATION`, `TRAINING` or None, where it is not known whether the clips were trained on.
+        """
         captions, tokens = len(self.tokens), float(self.tokens.sum())
         losses = {
             c: {"per_caption": float(nats.sum() / captions), "per_token": float(nats.sum() / tokens)}
@@ -143,7 +155,10 @@ class ControlLosses:
             g: {u: [None if math.isnan(x) else x for x in triple] for u, triple in units.items()}
             for g, units in gains.items()
         }
-        return {"step": step, **counts, "losses": losses, "gains": clean}
+        less = clips_that_help_less(self.nats["true"], self.nats["other"], self.clips, self.ids, self.paths)
+        return {
+            "step": step, "measured_on": measured_on, **counts, "losses": losses, "gains": clean, "help_less": less,
+        }  # fmt: skip
 
 
 def choose_samples(records: Sequence[Record], limit: int | None = None) -> tuple[list[int], list[int]]:
@@ -185,7 +200,7 @@ def control_losses(
     blank = _blank_video(model)
     nats: dict[str, list[float]] = {}
     tokens: list[float] = []
-    clips: list[str] = []
+    records: list[Record] = []
     for start in range(0, len(pairs), batch_size):
         chunk = pairs[start : start + batch_size]
         samples = [dataset[i] for i, _ in chunk]
@@ -209,8 +224,14 @@ def control_losses(
                 losses, counts = caption_losses(model, conditions[name])
             nats.setdefault(name, []).extend(losses.tolist())
         tokens += counts.tolist()
-        clips += [_clip(dataset.records[i]) for i, _ in chunk]
-    return ControlLosses({c: np.array(n) for c, n in nats.items()}, np.array(tokens), np.array(clips))
+        records += [dataset.records[i] for i, _ in chunk]
+    return ControlLosses(
+        {c: np.array(n) for c, n in nats.items()},
+        np.array(tokens),
+        np.array([_clip(r) for r in records]),
+        np.array([r.id for r in records]),
+        np.array([", ".join([*r.videos, *r.images]) for r in records]),
+    )
 
 
 def with_vision_of(sample: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,8 +266,9 @@ def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def format_controls(summary: Mapping[str, Any]) -> str:
     """Losses and gains of a summary as aligned text."""
+    where = f" ({summary['measured_on']})" if summary.get("measured_on") else ""
     lines = [
-        f"controls on {summary['captions']} captions of {summary['clips']} clips, nats a caption (a token):",
+        f"controls on {summary['captions']} captions of {summary['clips']} clips{where}, nats a caption (a token):",
         f"  {'condition':<10}{'loss':>18}  {'gain over it, 95 % interval':>32}",
     ]
     names = {condition: gain for gain, condition in GAINS.items()}
@@ -256,6 +278,13 @@ def format_controls(summary: Mapping[str, Any]) -> str:
             units = summary["gains"][names[condition]]
             line += f"{_interval(units['per_caption']):>28} ({units['per_token'][0]:+.3f})"
         lines.append(line)
+    less = summary["help_less"]
+    lines.append(
+        f"  {less['less']} of {less['clips']} clips help their own captions less than another clip does"
+        + "".join(
+            f"\n    {clip['path']} ({', '.join(clip['ids'])}): {clip['gain']:+.2f}" for clip in less["listed"][:5]
+        )
+    )
     return "\n".join(lines)
 
 

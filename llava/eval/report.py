@@ -12,11 +12,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -25,6 +24,7 @@ from llava.config import DataArguments, ModelArguments, TrainingArguments
 from llava.errors import run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
+from llava.eval.report_answers import did_it_learn, did_it_see, is_anything_wrong
 from llava.eval.report_plots import (
     CONDITIONS,
     Frames,
@@ -38,214 +38,11 @@ from llava.eval.report_plots import (
     number,
     run_panels,
 )
+from llava.eval.report_read import MAKE, Run, read_run
 
-MAKE = {
-    "llava_run.json": "training writes it into its output folder",
-    "trainer_state.json": "training writes it at its end and into every checkpoint",
-    "alarms.jsonl": "training with --run_monitor True writes a line into it for each alarm, so there was none",
-    "preflight.json": "training writes it before its first step, with --preflight quick or full",
-    "controls.jsonl": "training with --eval_data_path and --controls True writes a line into it at each evaluation",
-    "captions.json": "python -m llava.eval.captioning --model-path RUN --data_path FILE --video_folder DIR "
-    "--feature_cache DIR --control --output RUN/captions.json",
-}
-"""The files of a run and what makes them."""
 IDENTITY_FLAGS = {"output_dir", "logging_dir", "run_name"}  # They differ between any two runs.
 FILLED_FLAGS = {"accelerator_config", "disable_tqdm", "hub_token"}  # transformers replaces their default by itself.
 SAMPLES = 3
-
-
-@dataclass(frozen=True)
-class Run:
-    """The files of a run's folder; None (or an empty dict) stands for a file that is not there."""
-
-    folder: Path
-    record: dict[str, Any]
-    state: dict[str, Any] | None
-    alarms: list[dict[str, Any]] | None
-    preflight: dict[str, Any] | None
-    controls: list[dict[str, Any]] | None
-    captions: dict[str, Any] | None
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        return self.record.get("flags") or {}
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        return (self.state or {}).get("log_history") or []
-
-    def values(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) of each entry of the log that has `key`; values may be NaN."""
-        return [(number(e.get("step")), number(e[key])) for e in self.log if key in e]
-
-
-def read_run(folder: str | Path) -> Run:
-    """Reads what there is in a run's folder.
-
-    Raises:
-        FileNotFoundError: when the folder is no run.
-        ValueError: for a malformed file, naming it and the line.
-    """
-    folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("llava_run.json", "trainer_state.json")):
-        raise FileNotFoundError(
-            f"{folder}: no run (neither llava_run.json nor trainer_state.json); name the --output_dir of a training run"
-        )
-    run = Run(
-        folder,
-        _read_json(folder / "llava_run.json") or {},
-        _read_json(folder / "trainer_state.json"),
-        _read_lines(folder / "alarms.jsonl"),
-        _read_json(folder / "preflight.json"),
-        _read_lines(folder / "controls.jsonl"),
-        _read_json(folder / "captions.json"),
-    )
-    _check_shapes(run)
-    return run
-
-
-def _parse(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}); mend the file, or remove it and make it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: a JSON object was expected, found {type(value).__name__}; make the file again")
-    return value
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return _parse(path.read_bytes(), str(path)) if path.is_file() else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]] | None:
-    if not path.is_file():
-        return None
-    lines = path.read_bytes().split(b"\n")
-    return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
-
-
-def _check_shapes(run: Run) -> None:
-    """Refuses JSON that is well formed but not what the page reads."""
-
-    def objects(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(v, dict) for v in value)
-
-    def gains(line: dict[str, Any]) -> bool:
-        named = line.get("gains") or {}
-        units = [g or {} for g in named.values()] if isinstance(named, dict) else [None]
-        return all(isinstance(u, dict) and all(not v or len(v) == 3 for v in u.values()) for u in units)
-
-    sets = (run.captions or {}).get("captions") or {}
-    found = {
-        "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in ("flags", "versions", "data"))
-        and objects(run.record.get("parameters") or []),
-        "trainer_state.json": objects(run.log),
-        "preflight.json": objects((run.preflight or {}).get("checks", [])),
-        "controls.jsonl": all(map(gains, run.controls or [])),
-        "captions.json": isinstance(sets, dict) and all(map(objects, sets.values())),
-    }
-    for name, good in found.items():
-        if not good:
-            raise ValueError(f"{run.folder / name}: the fields are not a run's; remove the file or make it again")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer of the page's top: `tone` is good, warn, bad or plain."""
-
-    question: str
-    tone: str
-    short: str
-    text: str
-
-
-def did_it_learn(run: Run) -> Answer:
-    """From the first and last losses (of captions, where there are any) and from the lowest evaluation loss."""
-    question = "Did it learn?"
-    losses = [v for _, v in run.values("loss")]
-    captions = [v for _, v in run.values("caption_loss") if math.isfinite(v)]
-    finite = captions if len(captions) > 1 else [v for v in losses if math.isfinite(v)]
-    what = "caption loss" if finite is captions else "training loss"
-    if len(finite) < 2:
-        return Answer(question, "plain", "Unknown", "Fewer than two training losses were logged.")
-    ends = min(3, len(finite) // 2)
-    first, last = median(finite[:ends]), median(finite[-ends:])
-    change = f"from {first:.3f} to {last:.3f} nats per token"
-    if losses and not math.isfinite(losses[-1]):
-        return Answer(question, "bad", "It broke", f"The last training loss is not finite; before, it went {change}.")
-    if last > 1.05 * first:
-        return Answer(question, "bad", "No", f"The {what} rose {change}.")
-    if last > 0.95 * first:
-        return Answer(question, "warn", "Hardly", f"The {what} went {change}.")
-    text = f"The {what} fell {change}."
-    evaluations = [(s, v) for s, v in run.values("eval_loss") if math.isfinite(v)]
-    if evaluations:
-        step, best = min(evaluations, key=lambda point: point[1])
-        final = evaluations[-1][1]
-        if final > 1.02 * best:
-            text += f" The evaluation loss was lowest at step {step:,.0f} ({best:.3f}) and has risen to {final:.3f}."
-            return Answer(question, "warn", "Yes, then it overfitted", text)
-        text += f" The evaluation loss ends at {final:.3f}."
-    return Answer(question, "good", "Yes", text)
-
-
-def did_it_see(run: Run) -> Answer:
-    """From the interval of the visual information gain in the last line of controls."""
-    question = "Did it see?"
-    if "vision_tower" in run.flags and run.flags["vision_tower"] is None:
-        return Answer(question, "plain", "Text only", "This run trains on text alone; there is nothing to see.")
-    interval = gain_of(run.controls[-1], "video") if run.controls else None
-    if interval is None:
-        return Answer(question, "plain", "Not measured", f"No controls.jsonl: {MAKE['controls.jsonl']}.")
-    if not all(map(math.isfinite, interval)):
-        return Answer(question, "bad", "It broke", "The visual information gain is not a finite number.")
-    mean, low, high = interval
-    text = (
-        f"With another clip's video a caption costs {abs(mean):.2f} nats {'more' if mean >= 0 else 'less'}. "
-        f"Visual information gain {format_interval(interval)} nats per caption (95\u00a0%); the interval "
-        f"{'includes' if low <= 0 <= high else 'excludes'} 0."
-    )
-    if low > 0:
-        return Answer(question, "good", "Yes", text)
-    if high < 0:
-        text += " Its own video makes a caption less likely: check that clips and captions belong together."
-        return Answer(question, "bad", "No, the reverse", text)
-    return Answer(question, "warn", "Not shown", text)
-
-
-def is_anything_wrong(run: Run) -> Answer:
-    """Alarms, pre-flight, values that are not finite, and whether training came to its end."""
-    bad, warn, fine = [], [], []
-    if run.preflight is None:
-        warn.append("There is no pre-flight check.")
-    elif run.preflight.get("passed"):
-        fine.append("Pre-flight passed.")
-    else:
-        failed = [str(c.get("check")) for c in run.preflight.get("checks", []) if c.get("status") == "FAIL"]
-        bad.append(f"Pre-flight failed{': ' if failed else ''}{', '.join(failed)}.")
-    if run.alarms:
-        kinds = ", ".join(dict.fromkeys(str(a.get("kind")) for a in run.alarms))
-        bad.append(f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''} ({kinds}).")
-    elif run.flags.get("run_monitor") is False:
-        warn.append("The monitor was off, so nothing could sound an alarm.")
-    else:
-        fine.append("No alarm on record.")
-    if run.flags.get("experiment_faults"):
-        bad.append(f"It was broken on purpose ({run.flags['experiment_faults']}).")
-    for key, what in {"loss": "loss", "eval_loss": "evaluation loss", "grad_norm": "gradient norm"}.items():
-        broken = [step for step, value in run.values(key) if not math.isfinite(value)]
-        # The loss scaler of fp16 skips steps whose gradients overflow.
-        if broken and not (key == "grad_norm" and run.flags.get("fp16")):
-            times = "once" if len(broken) == 1 else f"{len(broken)} times"
-            bad.append(f"The {what} was not finite {times}, first at step {broken[0]:,.0f}.")
-    if run.state is None:
-        warn.append("There is no trainer_state.json, so there are no curves.")
-    elif not any("train_runtime" in e for e in run.log):
-        at = f"step {run.state.get('global_step', '?')} of {run.state.get('max_steps', '?')}"
-        warn.append(f"Training has not come to its end: {at}.")
-    tone, short = ("bad", "Yes") if bad else ("warn", "Look again") if warn else ("good", "Nothing found")
-    return Answer("Is anything wrong?", tone, short, " ".join(bad + warn + fine))
 
 
 def words(text: str) -> list[str]:

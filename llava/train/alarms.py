@@ -6,7 +6,9 @@ Every alarm sounds once for each thing that it names.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,21 @@ PLATEAU = 0.95
 """A loss above this share of ln(vocabulary) is no better than chance."""
 PATIENCE = 50
 """Steps that a run is given to leave chance; its warm-up, when that is longer."""
+COLLAPSE = 0.97
+"""A smoothed loss above this share of the words' unigram entropy knows no more than how frequent each word is."""
+COLLAPSE_PATIENCE = 200
+"""Steps that a run is given to know more, as long as its loss stands still; its warm-up, when that is longer."""
+FALLING, FALLING_PATIENCE = 0.95, 3
+"""A smoothed loss below this share of what it was at half the steps still falls, which is waited for so many times as
+long: a GPT-2 of 4 x 128 on real captions needs 180 steps at a learning rate of 5e-4, and 500 at 1e-4."""
+SMOOTHING = 0.95
+"""What a step leaves of the smoothed loss before it: 20 steps are its memory."""
+LEAST_ENTROPY = 0.5
+"""Nats below which a smoothed loss cannot be told from the entropy: targets that are nearly all the same token."""
+SPIKE = 6.0
+"""Standard deviations above the mean that make a spike (OLMo-core, `SkipStepOptimizer`, has the same)."""
+SPIKE_STEPS = 128
+"""Steps that they are taken over, and that a run has before one can sound."""
 SILENT = 3
 """Measurements in a row before a group without gradient or update is reported."""
 WAITING = 0.3
@@ -57,8 +74,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class Alarm:
-    """`kind` is one of plateau, zero gradient, no update, visual targets, captions left behind, waiting for data, blind
-    and not finite.
+    """`kind` is one of plateau, zero gradient, no update, visual targets, captions left behind, waiting for data,
+    spike, blind and not finite.
     """
 
     step: int
@@ -76,13 +93,19 @@ class AlarmRules:
     Args:
         vocabulary: entries of the output distribution; ln of it is the loss of guessing.
         warmup_steps: steps before the learning rate is at its height.
+        entropies: unigram entropy in nats of the supervised tokens of each of "captions" and "text"; one that is not
+            there is not judged by it.
     """
 
-    def __init__(self, vocabulary: int, warmup_steps: int = 0) -> None:
+    def __init__(self, vocabulary: int, warmup_steps: int = 0, entropies: Mapping[str, float] | None = None) -> None:
         self.chance = math.log(vocabulary)
-        self.patience = max(PATIENCE, warmup_steps)
+        self.warmup_steps = warmup_steps
+        self.entropies = dict(entropies or {})
         self.curve: list[tuple[float, float]] = []
-        self.lowest = math.inf
+        self.lowest: dict[str, float] = {}
+        self.smoothed: dict[str, list[tuple[int, float]]] = {}
+        self.recent: dict[str, deque[float]] = {}
+        self.spiking = False
         self.silent: dict[tuple[str, str], int] = {}
         self.sounded: set[str] = set()
 
@@ -99,13 +122,25 @@ class AlarmRules:
 
     def state(self) -> dict[str, Any]:
         """What has been seen so far, as JSON takes it."""
-        silent = [[*key, count] for key, count in self.silent.items()]
-        return {"curve": self.curve, "lowest": self.lowest, "silent": silent, "sounded": sorted(self.sounded)}
+        return {
+            "curve": self.curve,
+            "lowest": self.lowest,
+            "smoothed": self.smoothed,
+            "recent": {what: list(values) for what, values in self.recent.items()},
+            "spiking": self.spiking,
+            "silent": [[*key, count] for key, count in self.silent.items()],
+            "sounded": sorted(self.sounded),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up a `state`."""
+        """Takes up a `state`, also one of an earlier commit, which had one lowest loss and no more than that."""
         self.curve = [(total, captions) for total, captions in state["curve"]]
-        self.lowest, self.sounded = state["lowest"], set(state["sounded"])
+        lowest = state["lowest"]
+        self.lowest = dict(lowest) if isinstance(lowest, Mapping) else dict.fromkeys(("captions", "text"), lowest)
+        self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
+        self.recent = {what: deque(values, SPIKE_STEPS) for what, values in state.get("recent", {}).items()}
+        self.spiking = state.get("spiking", False)
+        self.sounded = set(state["sounded"])
         self.silent = {(what, group): count for what, group, count in state["silent"]}
 
     def _targets(self, seen: Observation) -> list[tuple[str, Alarm]]:
@@ -142,22 +177,76 @@ class AlarmRules:
         self.silent[what, group] = self.silent.get((what, group), 0) + 1 if holds else 0
         return self.silent[what, group] >= SILENT
 
-    def _plateau(self, seen: Observation) -> list[tuple[str, Alarm]]:
-        words = seen.caption_loss if seen.caption_loss is not None else seen.text_loss
-        if words is None:
-            return []
-        self.lowest = min(self.lowest, words)
-        if seen.step < self.patience or self.lowest < PLATEAU * self.chance:
-            return []
-        message = (
-            f"after {seen.step} steps the loss of the words is {words:.2f}, still at ln(vocabulary) = "
-            f"{self.chance:.2f}: the model guesses."
-        )
+    def spike(self, step: int, loss: float, grad_norm: float | None, samples: Sequence[str]) -> Alarm | None:
+        """The alarm of one step, all of which are shown in their order; a spike of several steps sounds at its first.
+
+        Args:
+            loss: nats per supervised token of the step alone.
+            grad_norm: before clipping; None where it is not known.
+            samples: ids of the step's samples.
+        """
+        above = []
+        for what, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if value is None or not math.isfinite(value):
+                continue
+            recent = self.recent.setdefault(what, deque(maxlen=SPIKE_STEPS))
+            if len(recent) == SPIKE_STEPS:
+                mean, deviation = _mean(recent), statistics.stdev(recent)
+                if value > mean + SPIKE * deviation:
+                    above.append(f"the {what} is {value:.3g}, that of the {SPIKE_STEPS} steps before {mean:.3g} "
+                                 f"± {deviation:.2g}")  # fmt: skip
+            recent.append(value)
+        began, self.spiking = bool(above) and not self.spiking, bool(above)
+        if not began:
+            return None
+        shown = ", ".join(map(repr, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
         remedy = (
-            "look whether the vocabulary (embeddings, tied to the head) trains and gets a gradient, and whether the "
-            "learning rate has left its warm-up; python -m llava.train.preflight checks the first two."
+            "look at these samples (a caption that is no sentence, a clip that is broken); if they are sound and the "
+            "loss does not come back, lower --learning_rate or --max_grad_norm, or warm up longer."
         )
-        return [("plateau", Alarm(seen.step, "plateau", message, remedy))]
+        return Alarm(step, "spike", f"{'; '.join(above)}. The batch: {shown}.", remedy)
+
+    def _plateau(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        alarms = []
+        for words, loss in (("captions", seen.caption_loss), ("text", seen.text_loss)):
+            if loss is None:
+                continue
+            self.lowest[words] = min(self.lowest.get(words, math.inf), loss)
+            curve = self.smoothed.setdefault(words, [])
+            last, before = curve[-1] if curve else (seen.step, loss)
+            kept = SMOOTHING ** max(seen.step - last, 0)
+            curve.append((seen.step, kept * before + (1 - kept) * loss))
+            said = self._stuck(words, seen.step, loss)
+            if said:
+                remedy = (
+                    "look whether the vocabulary (embeddings, tied to the head) trains and gets a gradient, and "
+                    "whether learning rate, weight decay and dropout are what you mean; python -m "
+                    "llava.train.preflight checks the first two."
+                )
+                alarms.append((f"plateau {words}", Alarm(seen.step, "plateau", said, remedy)))
+        return alarms
+
+    def _stuck(self, words: str, step: int, loss: float) -> str:
+        """What is to be said of a loss that shows nothing learned; empty when it does, or when it is too early."""
+        if step >= max(PATIENCE, self.warmup_steps) and self.lowest[words] >= PLATEAU * self.chance:
+            return (
+                f"after {step} steps the loss of {words} is {loss:.2f}, still at ln(vocabulary) = {self.chance:.2f}: "
+                "the model guesses."
+            )
+        curve, entropy = self.smoothed[words], self.entropies.get(words, 0.0)
+        smoothed, patience = curve[-1][1], max(COLLAPSE_PATIENCE, self.warmup_steps)
+        waited = step >= FALLING_PATIENCE * patience
+        if waited:
+            del curve[:-1]  # What it fell from is asked no more.
+        if step < patience or entropy < LEAST_ENTROPY or smoothed < COLLAPSE * entropy:
+            return ""
+        earlier = next((value for s, value in reversed(curve) if s <= step / 2), math.inf)
+        if not waited and smoothed < FALLING * earlier:
+            return ""
+        return (
+            f"after {step} steps the loss of {words} is {smoothed:.2f} (smoothed), not below their unigram entropy of "
+            f"{entropy:.2f}: the model knows at most how frequent each word is, and nothing of what stands before it."
+        )
 
     def _left_behind(self, seen: Observation) -> list[tuple[str, Alarm]]:
         """The total falls by far more than the caption loss: on a log scale, more than twice as far."""
@@ -184,14 +273,18 @@ class AlarmRules:
         return [("waiting", Alarm(seen.step, "waiting for data", message, remedy))]
 
 
-def blind(step: int, gain: Sequence[float | None]) -> Alarm | None:
-    """The alarm of a finished run whose visual information gain (mean, low, high; nats a caption) may be 0."""
+def blind(step: int, gain: Sequence[float | None], clips: str = "evaluation clips") -> Alarm | None:
+    """The alarm of a finished run whose visual information gain (mean, low, high; nats a caption) may be 0.
+
+    Args:
+        clips: what it was measured on.
+    """
     mean, low, high = gain
     if mean is None or low is None or high is None or low > 0:
         return None
     message = (
-        f"at the end another clip's video costs a caption {mean:+.3f} nats [{low:+.3f}, {high:+.3f}]: nothing shows "
-        "that the model uses the video."
+        f"at the end, on {clips}, another clip's video costs a caption {mean:+.3f} nats [{low:+.3f}, {high:+.3f}]: "
+        "nothing shows that the model uses the video."
     )
     remedy = (
         "train longer, see whether the captions say what their clips show, and compare the gradients of projector and "
@@ -209,5 +302,5 @@ def _takes_part(group: str, seen: Observation) -> bool:
     return True
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)

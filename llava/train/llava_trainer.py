@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -19,15 +18,17 @@ from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
-from llava.eval.controls import CONTROLS_FILE, choose_samples, control_losses, format_controls
+from llava.eval.controls import CONTROLS_FILE
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import MM_PARTS, part_of
-from llava.train.alarms import Alarm, blind
+from llava.train import sight
+from llava.train.alarms import Alarm
 from llava.train.guard import FiniteGuard
 from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
-from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, weights_are_spread, without_tied
+from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, without_tied
+from llava.train.target_words import target_entropies
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+                entropies=target_entropies(self.train_dataset.records, self.processing_class),
             )
             self.add_callback(self.monitor)
 
@@ -188,6 +190,8 @@ class LlavaTrainer(ResumableTrainer):
             FloatingPointError: naming the step, the checkpoint of the weights before it, and the batch.
         """
         norm = super()._get_grad_norm(model, grad_norm)
+        if self.monitor is not None:
+            self.monitor.grad_norm = norm
         # Loss scaling meets infinite gradients on purpose and skips those steps itself.
         if norm is None or self.args.fp16:
             return norm
@@ -292,47 +296,11 @@ class LlavaTrainer(ResumableTrainer):
             metrics[f"{metric_key_prefix}_common_loss"] = common_nats / common_tokens
             metrics[f"{metric_key_prefix}_common_accuracy"] = common_hits / common_tokens
             metrics[f"{metric_key_prefix}_common_tokens"] = int(common_tokens)
-        metrics |= self._control_gains(eval_dataset, metric_key_prefix)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics |= sight.measure(self, dataset, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _control_gains(self, eval_dataset: Any, prefix: str) -> dict[str, float]:
-        """The gains of `llava.eval.controls` in nats a caption, divided over the ranks, written to `controls.jsonl`."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not self.args.controls or self.model.config.mm_hidden_size is None:
-            return {}
-        try:
-            chosen, others = choose_samples(dataset.records, self.args.controls_samples)
-        except ValueError as error:
-            logger.warning("no controls: %s", error)
-            return {}
-        rank, ranks = self.args.process_index, self.args.world_size
-        if weights_are_spread(self.args):
-            rank, ranks = 0, 1  # Shares of unequal size would leave processes waiting for each other's weights.
-        pairs = list(zip(chosen, others, strict=True))
-        part = control_losses(
-            self.model, dataset, self.collate_until_stopped, pairs[rank::ranks] or pairs[:1],
-            self.args.per_device_eval_batch_size, self.compute_loss_context_manager,
-        )  # fmt: skip
-        if ranks > 1:
-            parts = gather_object([(part, bool(pairs[rank::ranks]))])
-            part, *more = [p for p, counted in parts if counted]
-            part = part.join(more)
-        summary = part.summary(self.state.global_step)
-        if self.is_world_process_zero():
-            logger.info("%s", format_controls(summary))
-            folder = Path(self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            # The last evaluation may repeat that of the last step.
-            keep_until(folder / CONTROLS_FILE, self.state.global_step - 1)
-            with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(summary) + "\n")
-        if self.monitor is not None and self.state.global_step >= self.state.max_steps > 0:
-            alarm = blind(self.state.global_step, summary["gains"]["video"]["per_caption"])
-            if alarm is not None and alarm.kind not in {a.kind for a in self.monitor.alarms}:
-                self.monitor.sound(alarm)
-        return {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers; a loss or gradient norm that is not finite ends the run.

@@ -1,7 +1,7 @@
 """What a run tells about itself while it trains: losses by modality, gradients and updates by group, speed, alarms.
 
 Sums are kept on the device and read only at the steps that are measured: each of the first 20, where most faults
-show, and after that those that are logged.
+show, and after that those that are logged. Loss and gradient norm of every step are read then too, for spikes.
 
 Letters in shapes: B batch, L positions.
 """
@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.model.builder import group_of, part_of
-from llava.train.alarms import WAITING_STEPS, Alarm, AlarmRules, Observation
+from llava.train.alarms import SPIKE_STEPS, WAITING_STEPS, Alarm, AlarmRules, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ SAMPLED = 16_384
 SETTLING_STEPS = 5
 """Steps whose waiting for data is not judged: workers start."""
 
+KINDS = ("caption", "text", "visual")
 _SUMS = (
     "caption_nats", "caption_tokens", "text_nats", "text_tokens", "visual_nats", "visual_tokens",
     "samples", "videos", "images", "positions", "padding",
@@ -79,6 +80,7 @@ class RunMonitor(TrainerCallback):
         write_text: (tag, text, step) to TensorBoard.
         is_main: whether this process writes.
         sharded: parameters or gradients are spread over ranks (DeepSpeed, FSDP), so that norms cannot be taken here.
+        entropies: of the targets, as `llava.train.alarms.AlarmRules` takes them.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RunMonitor(TrainerCallback):
         write_text: Callable[[str, str, int], None],
         is_main: bool = True,
         sharded: bool = False,
+        entropies: Mapping[str, float] | None = None,
     ) -> None:
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.parts: dict[str, str] = {}
@@ -98,7 +101,7 @@ class RunMonitor(TrainerCallback):
                 self.parts[group_of(name)] = part_of(name)
         if sharded and is_main:
             logger.info("gradients and updates of each group are not measured: they are spread over the processes")
-        self.vocabulary = model.config.vocab_size
+        self.vocabulary, self.entropies = model.config.vocab_size, entropies
         self.visual_ids = torch.tensor(sorted((model.config.visual_token_ids or {}).values()))
         self.path, self.reduce, self.write_text, self.is_main = Path(output_dir), reduce, write_text, is_main
         self.sums: torch.Tensor | None = None
@@ -107,6 +110,12 @@ class RunMonitor(TrainerCallback):
         self.ratios: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         self.measuring = False
+        self.grad_norm: Any = None
+        """Of the step at hand, before clipping; the trainer sets it."""
+        self.step_sums: list[torch.Tensor] = []
+        self.step_ids: list[str] = []
+        self.unread: list[tuple[int, list[torch.Tensor], list[str], Any]] = []
+        """Steps whose loss and gradient norm are on the device: step, sums of its batches, sample ids, norm."""
         self.before: dict[str, list[torch.Tensor]] = {}
         self.waited = self.trained = self.own = 0.0
         self.log_times = (0.0, 0.0, 0.0)
@@ -122,7 +131,7 @@ class RunMonitor(TrainerCallback):
         self.own += time.perf_counter() - start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rules = AlarmRules(self.vocabulary, args.get_warmup_steps(state.max_steps))
+        self.rules = AlarmRules(self.vocabulary, args.get_warmup_steps(state.max_steps), self.entropies)
         # The run's own: DeepSpeed and FSDP move the model after the monitor was made.
         self.device = args.device
         self.every = max(1, int(state.logging_steps or 1))
@@ -139,6 +148,7 @@ class RunMonitor(TrainerCallback):
         step = state.global_step + 1
         self.measuring = step <= FIRST_STEPS or step % self.every == 0 or step == self.last_step
         self.settled = state.global_step >= SETTLING_STEPS
+        self.step_sums, self.step_ids, self.grad_norm = [], [], None
         self.step_start = time.perf_counter()
 
     def add_batch(self, token_losses: torch.Tensor, batch: Mapping[str, Any]) -> None:
@@ -147,6 +157,8 @@ class RunMonitor(TrainerCallback):
             self.visual_ids = self.visual_ids.to(token_losses.device)
             sums = batch_sums(token_losses.float(), batch, self.visual_ids)
             self.sums = sums if self.sums is None else self.sums + sums
+            self.step_sums.append(sums)
+            self.step_ids += [name for name in batch.get("sample_ids", []) if name != FILLER_ID]
 
     def measure_gradients(self, scale: float = 1.0) -> None:
         """Norm of each group's gradient as it is now, before clipping; `scale` is what the loss was multiplied by."""
@@ -179,16 +191,35 @@ class RunMonitor(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # What is read here waits for the device, so the clock of a measured step stops after it.
         found = []
-        if self.measuring:
-            with self.timed():
-                observation = self._observe(state.global_step)
-                found = self.rules.update(observation)
+        with self.timed():
+            self.unread.append((state.global_step, self.step_sums, self.step_ids, self.grad_norm))
+            if self.measuring:
+                found = self.rules.update(self._observe(state.global_step))
+            if self.measuring or len(self.unread) >= SPIKE_STEPS:
+                found += self._read_steps()
         took = time.perf_counter() - self.step_start
         self.trained += took
         if self.settled:
             self.window[1] += took
         for alarm in found:
             self.sound(alarm)
+
+    def _read_steps(self) -> list[Alarm]:
+        """The spikes among the steps since the last call, read from the device at once."""
+        steps, self.unread = [step for step in self.unread if step[1]], []
+        if not steps:
+            return []
+        rows = torch.stack([sums for _, parts, _, _ in steps for sums in parts])
+        owners = [i for i, (_, parts, _, _) in enumerate(steps) for _ in parts]
+        sums = rows.new_zeros(len(steps), len(_SUMS)).index_add_(0, torch.tensor(owners, device=rows.device), rows)
+        totals = [dict(zip(_SUMS, values, strict=True)) for values in self.reduce(sums).tolist()]
+        norms = _read([norm for *_, norm in steps])
+        found = []
+        for (step, _, ids, _), total, norm in zip(steps, totals, norms, strict=True):
+            nats, tokens = (sum(total[f"{kind}_{what}"] for kind in KINDS) for what in ("nats", "tokens"))
+            alarm = self.rules.spike(step, nats / max(tokens, 1), norm, ids)
+            found += [alarm] if alarm is not None else []
+        return found
 
     def _observe(self, step: int) -> Observation:
         sums = dict(zip(_SUMS, self.reduce(self.sums).tolist(), strict=True))
@@ -198,8 +229,7 @@ class RunMonitor(TrainerCallback):
         waited, trained, steps = self.window
         if steps >= WAITING_STEPS:
             self.window = [0.0, 0.0, 0]
-        nats = sum(sums[f"{kind}_nats"] for kind in ("caption", "text", "visual"))
-        tokens = sum(sums[f"{kind}_tokens"] for kind in ("caption", "text", "visual"))
+        nats, tokens = (sum(sums[f"{kind}_{what}"] for kind in KINDS) for what in ("nats", "tokens"))
         return Observation(
             step=step,
             loss=nats / max(tokens, 1),
@@ -240,6 +270,8 @@ class RunMonitor(TrainerCallback):
         """What a checkpoint keeps, so that a resumed run logs and warns as one that never stopped; of `sums` each
         process keeps its own.
         """
+        for alarm in self._read_steps():
+            self.sound(alarm)
         measured = {name: getattr(self, name) for name in ("logged", "norms", "ratios", "rates")}
         return measured | {"rules": self.rules.state()}
 
@@ -296,6 +328,14 @@ def _norms(tensors: Mapping[str, Sequence[torch.Tensor | None]]) -> dict[str, fl
         return {}
     device = max(norms, key=lambda n: n.device.type != "cpu").device
     return dict(zip(present, torch.stack([n.float().to(device) for n in norms]).tolist(), strict=True))
+
+
+def _read(values: Sequence[torch.Tensor | float | None]) -> list[float | None]:
+    """Numbers of which some are on a device, read from it at once."""
+    # Under FSDP a norm is spread over the processes.
+    tensors = [getattr(v, "full_tensor", v.detach)().float() for v in values if isinstance(v, torch.Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [next(read) if isinstance(v, torch.Tensor) else None if v is None else float(v) for v in values]
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -27,10 +27,12 @@ from llava.data.records import modality
 from llava.errors import run_command
 from llava.train import preflight_model as on_model
 from llava.train import preflight_training as on_training
+from llava.train.held_out import check_held_out
 from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
+from llava.train.preflight_captions import check_captions
+from llava.train.preflight_clips import check_clips
 from llava.train.preflight_data import (
     Finding,
-    check_held_out,
     check_labels,
     check_remarks,
     check_text_form,
@@ -110,8 +112,12 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     findings += check_remarks(dataset.records)
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
+    evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
+    findings += [*check_captions(dataset.records, evaluation, tokenizer), *check_clips(dataset)]
     if trainer.eval_dataset is not None:
-        held_out = check_held_out(dataset.records, trainer.eval_dataset.records)
+        held_out = check_held_out(
+            dataset.records, trainer.eval_dataset.records, getattr(dataset.cache, "contents", None)
+        )
         findings += [held_out] if held_out is not None else []
     return findings
 

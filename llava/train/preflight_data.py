@@ -190,19 +190,6 @@ def check_remarks(records: Sequence[Record]) -> list[Finding]:
     return [Finding("records", "warning", words, "python -m llava.data.check lists all")]
 
 
-def check_held_out(records: Sequence[Record], evaluation: Sequence[Record]) -> Finding | None:
-    """Whether evaluation clips are kept out of training; None when the evaluation has no clip."""
-    trained = {(r.videos, r.images, r.split) for r in records}
-    shown = {(r.videos, r.images, r.split) for r in evaluation if r.videos or r.images}
-    if not shown:
-        return None
-    both = len(shown & trained)
-    if both:
-        words = f"{both} of {len(shown)} evaluation clips are trained on too: their figures say nothing about new clips"
-        return Finding("held-out clips", "warning", words, "take them out of --data_path or of --eval_data_path")
-    return Finding("held-out clips", "ok", f"none of {len(shown)} evaluation clips is trained on")
-
-
 def _label_finding(kind: str, counts: LabelCounts) -> Finding:
     positions = counts.supervised + counts.masked_visual + counts.masked_other + counts.padding
     words = (

@@ -16,7 +16,7 @@ from llava.data.forms import targets_digest
 from llava.data.prompt import pad_token_id, plain_lm_sample
 from llava.data.records import modality, without
 from llava.errors import run_command
-from llava.train import resume, run_flags, stages
+from llava.train import resume, run_flags, sight, stages
 from llava.train.checkpoints import write_errors_explained
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.frame_changes import report_frame_changes
@@ -110,10 +110,12 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     check_finished(run.trainer)
     run.trainer.save_state()
     run.trainer.save_model()
+    metrics: dict[str, float] = {}
     if run.trainer.eval_dataset is not None:
         metrics = run.trainer.evaluate()
         run.trainer.log_metrics("eval", metrics)
         run.trainer.save_metrics("eval", metrics)
+    sight.measure_at_end(run.trainer, metrics)
     if training_args.run_report and run.trainer.is_world_process_zero():
         # Imported here: a run does not draw before its end.
         from llava.eval.report import write_report

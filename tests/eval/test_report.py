@@ -13,20 +13,10 @@ from typing import Any
 import pytest
 
 from llava.eval import report_plots
-from llava.eval.report import (
-    Run,
-    did_it_learn,
-    did_it_see,
-    is_anything_wrong,
-    main,
-    mark_words,
-    pick_samples,
-    read_run,
-    run_names,
-    split_flags,
-    write_report,
-)
+from llava.eval.report import main, mark_words, pick_samples, run_names, split_flags, write_report
+from llava.eval.report_answers import did_it_learn, did_it_see, is_anything_wrong
 from llava.eval.report_plots import Frames
+from llava.eval.report_read import Run, read_run
 from tests.conftest import colour_frames, write_clip
 
 EVIL = "<script>alert(1)</script>"
@@ -218,7 +208,7 @@ def test_only_a_trainer_state(tmp_path):
         "captions.json": "python -m llava.eval.captioning", "preflight.json": "--preflight",
     }.items():  # fmt: skip
         assert re.search(rf"No (\w+ of (the )?\w+ in )?{re.escape(name)} ?: [^.]*{re.escape(remedy)}", sections), name
-    assert "Did it learn? ✓ Yes" in text and "Did it see? – Not measured" in text
+    assert "Did it learn? ✓ Yes" in text and "Did it see? ! Not measured" in text
 
 
 def test_only_the_record_of_a_run_that_logged_nothing(tmp_path):
@@ -349,8 +339,16 @@ def test_did_it_see_by_the_last_evaluation(interval, tone, text):
 def test_is_anything_wrong():
     ended = [{"step": 1, "loss": 1.0, "grad_norm": math.inf}, {"step": 1, "train_runtime": 1.0}]
     passed = {"passed": True, "checks": []}
-    assert is_anything_wrong(run_of(ended, preflight=passed, record={"flags": {"fp16": True}})).tone == "good"
-    assert "gradient norm was not finite once" in is_anything_wrong(run_of(ended, preflight=passed)).text
+    assert (
+        is_anything_wrong(
+            run_of(ended, controls=[control_line(1, (2, 1, 3))], preflight=passed, record={"flags": {"fp16": True}})
+        ).tone
+        == "good"
+    )
+    assert (
+        "gradient norm was not finite once"
+        in is_anything_wrong(run_of(ended, controls=[control_line(1, (2, 1, 3))], preflight=passed)).text
+    )
     assert is_anything_wrong(run_of(ended[1:])).tone == "warn"
     assert is_anything_wrong(run_of(ended[1:], preflight=passed, alarms=[alarm()])).tone == "bad"
     unwatched = is_anything_wrong(run_of(ended[1:], preflight=passed, record={"flags": {"run_monitor": False}}))
@@ -358,6 +356,53 @@ def test_is_anything_wrong():
     faulty = {"flags": {"experiment_faults": "unmasked_labels"}}
     broken = is_anything_wrong(run_of(ended[1:], preflight=passed, record=faulty))
     assert broken.tone == "bad" and "broken on purpose (unmasked_labels)" in broken.text
+
+
+PASSED = {"passed": True}
+
+
+@pytest.mark.parametrize(
+    ("controls", "words"),
+    [
+        (None, "Sight was not measured"),
+        ([control_line(9, (2, 1, 3)) | {"measured_on": "training clips"}], "cannot tell right pairs from wrong ones"),
+        ([control_line(9, (1, -1, 3))], "Nothing shows that the video helps"),
+    ],
+)
+def test_without_proven_sight_it_says_look_again(controls, words):
+    """Wrong pairs of clip and caption can be learned by heart: a gain on training clips does not make a run sound."""
+    ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
+    answer = is_anything_wrong(run_of(ended, preflight=PASSED, controls=controls))
+    assert (answer.tone, answer.short) == ("warn", "Look again") and words in answer.text
+    text_alone = run_of(ended, preflight=PASSED, controls=controls, record={"flags": {"vision_tower": None}})
+    assert is_anything_wrong(text_alone).short == "Nothing found"
+    seen = [control_line(9, (2, 1, 3)) | {"measured_on": "evaluation clips"}]
+    assert is_anything_wrong(run_of(ended, preflight=PASSED, controls=seen)).short == "Nothing found"
+
+
+def test_a_warning_of_preflight_is_looked_at_again():
+    ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
+    checks = {"passed": True, "checks": [{"check": "captions", "status": "warning"}, {"check": "a", "status": "ok"}]}
+    answer = is_anything_wrong(run_of(ended, preflight=checks, controls=[control_line(9, (2, 1, 3))]))
+    assert answer.short == "Look again" and "Pre-flight passed with 1 warning: captions." in answer.text
+
+
+def test_a_gain_on_training_clips_is_no_yes():
+    line = control_line(9, (2, 1, 3)) | {"measured_on": "training clips"}
+    answer = did_it_see(run_of([], controls=[line]))
+    assert (answer.tone, answer.short) == ("warn", "On training clips")
+    assert "training clips alone" in answer.text and "--eval_data_path" in answer.text
+
+
+def test_clips_that_help_less_are_listed(tmp_path):
+    listed = [{"path": f"clips/{EVIL}.mp4", "ids": ["a", "b"], "gain": -1.25}]
+    line = control_line(9, (2, 1, 3)) | {"help_less": {"clips": 20, "less": 1, "listed": listed}}
+    page = write_report([write_run(tmp_path / "run", llava_run=record(), controls=[line])]).read_text()
+    assert "1 of 20 clips help their own captions less than another clip does" in plain(page)
+    assert "−1.25 clips/&lt;script&gt;alert(1)&lt;/script&gt;.mp4 a, b" in plain(page) and EVIL not in page
+    broken = control_line(9, (2, 1, 3)) | {"help_less": {"clips": 20, "less": 1, "listed": [3]}}
+    with pytest.raises(ValueError, match=r"controls\.jsonl: the fields"):
+        write_report([write_run(tmp_path / "run", controls=[broken])])
 
 
 def test_samples_are_good_median_and_bad():

@@ -42,6 +42,93 @@ def test_a_loss_at_chance_is_a_plateau_once_and_after_the_warmup():
     assert kinds(AlarmRules(1000), falling(**text)) == [(50, "plateau")]
 
 
+def at(level, steps, words="caption_loss", every=10, noise=0.1):
+    """A run whose loss moves around `level(step)`, as batches do."""
+    for step in range(every, steps + 1, every):
+        loss = level(step) + noise * math.sin(step)
+        yield Observation(step=step, loss=loss, **{words: loss})
+
+
+@pytest.mark.parametrize("words", ["captions", "text"])
+def test_a_loss_at_the_unigram_entropy_is_a_plateau(words):
+    """Far below ln(vocabulary), and still nothing is learned but how frequent each word is."""
+    key = {"captions": "caption_loss", "text": "text_loss"}[words]
+
+    def found(level, steps=400, **options):
+        return kinds(AlarmRules(1000, entropies={words: 3.6}, **options), at(level, steps, key))
+
+    assert found(lambda _: 3.6) == found(lambda _: 4.9) == [(200, "plateau")]
+    assert found(lambda _: 3.6, warmup_steps=300) == [(300, "plateau")]
+    assert found(lambda _: 3.3) == found(lambda _: 3.6, steps=190) == []
+    assert kinds(AlarmRules(1000), at(lambda _: 4.9, 400, key)) == [], "an entropy that is not known judges nothing"
+    assert kinds(AlarmRules(1000, entropies={words: 0.1}), at(lambda _: 0.4, 400, key)) == []
+
+
+def test_a_slow_run_that_still_falls_is_waited_for():
+    def slow(step):
+        return 3.0 + 3.5 * math.exp(-step / 250)
+
+    rules = AlarmRules(1000, entropies={"captions": 3.6})
+    assert kinds(rules, at(slow, 1500)) == []
+    # Slower still: nothing is known of what it would become, but after three times the patience it must be below.
+    assert kinds(AlarmRules(1000, entropies={"captions": 3.6}), at(lambda s: 3 + 3.5 * 0.999**s, 900)) == [
+        (600, "plateau")
+    ]
+
+
+def test_a_run_that_collapses_later_is_a_plateau():
+    assert kinds(AlarmRules(1000, entropies={"captions": 3.6}), at(lambda s: 2.0 if s < 500 else 3.7, 1000)) == [
+        (530, "plateau")
+    ]
+
+
+def steps(rules, values, norms=None):
+    """(step, message) of each spike of a run with these losses, all gradient norms being 1 or as given."""
+    alarms = [rules.spike(i, v, 1.0 if norms is None else norms[i], [f"s{i}"]) for i, v in enumerate(values)]
+    return [(a.step, a.message) for a in alarms if a is not None]
+
+
+WAVE = [2.0 + 0.2 * math.sin(i) for i in range(300)]
+
+
+def test_a_spike_sounds_once_with_its_samples():
+    assert steps(AlarmRules(9), WAVE) == []
+    spiked = [*WAVE[:200], 6.0, 6.5, *WAVE[:20], 9.0, *WAVE[:20]]
+    ((first, message), (second, _)) = steps(AlarmRules(9), spiked)
+    assert (first, second) == (200, 222), "two steps of one spike, and another spike"
+    assert message.startswith("the loss is 6, that of the 128 steps before 2") and "'s200'" in message
+    early = [*WAVE[:127], 6.0, *WAVE[:20]]
+    assert steps(AlarmRules(9), early) == [], "128 steps are needed to know what is usual"
+    norms = [*WAVE[:200], 50.0, *WAVE[201:]]
+    ((step, message),) = steps(AlarmRules(9), WAVE, norms)
+    assert step == 200 and message.startswith("the gradient norm is 50")
+    assert steps(AlarmRules(9), WAVE, [math.inf] * 300) == steps(AlarmRules(9), WAVE, [None] * 300) == []
+    alarm = AlarmRules(9)
+    for value in WAVE[:128]:
+        alarm.spike(0, value, None, [])
+    assert "and 12 more" in alarm.spike(128, 9.0, None, [f"s{i}" for i in range(20)]).message
+
+
+def test_spikes_go_on_from_a_state():
+    whole, cut = AlarmRules(9), AlarmRules(9)
+    spiked = [*WAVE[:150], 6.0, 6.5, 2.0, 7.0]
+    expected, found = [], []
+    for i, value in enumerate(spiked):
+        expected.append(whole.spike(i, value, 1.0, []))
+        found.append(cut.spike(i, value, 1.0, []))
+        state = json.loads(json.dumps(cut.state()))
+        cut = AlarmRules(9)
+        cut.restore(state)
+    assert found == expected and sum(a is not None for a in found) == 2
+
+
+def test_a_state_of_an_earlier_commit_is_taken_up():
+    rules = AlarmRules(1000, entropies={"captions": 3.6})
+    rules.restore({"curve": [[1.0, 1.0]], "lowest": 2.0, "silent": [], "sounded": ["plateau"]})
+    assert kinds(rules, at(lambda _: 2.0, 300)) == []
+    assert rules.spike(300, 2.0, 1.0, []) is None
+
+
 def test_a_group_without_gradient_is_named_within_the_first_steps():
     rules = AlarmRules(1000)
     alarms = [a for o in falling(grad_norms={"embeddings": 1.0, "resampler fast": 0.0}) for a in rules.update(o)]
@@ -94,12 +181,13 @@ def test_rules_go_on_from_a_state():
             update_ratios={"projector": 0.0},
         )  # fmt: skip
 
-    whole, cut = AlarmRules(300), AlarmRules(300)
+    entropies = {"captions": 5.7}
+    whole, cut = AlarmRules(300, entropies=entropies), AlarmRules(300, entropies=entropies)
     expected, found = [], []
     for step in range(1, 80):
         expected += whole.update(observe(step))
         found += cut.update(observe(step))
         state = json.loads(json.dumps(cut.state()))
-        cut = AlarmRules(300)
+        cut = AlarmRules(300, entropies=entropies)
         cut.restore(state)
     assert found == expected and {a.kind for a in found} == {"zero gradient", "plateau", "captions left behind"}

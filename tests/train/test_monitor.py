@@ -116,6 +116,29 @@ def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatc
     assert [(a["step"], a["kind"]) for a in alarms] == [(6, "blind")]
 
 
+@pytest.mark.parametrize(("logging_steps", "kept"), [(50, 137), (10_000, 137)])
+def test_a_spike_between_logged_steps_is_seen(build, tmp_path, logging_steps, kept):
+    """Losses and norms of all steps wait on the device and are read at the steps that are measured, or every 128."""
+    monitor = RunMonitor(build(), tmp_path, reduce=lambda sums: sums, write_text=lambda *_: None)
+    state = SimpleNamespace(max_steps=400, logging_steps=logging_steps, global_step=0)
+    monitor.on_train_begin(SimpleNamespace(get_warmup_steps=lambda _: 0), state, None)
+    one = torch.ones(1, dtype=torch.long)
+    for step in range(1, 301):
+        monitor.on_step_begin(None, state, None)
+        for part in range(2):
+            batch = {"labels": torch.tensor([[-100, 3, 4]]), "attention_mask": torch.ones(1, 3), "num_videos": one,
+                     "num_images": 0 * one, "sample_ids": [f"s{step}.{part}"]}  # fmt: skip
+            monitor.add_batch(torch.full((1, 2), 9.0 if step == kept else 2 + 0.1 * math.sin(step)), batch)
+        monitor.grad_norm = torch.tensor(70.0 if step == 250 else 1 + 0.1 * math.sin(step))
+        state.global_step = step
+        monitor.on_step_end(None, state, None)
+        assert len(monitor.unread) < 128
+    monitor.state()  # A checkpoint leaves none of them behind.
+    assert [(a.step, a.kind) for a in monitor.alarms] == [(kept, "spike"), (250, "spike")]
+    assert "the loss is 9" in monitor.alarms[0].message and f"'s{kept}.0', 's{kept}.1'" in monitor.alarms[0].message
+    assert "the gradient norm is 70" in monitor.alarms[1].message
+
+
 def test_weights_that_the_optimiser_lost_sound_an_alarm(assets, tmp_path, monkeypatch):
     create = LlavaTrainer.create_optimizer
 

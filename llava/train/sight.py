@@ -1,0 +1,101 @@
+"""Whether a run sees, measured at every evaluation and always at its end: on clips that were held out, else on others.
+
+The controls are those of `llava.eval.controls`. A run without an evaluation set measures them on training clips, which
+shows less, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+
+from llava.data.content_hashes import ContentHashes
+from llava.data.records import Record
+from llava.eval.controls import (
+    CONTROLS_FILE,
+    EVALUATION,
+    TRAINING,
+    choose_samples,
+    control_losses,
+    format_controls,
+)
+from llava.train.alarms import blind
+from llava.train.held_out import clip_names
+from llava.train.monitor import keep_until
+from llava.train.sharding import weights_are_spread
+
+if TYPE_CHECKING:
+    from llava.train.llava_trainer import LlavaTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def measure_at_end(trainer: LlavaTrainer, evaluation: dict[str, float]) -> None:
+    """Measures sight on training clips when the last evaluation, whose metrics are given, did not measure any."""
+    if any("_gain_" in name for name in evaluation) or not _sees(trainer):
+        return
+    logger.info("no evaluation clips: the controls are measured on training clips, which shows less")
+    trainer.model.eval()
+    gains = measure(trainer, trainer.train_dataset, "train")
+    if gains:
+        trainer.log(gains)
+
+
+def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float]:
+    """The gains in nats a caption, divided over the ranks, written to `controls.jsonl`; none when no two clips differ.
+
+    Args:
+        prefix: of the names of the gains, `eval` or `train`.
+    """
+    args, step = trainer.args, trainer.state.global_step
+    if not _sees(trainer):
+        return {}
+    try:
+        chosen, others = choose_samples(dataset.records, args.controls_samples)
+    except ValueError as error:
+        logger.warning("no controls: %s", error)
+        return {}
+    rank, ranks = args.process_index, args.world_size
+    if weights_are_spread(args):
+        rank, ranks = 0, 1  # Shares of unequal size would leave processes waiting for each other's weights.
+    pairs = list(zip(chosen, others, strict=True))
+    part = control_losses(
+        trainer.model, dataset, trainer.collate_until_stopped, pairs[rank::ranks] or pairs[:1],
+        args.per_device_eval_batch_size, trainer.compute_loss_context_manager,
+    )  # fmt: skip
+    if ranks > 1:
+        parts = gather_object([(part, bool(pairs[rank::ranks]))])
+        part, *more = [p for p, counted in parts if counted]
+        part = part.join(more)
+    clips = measured_on(
+        [dataset.records[i] for i in chosen], trainer.train_dataset.records, getattr(dataset.cache, "contents", None)
+    )
+    summary = part.summary(step, clips)
+    if trainer.is_world_process_zero():
+        logger.info("%s", format_controls(summary))
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        # The last evaluation may repeat that of the last step.
+        keep_until(folder / CONTROLS_FILE, step - 1)
+        with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(summary, ensure_ascii=False) + "\n")
+    if trainer.monitor is not None and step >= trainer.state.max_steps > 0:
+        alarm = blind(step, summary["gains"]["video"]["per_caption"], clips)
+        if alarm is not None and alarm.kind not in {a.kind for a in trainer.monitor.alarms}:
+            trainer.monitor.sound(alarm)
+    return {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
+
+
+def measured_on(chosen: Iterable[Record], trained: Iterable[Record], contents: ContentHashes | None = None) -> str:
+    """`TRAINING` when half of the clips or more are trained on, under whatever name; else `EVALUATION`."""
+    known, shown = set(clip_names(trained, contents).values()), set(clip_names(chosen, contents).values())
+    return TRAINING if 2 * len(shown & known) >= len(shown) else EVALUATION
+
+
+def _sees(trainer: LlavaTrainer) -> bool:
+    return bool(trainer.args.controls) and trainer.model.config.mm_hidden_size is not None
