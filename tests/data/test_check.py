@@ -21,7 +21,7 @@ from llava.data.prompt import expand_placeholders
 from llava.data.records import Record, load_records
 from llava.data.video import decoder_problem
 from tests.conftest import CAPTIONS, REAL_CLIPS, colour_frames, record, write_clip
-from tests.data.test_video import FASTSTART, cut, damage, write_audio, write_gray
+from tests.data.video.clips import FASTSTART, cut, damage, write_audio, write_gray
 
 SPEC = VideoSpec(num_frames=4, fast_latents=1, slow_latents=2, force_sample=True)
 

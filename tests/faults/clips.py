@@ -15,7 +15,7 @@ import numpy as np
 
 from llava.data import check, features, video
 from tests.conftest import CAPTIONS, record
-from tests.data.test_video import cut, damage, write_gray
+from tests.data.video.clips import cut, damage, write_gray
 
 FAULTS = ("truncated", "empty", "renamed", "damaged", "garbage", "folder", "hang", "crash")
 

@@ -13,6 +13,8 @@ import pytest
 FAULTY = Path(__file__).resolve().parents[4] / "shared" / "data" / "faulty"
 """Clips whose frames carry their number as a barcode; see `numbers`."""
 
+FASTSTART = {"movflags": "faststart"}
+
 
 def faulty(name: str) -> Path:
     path = FAULTY / name
@@ -89,4 +91,19 @@ def damage(path: Path, start: float, length: int = 2000) -> Path:
     position = int(start * len(data))
     data[position : position + length] = np.random.default_rng(1).bytes(length)
     path.write_bytes(data[: path.stat().st_size])
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path

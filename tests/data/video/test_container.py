@@ -10,7 +10,7 @@ import pytest
 
 from llava.config import VideoSpec
 from llava.data.video import VideoError, container, probe_video, read_frames
-from tests.data.test_video import shown, write_gray
+from tests.data.video.clips import shown, write_gray
 
 SPEC = VideoSpec(num_frames=2, video_fps=0)
 PLAYLISTS = {

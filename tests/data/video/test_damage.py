@@ -8,7 +8,7 @@ import pytest
 from benchmarks.damage import KINDS, NUM_FRAMES, write
 from llava.data.video import VideoError, check_decodable
 from tests.conftest import REAL_CLIPS
-from tests.data.test_video import damage
+from tests.data.video.clips import damage
 
 FAULTY = REAL_CLIPS.parent / "faulty"
 CANNOT_SEE = {"clip.webm", "live.webm", "clip.wmv"}

@@ -12,7 +12,7 @@ from PIL import EpsImagePlugin, Image
 from llava.config import VideoSpec
 from llava.data.video import VideoError, read_frames, read_image
 from llava.data.video.image import on_white
-from tests.data.test_video import write_gray
+from tests.data.video.clips import write_gray
 
 
 def test_transparency_is_shown_on_white() -> None:

@@ -5,38 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from llava.config import VideoSpec
 from llava.data.video import VideoError, probe_video, read_frames, read_image
-from tests.data.video.clips import damage, write_gray
+from tests.data.video.clips import FASTSTART, cut, damage, write_audio, write_gray
 
 ALL = VideoSpec(num_frames=4, force_sample=True)
-
-
-def cut(path: Path, share: float) -> Path:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    return path
-
-
-def write_audio(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = 16000, 0
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def write_bytes(data: bytes) -> Callable[[Path], Path]:
     return lambda path: path if path.write_bytes(data) else path
 
-
-FASTSTART = {"movflags": "faststart"}
 
 BROKEN: list = [
     pytest.param(write_bytes(b""), "cannot be opened as a video", id="empty"),
