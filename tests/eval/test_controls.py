@@ -135,13 +135,14 @@ def test_hidden_streams_do_not_reach_the_caption(data):
 
 def test_summary_and_table():
     nats = {"true": np.array([1.0, 2.0, 3.0]), "other": np.array([2.0, 4.0, 3.0])}
-    found = ControlLosses(nats, np.array([2.0, 2.0, 2.0]), np.array([0, 0, 1]))
+    names = np.array(["a", "b", "c"]), np.array(["x.mp4", "x.mp4", "y.mp4"])
+    found = ControlLosses(nats, np.array([2.0, 2.0, 2.0]), np.array([0, 0, 1]), *names)
     summary = found.join([found]).summary(7)
     assert summary["step"] == 7 and summary["captions"] == 6 and summary["clips"] == 2
     assert summary["losses"]["other"] == {"per_caption": 3.0, "per_token": 1.5}
     assert summary["gains"]["video"]["per_caption"][0] == 1.0
     assert "+1.000 [" in format_controls(summary)
-    alone = ControlLosses(nats, np.array([2.0, 2.0, 2.0]), np.array([0, 0, 0])).summary()
+    alone = ControlLosses(nats, np.array([2.0, 2.0, 2.0]), np.array([0, 0, 0]), *names).summary()
     assert alone["gains"]["video"]["per_caption"] == [1.0, None, None] and "one clip" in format_controls(alone)
 
 

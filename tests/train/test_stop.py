@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from llava.errors import STOPPED_STATUS, Stopped
-from llava.train import checkpoints
+from llava.train import checkpoints, sight
 from llava.train import train as train_module
 from llava.train.checkpoints import newest_valid
 from llava.train.llava_trainer import LlavaTrainer
@@ -50,7 +50,7 @@ def call_then(original: Callable, when: Callable[[Any], bool], act: Callable[[],
 PHASES: dict[str, tuple[object, str, Callable[[Any], bool]]] = {
     "train": (LlavaTrainer, "training_step", lambda trainer: trainer.state.global_step == 3),
     "evaluate": (LlavaTrainer, "evaluate", lambda trainer: trainer.state.global_step == 3),
-    "controls": (LlavaTrainer, "_control_gains", lambda trainer: trainer.state.global_step == 3),
+    "controls": (sight, "measure", lambda trainer: trainer.state.global_step == 3),
     "save": (checkpoints, "write_manifest", lambda folder: True),
     "the last evaluation": (LlavaTrainer, "evaluate", lambda trainer: not trainer.is_in_train),
     "preflight": (train_module, "run_preflight", lambda trainer: True),
