@@ -12,7 +12,8 @@ from statistics import median
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import PLACEHOLDERS
-from llava.data.records import MODEL_ROLES, Record
+from llava.data.captions import MODEL_ROLES
+from llava.data.records import Record
 from llava.train.preflight_data import Finding
 from llava.train.target_words import count_targets, entropy
 
