@@ -182,11 +182,11 @@ def test_a_whole_stride_is_llavas(total, rate, stride, count) -> None:
 def test_every_frame_is_spread_by_number(data) -> None:
     total, num_frames = data.draw(st.integers(1, 3000)), data.draw(st.integers(1, 64))
     times = np.cumsum(np.random.default_rng(total).exponential(0.1, total))
-    for settings in (
+    for chosen in (
         spec(num_frames=num_frames, fast_latents=2),
         spec(num_frames=num_frames, fast_latents=2, video_fps=1, force_sample=True),
     ):
-        found = select_frames(times, settings)
+        found = select_frames(times, chosen)
         if num_frames > 1:
             assert (found[0], found[-1]) == (0, total - 1)
             assert np.ptp(np.diff(found)) <= 1
