@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.config import VideoSpec
@@ -119,6 +119,7 @@ def segment(total: int, ends: tuple[float, float] | None) -> tuple[int, int] | N
     return None if ends is None else tuple(sorted(int(e * (total - 1)) for e in ends))  # type: ignore[return-value]
 
 
+@settings(deadline=None)
 @given(
     gaps=st.lists(st.one_of(st.floats(0, 0.2), st.sampled_from([0.0, 1 / 30, 0.04, 0.1, 5.0])), max_size=60),
     video_fps=st.one_of(st.sampled_from([0.5, 1.0, 2.0, 12.0, 29.97]), st.floats(0.1, 60)),
@@ -149,6 +150,7 @@ def test_equals_the_nearest_of_all_frames(gaps, video_fps, num_frames, extra, en
 RATES = [Fraction(r) for r in (5, 10, 12, 15, 24, 25, 30, 50, 60)] + [Fraction(30000, 1001), Fraction(1221, 200)]
 
 
+@settings(deadline=None)
 @given(
     total=st.integers(1, 2000),
     rate=st.sampled_from(RATES),
@@ -164,6 +166,7 @@ def test_constant_rate_is_within_one_frame_of_a_fixed_stride(total, rate, video_
     assert max(abs(a - b) for a, b in zip(found, fixed, strict=True)) <= (stride.denominator > 1)
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 2000), rate=st.sampled_from(RATES), stride=st.integers(1, 60), count=st.integers(1, 32))
 def test_a_whole_stride_is_llavas(total, rate, stride, count) -> None:
     """LLaVA-NeXT's `process_video_with_decord`: `range(0, frames, stride)`, then a `linspace` over it."""
@@ -174,15 +177,16 @@ def test_a_whole_stride_is_llavas(total, rate, stride, count) -> None:
     assert select_frames(constant(total, rate), VideoSpec(count, 2, 2, float(rate / stride))) == expected
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_frame_is_spread_by_number(data) -> None:
     total, num_frames = data.draw(st.integers(1, 3000)), data.draw(st.integers(1, 64))
     times = np.cumsum(np.random.default_rng(total).exponential(0.1, total))
-    for settings in (
+    for chosen in (
         spec(num_frames=num_frames, fast_latents=2),
         spec(num_frames=num_frames, fast_latents=2, video_fps=1, force_sample=True),
     ):
-        found = select_frames(times, settings)
+        found = select_frames(times, chosen)
         if num_frames > 1:
             assert (found[0], found[-1]) == (0, total - 1)
             assert np.ptp(np.diff(found)) <= 1
