@@ -32,7 +32,7 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0") | {
 
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: white space, and characters that no font draws."""
-    if text[:1].isalnum():
+    if text[:1].isalnum() and text[0] not in _BLANK:  # Hangul fillers count as letters.
         return False
     return all(c.isspace() or c in _BLANK or unicodedata.category(c) in ("Cc", "Cf") for c in text)
 

@@ -35,7 +35,13 @@ def _wrong_with_file(path: str) -> str:
         return NO_FILE if isinstance(error, FileNotFoundError) else str(error)
     if not stat.S_ISREG(status.st_mode):
         return "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
-    return "" if status.st_size else "is empty (0 bytes)"
+    if not status.st_size:
+        return "is empty (0 bytes)"
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, so decoders cannot open it: rename the file"
+    return ""
 
 
 def _plain(name: str) -> str:

@@ -173,7 +173,7 @@ def _environment() -> Environment:
     """Jinja2 with everything escaped, control characters too, and no name undefined."""
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.finalize = lambda value: show_text(value, keep="\n\t") if type(value) is str else value
+    environment.finalize = lambda value: show_text(value) if type(value) is str else value
     environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words)}
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS}
     environment.filters |= {"number": format_number, "interval": format_interval, "show": show, "draw": draw}
