@@ -197,7 +197,7 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             token_losses=token_losses,
-            **{CACHE: output[CACHE] if CACHE in output else None},
+            **{CACHE: output.get(CACHE)},
         )
 
     @torch.no_grad()
