@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -47,9 +48,8 @@ class ContentHashes:
                 continue
             self._loaded.add(path.name)
             try:
-                for name, size, changed, digest in json.loads(path.read_text(encoding="utf-8")):
-                    self._known[name, size, changed] = digest
-            except (ValueError, TypeError, OSError) as error:
+                self._known |= _read(path)
+            except (ValueError, OSError) as error:
                 logger.warning("%s: malformed, ignored; its clips are hashed again; delete it (%s)", path, error)
 
     def hash(self, path: str) -> str:
@@ -91,7 +91,7 @@ class ContentHashes:
             names = list(unknown)
             for start in range(0, len(names), FILES_AT_ONCE):
                 some = names[start : start + FILES_AT_ONCE]
-                new: list[tuple[str, int, int, str]] = []
+                new: list[tuple[str, int, int, str, int]] = []
                 try:
                     with ThreadPoolExecutor(THREADS) as pool:
                         for path, (digest, problem) in zip(some, pool.map(_try_hash, some), strict=True):
@@ -99,7 +99,7 @@ class ContentHashes:
                                 errors[path] = problem
                             else:
                                 hashes[path] = self._known[unknown[path]] = digest
-                                new.append((*unknown[path], digest))
+                                new.append((*unknown[path], digest, _checksum(*unknown[path], digest)))
                             progress.update()
                             if should_stop is not None and should_stop():
                                 pool.shutdown(cancel_futures=True)
@@ -108,7 +108,7 @@ class ContentHashes:
                     self._keep(new)
         return hashes, errors
 
-    def _keep(self, new: list[tuple[str, int, int, str]]) -> None:
+    def _keep(self, new: list[tuple[str, int, int, str, int]]) -> None:
         if not new:
             return
         name = f"{uuid.uuid4().hex}.json"
@@ -119,6 +119,46 @@ class ContentHashes:
             # They save time and nothing else: a cache that this process may only read still serves it.
             logger.warning("%s: cannot keep the hashes of %d files (%s)", self.folder, len(new), error)
         self._loaded.add(name)
+
+
+def _read(path: Path) -> dict[File, str]:
+    """The hashes of a file of them; each with a checksum, which those of earlier commits lack.
+
+    Raises:
+        ValueError: when a row is not what was written, the hash of another file included.
+        OSError: when it cannot be read.
+    """
+    rows, known = load_json(path), {}
+    if not isinstance(rows, list):
+        raise ValueError("no list")
+    for number, row in enumerate(rows):
+        if not isinstance(row, list) or [type(value) for value in row[:4]] != [str, int, int, str] or len(row) > 5:
+            raise ValueError(f"row {number} is {row!r:.80}")
+        if len(row) == 5 and row[4] != _checksum(*row[:4]):
+            raise ValueError(f"row {number}, {row[0]!r:.80}, does not fit its checksum")
+        known[row[0], row[1], row[2]] = row[3]
+    return known
+
+
+def _checksum(name: str, size: int, changed: int, digest: str) -> int:
+    return zlib.crc32(f"{digest} {size} {changed} {name}".encode("utf-8", "surrogatepass"))
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: for anything that is not JSON, NaN and nesting without end included.
+        OSError: when it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> int:

@@ -98,7 +98,7 @@ class LazySupervisedDataset(Dataset):
             if record.videos:
                 sample["video_features"] = torch.stack([self.cache.read(p, record.split) for p in record.videos])
             if record.images:
-                sample["image_features"] = torch.stack([self.cache.read(p, None)[0] for p in record.images])
+                sample["image_features"] = torch.stack([self.cache.read(p, None, True)[0] for p in record.images])
             return sample
         if record.videos:
             sample["pixel_values_videos"] = torch.stack([self.read_video(p, record.split) for p in record.videos])

@@ -3,7 +3,8 @@
 A cache folder holds one subfolder for each fingerprint of settings, and in it pairs of files: `NAME.npy`, the features
 of some clips, one row of bytes each, and `NAME.json`, their index with a checksum for each row. The index is renamed
 into place after its array is complete, so a killed extraction leaves nothing that is ever read; a row is served after
-its checksum was found right, so damage on disk is never trained on.
+its checksum, which covers the clip's key, was found right, so neither damage on disk nor another clip's row is ever
+trained on. An index may name an array of another subfolder, whose rows an earlier commit wrote (`old_features.py`).
 
 Letters in shapes: C clips, T frames, P patches, Dv width of the tower.
 """
@@ -18,21 +19,23 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from llava.data.content_hashes import ContentHashes, replace_file
+from llava.data.content_hashes import ContentHashes, load_json, replace_file
+from llava.data.shards import Entry, damage, decode, encode, read_index, row_checksum
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-"""Of the files; part of the fingerprint, so that files of another format are never looked at."""
+FORMAT = 3
+"""Of the files, and of the rule that chooses frames; part of the fingerprint, so that files of another format are never
+taken for ours. 2 had checksums without keys, and frames by their number (`llava.data.video.legacy`)."""
 TOLERANCES = {"float16": 0.02, "int8": 0.05}
 """Types that features are stored as, and the relative error that computing them again may show.
 
@@ -42,25 +45,12 @@ on features without outliers and 0.018 with some.
 
 Split = tuple[int, int] | None
 
+Clip = tuple[str, Split, bool]
+"""(path, segment, is it an image)."""
+
 
 class DamagedFeatures(ValueError):
     """A row of a shard is not what was written."""
-
-
-class Shard(NamedTuple):
-    """A file of features: name without suffix, size in bytes, rows, bytes of a row, and the row's shape (T, P, Dv)."""
-
-    name: str
-    size: int
-    rows: int
-    row_bytes: int
-    shape: tuple[int, ...]
-
-
-class Entry(NamedTuple):
-    shard: Shard
-    row: int
-    checksum: int
 
 
 class FeatureCache:
@@ -77,13 +67,15 @@ class FeatureCache:
         self.settings = {"format": FORMAT, **settings}
         self.dtype = settings.get("dtype", "float16")
         self.repair = repair
-        self.fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(self.settings)
         self.folder = Path(root) / self.fingerprint
         self.contents = ContentHashes(Path(root) / "contents")
         self._entries: dict[str, Entry] = {}
         self._sound: set[str] = set()
         self._ignored: set[str] = set()
         self.reload()
+
+    _damage = staticmethod(damage)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -103,8 +95,8 @@ class FeatureCache:
             if index.name == "settings.json":
                 continue
             try:
-                self._entries |= _read_index(index, self.dtype)
-            except (ValueError, TypeError, KeyError, OSError) as error:
+                self._entries |= read_index(index, self.dtype)
+            except (ValueError, OSError) as error:
                 if index.name not in self._ignored:
                     self._ignored.add(index.name)
                     logger.warning(
@@ -112,14 +104,16 @@ class FeatureCache:
                         "deleted (%s: %s)", index, index.with_suffix(".npy").name, type(error).__name__, error
                     )  # fmt: skip
 
-    def key(self, path: str, split: Split) -> str:
-        """Key of a clip: the hash of its content, and the segment. Reads the file when it is new or has changed."""
-        return join_key(self.contents.hash(path), split)
+    def key(self, path: str, split: Split, is_image: bool = False) -> str:
+        """Key of a clip: the hash of its content, the segment, and whether it is read as an image. Reads the file when
+        it is new or has changed.
+        """
+        return join_key(self.contents.hash(path), split, is_image)
 
-    def has(self, path: str, split: Split) -> bool:
-        return self.key(path, split) in self._entries
+    def has(self, path: str, split: Split, is_image: bool = False) -> bool:
+        return self.key(path, split, is_image) in self._entries
 
-    def read(self, path: str, split: Split) -> torch.Tensor:
+    def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
         """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
 
         Raises:
@@ -128,7 +122,7 @@ class FeatureCache:
             FileNotFoundError: when the clip is gone.
         """
         try:
-            key = self.key(path, split)
+            key = self.key(path, split, is_image)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path}: gone since the run started, so that nobody can say whether its features in {self.folder} are "
@@ -144,12 +138,12 @@ class FeatureCache:
             problem = self._damage(entry)
             if problem:
                 raise DamagedFeatures(
-                    f"{path}: its features in {self._file(entry.shard)}, row {entry.row}, are damaged ({problem}); "
+                    f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
                     "compute them again with the flags of this run and --repair_features (training or python -m "
                     "llava.data.extract), and have the disk checked"
                 )
             self._sound.add(key)
-        return decode(_map(self._file(entry.shard), entry.shard)[entry.row], self.dtype, entry.shard.shape)
+        return decode(entry.bytes(), self.dtype, entry.shard.shape)
 
     def write(self, clips: Sequence[tuple[str, str]], features: np.ndarray) -> None:
         """Adds a shard: `clips` (key, path) and their features (C, T, P, Dv) in fp16.
@@ -157,25 +151,52 @@ class FeatureCache:
         Raises:
             OSError: when the disk is full or the folder cannot be written; nothing half-written is ever read.
         """
-        name = uuid.uuid4().hex
         rows = encode(features, self.dtype)
+        shape = features.shape[1:]
         entries = [
-            {"key": key, "path": os.path.abspath(path), "crc32": zlib.crc32(row.tobytes())}
+            {"key": key, "path": os.path.abspath(path), "crc32": row_checksum(zlib.crc32(row.tobytes()), key, shape)}
             for (key, path), row in zip(clips, rows, strict=True)
         ]
-        index: dict[str, Any] = {"shape": features.shape[1:], "entries": entries}
-        array = self.folder / f"{name}.npy"
+        array = self.folder / f"{uuid.uuid4().hex}.npy"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "settings.json").exists():
-                replace_file(self.folder / "settings.json", partial(_dump, self.settings))
-            index["size"] = replace_file(array, lambda f: np.save(f, rows))
-            replace_file(array.with_suffix(".json"), partial(_dump, index))
+            size = replace_file(array, lambda f: np.save(f, rows))
+            self._publish(array.with_suffix(".json"), {"shape": shape, "size": size, "entries": entries})
         except OSError as error:
             with suppress(OSError):
                 array.unlink(missing_ok=True)
             raise OSError(error.errno or errno.EIO, self._cannot_write(rows.nbytes, error)) from error
-        self._entries |= _read_index(array.with_suffix(".json"), self.dtype)
+
+    def adopt(self, found: Mapping[str, Entry]) -> None:
+        """Serves rows of another subfolder's arrays, which stay where they lie: {key: entry with the checksum of the
+        row's bytes alone}.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        shards: dict[str, dict[int, tuple[str, Entry]]] = {}
+        for key, entry in found.items():
+            shards.setdefault(entry.shard.file, {})[entry.row] = key, entry
+        for rows in shards.values():
+            shard = next(iter(rows.values()))[1].shard
+            entries = [
+                {"key": rows[n][0], "crc32": row_checksum(rows[n][1].checksum, rows[n][0], shard.shape)}
+                if n in rows else None
+                for n in range(shard.rows)
+            ]  # fmt: skip
+            index = {"shape": shard.shape, "size": shard.size, "entries": entries,
+                     "array": "/".join(Path(shard.file).parts[-2:])}  # fmt: skip
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._publish(self.folder / f"{uuid.uuid4().hex}.json", index)
+            except OSError as error:
+                raise OSError(error.errno or errno.EIO, self._cannot_write(100 * len(entries), error)) from error
+
+    def _publish(self, path: Path, index: dict[str, Any]) -> None:
+        if not (self.folder / "settings.json").exists():
+            replace_file(self.folder / "settings.json", partial(_dump, self.settings))
+        replace_file(path, partial(_dump, index))
+        self._entries |= read_index(path, self.dtype)
 
     def _cannot_write(self, size: int, error: OSError) -> str:
         place = next(p for p in (self.folder, *self.folder.parents) if p.exists())
@@ -195,7 +216,7 @@ class FeatureCache:
                 damaged.setdefault(entry.shard.name, set()).add(entry.row)
         for name, rows in damaged.items():
             path = self.folder / f"{name}.json"
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = load_json(path)
             index["entries"] = [None if row in rows else entry for row, entry in enumerate(index["entries"])]
             replace_file(path, partial(_dump, index))
         if damaged:
@@ -206,89 +227,35 @@ class FeatureCache:
         """Caches beside this one that differ in a single setting: folder, setting, its value there and here."""
         found = []
         here = json.loads(json.dumps(self.settings))  # Tuples as lists, as they are on disk.
-        for path in sorted(self.folder.parent.glob("*/settings.json")):
-            try:
-                there = json.loads(path.read_text(encoding="utf-8"))
-                differing = [k for k in {*there, *here} if there.get(k) != here.get(k)]
-            except (ValueError, TypeError, OSError):
-                continue
+        for folder, there in caches_beside(self.folder):
+            differing = [k for k in {*there, *here} if there.get(k) != here.get(k)]
             if len(differing) == 1:
                 name = differing[0]
-                found.append((path.parent, name, there.get(name), here.get(name)))
+                found.append((folder, name, there.get(name), here.get(name)))
         return found
 
-    def _file(self, shard: Shard) -> str:
-        return os.path.join(self.folder, f"{shard.name}.npy")
 
-    def _damage(self, entry: Entry) -> str:
-        """What is wrong with a row on disk; empty when it is what was written."""
-        try:
-            size = os.stat(self._file(entry.shard)).st_size
-            if size != entry.shard.size:
-                return f"the file has {size} bytes, expected {entry.shard.size}"
-            checksum = zlib.crc32(_map(self._file(entry.shard), entry.shard)[entry.row])
-        except OSError as error:
-            return str(error)
-        return "" if checksum == entry.checksum else f"checksum {checksum:08x}, expected {entry.checksum:08x}"
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """The name of the subfolder for some settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def join_key(content: str, split: Split) -> str:
-    return f"{content}:{split[0]}-{split[1]}" if split else content
+def caches_beside(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The subfolders of a cache with their settings; those whose settings are not theirs are left out."""
+    found = []
+    for path in sorted(folder.parent.glob("*/settings.json")):
+        with suppress(ValueError, OSError, RecursionError):
+            there = load_json(path)
+            if isinstance(there, dict) and fingerprint(there) == path.parent.name:
+                found.append((path.parent, there))
+    return found
 
 
-def row_type(dtype: str, shape: tuple[int, ...]) -> np.dtype:
-    """What a clip of shape (T, P, Dv) is stored as: fp16 values, or int8 values and the scale (Dv,) of each channel.
-
-    Channels of DINOv2 differ in size by orders of magnitude, tokens less.
-    """
-    if dtype == "float16":
-        return np.dtype(("<f2", shape))
-    return np.dtype([("values", "i1", shape), ("scale", "<f4", shape[-1:])])
-
-
-def encode(features: np.ndarray, dtype: str) -> np.ndarray:
-    """(C, T, P, Dv) in fp16 to rows of `row_type`."""
-    if dtype == "float16":
-        return np.ascontiguousarray(features, dtype="<f2")
-    rows = np.empty(len(features), row_type(dtype, features.shape[1:]))
-    for row, clip in zip(rows, features.astype(np.float32), strict=True):
-        row["scale"] = np.maximum(np.abs(clip).max(axis=(0, 1)), 1e-12) / 127
-        row["values"] = np.rint(clip / row["scale"])
-    return rows
-
-
-def decode(row: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The bytes of a stored row to features (T, P, Dv) in fp16, in memory of their own."""
-    if dtype == "float16":
-        return torch.from_numpy(row.copy()).view(torch.float16).view(shape)
-    count = int(np.prod(shape))
-    values, scale = row[:count].view("i1").reshape(shape), row[count:].view("<f4")
-    return torch.from_numpy(np.multiply(values, scale, dtype=np.float32)).half()
+def join_key(content: str, split: Split, is_image: bool = False) -> str:
+    """A clip's key: an image and a video of the same bytes are read by other decoders, and are two."""
+    key = f"{content}:{split[0]}-{split[1]}" if split else content
+    return f"image:{key}" if is_image else key
 
 
 def _dump(value: Any, file: IO[bytes]) -> None:
     file.write(json.dumps(value).encode())
-
-
-def _read_index(path: Path, dtype: str) -> dict[str, Entry]:
-    """The entries of an index whose array is there in its full length; an error when something is amiss."""
-    index = json.loads(path.read_text(encoding="utf-8"))
-    shape = tuple(int(n) for n in index["shape"])
-    shard = Shard(path.stem, int(index["size"]), len(index["entries"]), row_type(dtype, shape).itemsize, shape)
-    if len(shape) != 3 or min(shape) < 1 or shard.size < shard.rows * shard.row_bytes:
-        raise ValueError(f"{shard.rows} entries of shape {shape} do not fit {shard.size} bytes")
-    size = path.with_suffix(".npy").stat().st_size
-    if size != shard.size:
-        raise ValueError(f"{path.stem}.npy has {size} bytes, expected {shard.size}")
-    return {
-        entry["key"]: Entry(shard, row, int(entry["crc32"]))
-        for row, entry in enumerate(index["entries"])
-        if entry is not None
-    }
-
-
-@lru_cache(maxsize=4096)
-def _map(path: str, shard: Shard) -> np.ndarray:
-    """Rows of bytes (C, bytes) of a shard. They fill the end of the file, so that its header need not be trusted."""
-    offset = shard.size - shard.rows * shard.row_bytes
-    return np.asarray(np.memmap(path, np.uint8, "r", offset, (shard.rows, shard.row_bytes)))

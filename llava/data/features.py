@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from llava.config import ProcessorSpec, VideoSpec
-from llava.data.feature_store import TOLERANCES, DamagedFeatures, FeatureCache, Split, join_key
+from llava.data.feature_store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
+from llava.data.old_features import adopt_old
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
@@ -26,9 +27,6 @@ from llava.errors import Stopped
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 << 20
-
-Clip = tuple[str, Split, bool]
-"""(path, segment, is it an image)."""
 
 
 def open_cache(root: str | Path, model: Any, repair: bool = False) -> FeatureCache:
@@ -141,7 +139,8 @@ def extract_features(
     """Fills the cache for the clips of `records` that it lacks; under several ranks, for this rank's share.
 
     Args:
-        tower: (N, 3, S, S) -> (N, P, Dv), on `device`.
+        tower: (N, 3, S, S) -> (N, P, Dv), on `device`. Where it has `old_checksums()`, what earlier commits extracted
+            with it is used as far as it is what they would give today.
         num_workers: processes that decode; 0 decodes in this one, which a clip that hangs or crashes the decoder takes
             along.
         timeout: seconds that decoding a clip may take.
@@ -160,7 +159,7 @@ def extract_features(
     contents, unreadable = cache.contents.resolve([clip[0] for clip in share], should_stop, show_progress)
     problems = [Problem(r.source, r.id, "unreadable", unreadable[c[0]]) for c in share if c[0] in unreadable
                 for r in wanted[c]]  # fmt: skip
-    keys = {clip: join_key(contents[clip[0]], clip[1]) for clip in share if clip[0] in contents}
+    keys = {clip: join_key(contents[clip[0]], *clip[1:]) for clip in share if clip[0] in contents}
     if cache.repair:
         logger.warning("%s: %d damaged features found", cache.folder, cache.remove_damaged(keys.values()))
     # Copies of a clip share their features: the first of them is read for all.
@@ -169,6 +168,9 @@ def extract_features(
         if key not in cache:
             copies.setdefault(key, []).append(clip)
     missing = [clips[0] for clips in copies.values()]
+    old_towers = getattr(tower, "old_checksums", tuple)
+    adopt_old(cache, old_towers, {c: keys[c] for c in missing}, contents, spec, num_workers, timeout, should_stop)
+    missing = [clip for clip in missing if keys[clip] not in cache]
     if not missing:
         return problems
     waiting: list[tuple[Clip, np.ndarray]] = []
@@ -254,7 +256,7 @@ def verify_features(
 
     Batches of another size, other kernels, fp16 and int8 round differently: `TOLERANCES`.
     """
-    cached = [clip for clip in distinct_clips(records) if cache.has(clip[0], clip[1])]
+    cached = [clip for clip in distinct_clips(records) if cache.has(*clip)]
     places = {round(k * (len(cached) - 1) / max(number - 1, 1)) for k in range(number)} if cached else set()
     chosen = [cached[i] for i in sorted(places)]
     problems = []
@@ -265,7 +267,7 @@ def verify_features(
             continue
         expected = tower(torch.from_numpy(pixels).to(device)).float().cpu()
         try:
-            found = cache.read(clip[0], clip[1]).float()
+            found = cache.read(*clip).float()
         except DamagedFeatures as damage:
             problems.append(Problem(clip[0], "", "damaged features", str(damage)))
             continue

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Lexicon = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -19,7 +20,12 @@ ALL = "all"
 
 def _normalise(text: str) -> str:
     """Case-folded, accents composed, so that `è` typed in two ways is one letter."""
-    return unicodedata.normalize("NFC", text).casefold()
+    # Folding case takes some letters apart again.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def _composed(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def named_values(caption: str, forms: Mapping[str, Sequence[str]]) -> set[str]:
@@ -87,12 +93,12 @@ def score_caption(caption: str, attributes: Mapping[str, str], lexicon: Lexicon)
     Raises:
         ValueError: when the true value of an attribute is missing or unknown to the lexicon.
     """
-    unknown = [
-        f"{name} is {attributes.get(name)!r}" for name, forms in lexicon.items() if attributes.get(name) not in forms
-    ]
+    composed = {name: {_composed(value): words for value, words in forms.items()} for name, forms in lexicon.items()}
+    true = {name: _composed(value) for name, value in attributes.items()}
+    unknown = [f"{name} is {attributes.get(name)!r}" for name, forms in composed.items() if true.get(name) not in forms]
     if unknown:
         raise ValueError(f"attributes {dict(attributes)} do not fit the lexicon: {'; '.join(unknown)}")
-    return {name: named_values(caption, forms) == {attributes[name]} for name, forms in lexicon.items()}
+    return {name: named_values(caption, forms) == {true[name]} for name, forms in composed.items()}
 
 
 def score_captions(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import torch
 from tqdm import tqdm
@@ -228,11 +229,11 @@ def reference_losses(
 
 
 def exact_match(captions: Sequence[str], records: Sequence[Record]) -> float:
-    """Share of captions that are word for word one of the references of their clip."""
+    """Share of captions that are word for word one of the references of their clip; accents composed in both (NFC)."""
     references: dict[Any, set[str]] = {}
     for r in records:
-        references.setdefault((r.videos, r.split), set()).add(reference_of(r))
-    hits = [c in references[r.videos, r.split] for c, r in zip(captions, records, strict=True)]
+        references.setdefault((r.videos, r.split), set()).add(normalize("NFC", reference_of(r)))
+    hits = [normalize("NFC", c) in references[r.videos, r.split] for c, r in zip(captions, records, strict=True)]
     return sum(hits) / len(hits)
 
 

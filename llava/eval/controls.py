@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -71,21 +72,35 @@ def other_samples(clips: Sequence[Any], kinds: Sequence[Any], seed: int = 0) -> 
     return [successor.get(pair) for pair in zip(kinds, clips, strict=True)]
 
 
-def shuffle_frames(videos: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def shuffle_frames(videos: torch.Tensor, seed: int | Sequence[int] = 0) -> torch.Tensor:
     """(V, T, ...) with each video's frames in another order; unchanged for a single frame.
 
     Every frame moves: a random cyclic permutation (Sattolo 1986), another one for each video.
+
+    Args:
+        seed: of all, or one for each video, whose order then does not depend on those beside it.
     """
-    generator = np.random.default_rng(seed)
     frames = videos.shape[1]
+    if isinstance(seed, int):
+        generators = [np.random.default_rng(seed)] * len(videos)
+    else:
+        generators = [np.random.default_rng(one) for one in seed]
     orders = []
-    for _ in range(len(videos)):
+    for generator in generators:
         cycle = generator.permutation(frames)
         order = np.empty(frames, dtype=np.int64)
         order[cycle] = np.roll(cycle, 1)
         orders.append(torch.from_numpy(order))
     index = torch.stack(orders).to(videos.device)
     return videos[torch.arange(len(videos), device=videos.device)[:, None], index]
+
+
+def shuffle_seeds(records: Sequence[Record]) -> list[int]:
+    """A seed for each video of some records in reading order, from its file's name and segment: a clip's frames get the
+    same order in every batch, process and folder.
+    """
+    names = [repr((Path(path).name, record.split)) for record in records for path in record.videos]
+    return [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names]
 
 
 def stream_mask(
@@ -218,7 +233,8 @@ def control_losses(
             },
         }
         if spec.num_frames > 1:
-            conditions["shuffled"] = batch | {key: shuffle_frames(batch[key], seed=start)}
+            seeds = shuffle_seeds([dataset.records[i] for i, _ in chunk])
+            conditions["shuffled"] = batch | {key: shuffle_frames(batch[key], seeds)}
         for name in (c for c in CONDITIONS if c in conditions):
             with context():
                 losses, counts = caption_losses(model, conditions[name])

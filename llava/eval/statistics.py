@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 RESAMPLES = 2000
-
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Student's t at 97.5 % for 1 to 15 degrees of freedom; 1.96 is used beyond."""
 
 
 def bootstrap_ratio(
@@ -65,7 +63,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan, math.nan
-    freedom = len(values) - 1
-    t = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
+    t = float(stdtrit(len(values) - 1, 0.975))
     half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half

@@ -88,10 +88,11 @@ def check_stored_tower(model: LlavaGPT2ForCausalLM, name_or_path: str) -> None:
     config = model.config
     other = DINOv2VisionTower.from_pretrained(
         name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature
-    ).checksum()
-    if other != config.mm_vision_tower_checksum:
+    )
+    checksum = other.checksum()
+    if not other.has_checksum(config.mm_vision_tower_checksum):
         raise ValueError(
-            f"--vision_tower {name_or_path!r} (checksum {other[:12]}) is not the tower that the checkpoint holds, "
+            f"--vision_tower {name_or_path!r} (checksum {checksum[:12]}) is not the tower that the checkpoint holds, "
             f"which began as {config.mm_vision_tower!r} (checksum {config.mm_vision_tower_checksum[:12]}): name that "
             "one, or start from a model without vision"
         )

@@ -123,13 +123,13 @@ class LlavaMetaForCausalLM:
                 f"the vision tower {name!r} of this model cannot be loaded; the tower is kept by reference: give its "
                 "present place with --vision_tower (from Python: from_pretrained(..., vision_tower=PATH))"
             ) from error
-        checksum = tower.checksum()
-        if checksum != config.mm_vision_tower_checksum:
+        checksum, expected = tower.checksum(), config.mm_vision_tower_checksum
+        if checksum != expected and not tower.has_checksum(expected):
             raise ValueError(
                 f"the vision tower {name!r} is not the one that this model was trained with: its weights have checksum "
-                f"{checksum[:12]}, expected {config.mm_vision_tower_checksum[:12]}; point --vision_tower at the "
-                "original weights"
+                f"{checksum[:12]}, expected {expected[:12]}; point --vision_tower at the original weights"
             )
+        config.mm_vision_tower_checksum = checksum
         tower.precision = config.mm_vision_precision
         self.vision_tower = tower.to(self.device)
 

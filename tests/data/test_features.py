@@ -27,7 +27,7 @@ from llava.data.video import FRAME_RULE, frames_to_pixels, read_frames
 from llava.data.workers import WorkerFailure
 from llava.errors import Stopped
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
-from tests.conftest import PROCESSOR, SPEC
+from tests.conftest import PROCESSOR, SPEC, colour_frames
 
 
 @pytest.fixture
@@ -316,3 +316,24 @@ def test_a_signal_to_the_whole_job_is_a_stop_and_no_crash_of_a_clip(tmp_path, to
         else:
             with pytest.raises(RuntimeError, match="could not start"):
                 extract_features(records, cache, tower, SPEC, PROCESSOR, **options)
+
+
+def test_an_image_and_a_video_of_one_file_are_two(tmp_path, tower):
+    """An animated picture can be both, and the two are read by other decoders."""
+    from PIL import Image
+
+    path = tmp_path / "both.gif"
+    frames = [Image.fromarray(frame) for frame in colour_frames(0)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=250)
+    rows = []
+    for kind, token in (("image", "<image>"), ("video", "<video>")):
+        turns = [{"from": "human", "value": token}, {"from": "gpt", "value": "Un quadrato."}]
+        rows.append({"id": kind, kind: path.name, "conversations": turns})
+    (tmp_path / "both.json").write_text(json.dumps(rows))
+    both, problems = load_records(tmp_path / "both.json", tmp_path, tmp_path)
+    assert problems == []
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    assert extract_features(both, cache, tower, SPEC, PROCESSOR, show_progress=False) == []
+    assert cache.read(str(path), None).shape[0] == SPEC.num_frames
+    assert cache.read(str(path), None, True).shape[0] == 1
+    assert verify_features(both, cache, tower, SPEC, PROCESSOR) == (2, [])

@@ -38,6 +38,13 @@ def test_an_accent_is_one_letter_however_it_is_typed():
     assert named_values("va in giu", LEXICON["direction"]) == set()
 
 
+def test_a_value_is_one_value_however_its_accents_are_typed():
+    lexicon = {"direction": {"giu\u0300": ["giù"], "alto": ["alto"]}}
+    assert score_caption("va giu\u0300", {"direction": "giù"}, lexicon) == {"direction": True}
+    # Folding case takes the last letter apart, and what is left of it would end a word.
+    assert named_values("μα\u0390", {"x": ["μαι"]}) == set()
+
+
 def test_an_attribute_is_right_when_it_alone_is_named():
     assert score_caption("Una stella rossa va verso l'alto.", STAR, LEXICON) == dict.fromkeys(LEXICON, True)
     hedged = score_caption("Una stella o un cerchio rosso va verso l'alto.", STAR, LEXICON)

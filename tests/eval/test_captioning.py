@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def test_exact_match_takes_any_reference_of_the_clip(assets, tmp_path):
     assert exact_match(["Due.", "Due.", "Due."], loaded) == pytest.approx(2 / 3)
     assert prompt_of(loaded[0]) == "<video> Guarda"
     assert reference_of(loaded[1]) == "Due."
+
+
+def test_exact_match_does_not_depend_on_how_accents_are_typed(assets):
+    loaded = load_records(str(assets.video_json), None, str(assets.clips))[0][:2]
+    turns = [[{"from": "human", "value": "<video>"}, {"from": "gpt", "value": v}] for v in ("Va giù.", "E\u0300 qui.")]
+    loaded = [replace(r, conversations=t) for r, t in zip(loaded, turns, strict=True)]
+    assert exact_match(["Va giu\u0300.", "È qui."], loaded) == 1
 
 
 def test_caption_losses_are_the_models_own(tokenizer, build):

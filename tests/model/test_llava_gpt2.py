@@ -13,7 +13,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import expand_placeholders
 from llava.model.builder import add_visual_tokens, load_language_model, load_pretrained_model, set_trainable
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.language_model.llava_gpt2 import CACHE, LlavaGPT2ForCausalLM
 from llava.model.loss import head_logits, supervised_loss
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from llava.train.train import preprocess_plain_lm
@@ -363,6 +363,26 @@ def test_generation_sees_the_video_and_greedy_equals_a_plain_loop(tokenizer, bui
         expected = torch.cat([expected, step], dim=1)
     found = model.generate(ids, pixel_values_videos=clip, max_new_tokens=6, do_sample=False, eos_token_id=-1)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_keys_and_values_are_taken_under_both_of_their_names(tokenizer, build, name):
+    """transformers 5.24 renamed them: unseen, they were a prompt in pieces at the second token."""
+    model = build()
+    ids = torch.tensor([tokenizer(expand_placeholders("<video> Un gatto", SPEC))["input_ids"]])
+    embeds, _ = model.prepare_inputs_labels_for_multimodal_video(ids, pixel_values_videos=pixels())
+    with torch.no_grad():
+        first = model(inputs_embeds=embeds, use_cache=True)[CACHE]
+        assert first.get_seq_length() == ids.shape[1]
+        longer = torch.cat([ids, ids[:, -1:]], dim=1)
+        inputs = model.prepare_inputs_for_generation(
+            longer, **{name: first}, next_sequence_length=1, prompt_embeds=embeds, use_cache=True
+        )
+        assert inputs[CACHE] is first and inputs["input_ids"].shape == (1, 1)
+        whole = torch.cat([embeds, model.get_input_embeddings()(ids[:, -1:])], dim=1)
+        expected = model(inputs_embeds=whole).logits[:, -1]
+        found = model(input_ids=ids[:, -1:], **{name: first}, use_cache=True).logits[:, -1]
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_left_padding_does_not_change_what_is_generated(tokenizer, build):

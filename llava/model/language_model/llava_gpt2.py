@@ -5,12 +5,13 @@ Letters in shapes: B batch, L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from llava.foreign import check_sizes
@@ -19,6 +20,8 @@ from llava.model.loss import supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 
 TOWER_PREFIX = "vision_tower."
+CACHE = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
+"""What transformers calls the keys and values of earlier positions: `cache` since 5.24. Callers may use either name."""
 
 
 class LlavaGPT2Config(GPT2Config):
@@ -134,6 +137,7 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         logits_to_keep: int | torch.Tensor = 0,
         return_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutput:
         """Next-token prediction over text and video.
@@ -173,12 +177,13 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
             attention_mask, use_cache = None, False
         if labels is not None and use_cache is None:
             use_cache = False
+        earlier = past_key_values if cache is None else cache
         output = self.transformer(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: earlier},
             **kwargs,
         )
         hidden = output.last_hidden_state
@@ -193,10 +198,10 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         return LlavaCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             token_losses=token_losses,
+            **{CACHE: output.get(CACHE)},
         )
 
     @torch.no_grad()
@@ -233,11 +238,13 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         input_ids: torch.Tensor,
         past_key_values: Any = None,
         prompt_embeds: torch.Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers; while nothing is cached, the prompt enters as embeddings with its video in them."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        earlier = past_key_values if cache is None else cache
+        inputs = super().prepare_inputs_for_generation(input_ids, **{CACHE: earlier}, **kwargs)
+        cached = earlier.get_seq_length() if earlier is not None else 0
         if prompt_embeds is None or cached >= prompt_embeds.shape[1]:
             return inputs
         ids = inputs.pop("input_ids")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
@@ -21,6 +23,20 @@ from llava.foreign import check_sizes, config_values
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 SELECT_FEATURES = ("patch", "cls_patch")
 PRECISIONS = ("auto", "fp32", "bf16")
+CHECKSUM = "v2:"
+"""What a tower's checksum begins with; those of earlier commits are 64 bare hexadecimal digits."""
+CONFIG_NUMBERS = (
+    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "hidden_act",
+    "layer_norm_eps", "use_swiglu_ffn", "num_register_tokens",
+)  # fmt: skip
+"""What of a tower's config its features depend on beside the weights; dropout and drop path act in training alone."""
+ATTENTION_NAMES = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+)
+"""Parts of names that transformers has changed: now, and in 5.10."""
 
 
 def resolve_precision(name: str, device: torch.device | str) -> str:
@@ -146,12 +162,59 @@ class DINOv2VisionTower(nn.Module):
         return patches if self.select_feature == "patch" else torch.cat([hidden[:, :1], patches], dim=1)
 
     def checksum(self) -> str:
-        """SHA-256 of the names, shapes and values of all weights, the tower's identity wherever its files lie."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.vision_model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 of what determines the features, the tower's identity wherever its files lie: the values of all
+        weights and some numbers of the config, whatever transformers calls the weights.
+
+        Weights of a layer that differ in width are hashed apart, and those of one width end to end, in the order in
+        which the layer makes them. So names do not count, nor whether two weights lie in one tensor, as they did in
+        DINOv2's gated layers until they were split; two weights that change places do. The mask token serves DINOv2's
+        own pre-training only.
+        """
+        config = self.vision_model.config
+        groups: dict[tuple[int, tuple[int, ...]], list[torch.Tensor]] = {}
+        for name, tensor in self.vision_model.state_dict().items():
+            if not name.endswith("mask_token"):
+                layer = re.search(r"\.(\d+)\.", name)
+                groups.setdefault((int(layer[1]) if layer else -1, tuple(tensor.shape[1:])), []).append(tensor)
+        numbers = [(name, getattr(config, name, None) or 0) for name in CONFIG_NUMBERS]
+        digest = hashlib.sha256(repr(numbers).encode())
+        for key, tensors in sorted(groups.items()):
+            digest.update(f"{key} {sum(len(tensor) for tensor in tensors)}".encode())
+            for tensor in tensors:
+                digest.update(_bytes(tensor.float()))
+        return (CHECKSUM + digest.hexdigest())[:64]
+
+    def old_checksums(self) -> Iterator[str]:
+        """What earlier commits gave for these weights: SHA-256 of names, shapes and values, under the names that this
+        version of transformers has and those of others.
+        """
+        weights = self.vision_model.state_dict()
+        seen: set[frozenset[str]] = set()
+        for renamed in ((), ATTENTION_NAMES, [(old, new) for new, old in ATTENTION_NAMES]):
+            names = {_rename(name, renamed): tensor for name, tensor in weights.items()}
+            if frozenset(names) not in seen:
+                seen.add(frozenset(names))
+                digest = hashlib.sha256()
+                for name, tensor in sorted(names.items()):
+                    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                    digest.update(_bytes(tensor))
+                yield digest.hexdigest()
+
+    def has_checksum(self, checksum: str) -> bool:
+        """Whether a checksum, of today or of an earlier commit, is this tower's."""
+        if checksum.startswith(CHECKSUM):
+            return checksum == self.checksum()
+        return checksum in self.old_checksums()
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for before, after in pairs:
+        name = name.replace(before, after)
+    return name
 
 
 def processor_spec(name_or_path: str) -> ProcessorSpec:

@@ -1,0 +1,43 @@
+"""Intervals: whole clips are resampled, and seeds are as uncertain as Student says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from llava.eval.statistics import bootstrap_ratio, mean_interval, paired_interval
+
+
+def test_bootstrap_resamples_clips():
+    generator = np.random.default_rng(0)
+    clips = np.repeat(np.arange(50), 4)
+    values = generator.normal(size=50)[clips]
+    ratio, low, high = bootstrap_ratio(values, np.ones(200), clips)
+    assert low < ratio < high
+    naive = bootstrap_ratio(values, np.ones(200), np.arange(200))
+    assert (high - low) > 1.6 * (naive[2] - naive[1]), "four captions of a clip are not four clips"
+    standard = values[::4].std(ddof=1) / math.sqrt(50)
+    assert (high - low) / 2 == pytest.approx(1.96 * standard, rel=0.15)
+    with pytest.raises(ValueError, match="no caption"):
+        bootstrap_ratio([], [], [])
+
+
+def test_paired_interval_is_students():
+    mean, low, high = paired_interval([1.0, 2.0, 3.0], [2.0, 4.0, 3.5])
+    assert mean == pytest.approx(7 / 6)
+    assert (high - mean) == pytest.approx(4.30265 * np.std([1, 2, 0.5], ddof=1) / math.sqrt(3), rel=1e-5)
+    assert low == pytest.approx(2 * mean - high)
+    assert math.isnan(mean_interval([1.0])[1])
+    with pytest.raises(ValueError, match="pairs"):
+        paired_interval([1.0], [])
+
+
+@pytest.mark.parametrize(("count", "t"), [(2, 12.7062), (16, 2.13145), (17, 2.11991), (31, 2.04227), (1001, 1.96234)])
+def test_the_interval_of_any_number_of_seeds_is_students(count, t):
+    """Quantiles from Fisher and Yates' table; a normal distribution gives intervals 8 % too narrow at 17."""
+    values = np.arange(count, dtype=float)
+    mean, low, high = mean_interval(values)
+    assert high - mean == pytest.approx(t * values.std(ddof=1) / math.sqrt(count), rel=1e-5)
+    assert mean - low == pytest.approx(high - mean)
