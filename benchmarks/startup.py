@@ -28,7 +28,7 @@ import numpy as np
 from llava.data import features
 from llava.data.records import load_records
 from llava.model.builder import load_language_model
-from llava.train import preflight_model, run_flags, stages, train
+from llava.train import preflight_features, run_flags, stages, train
 from llava.train.preflight_data import Finding
 from scripts import make_model
 
@@ -124,7 +124,7 @@ def measure(flags: list[str], profile: bool) -> None:
     train.LlavaTrainer = Trainer  # type: ignore[misc]
     train.run_preflight = timed("pre-flight", train.run_preflight)
     # It decodes one clip, whatever the number of records, and these cannot be decoded.
-    preflight_model.check_cache = lambda *_: Finding("feature cache", "note", "left out")  # type: ignore[assignment]
+    preflight_features.check_cache = lambda *_: Finding("feature cache", "note", "left out")  # type: ignore[assignment]
     load_language_model(flags[1])  # What libraries hold once a model is loaded counts as the model's.
     before, start = resident(), time.perf_counter()
     profiler = cProfile.Profile()

@@ -113,6 +113,11 @@ class FeatureCache:
     def has(self, path: str, split: Split, is_image: bool = False) -> bool:
         return self.key(path, split, is_image) in self._entries
 
+    def place(self, path: str, split: Split, is_image: bool = False) -> tuple[str, int]:
+        """The file (without suffix) and the row of a clip's features; an error when there are none."""
+        entry = self._entries[self.key(path, split, is_image)]
+        return entry.shard.name, entry.row
+
     def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
         """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
 

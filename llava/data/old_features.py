@@ -17,6 +17,7 @@ from typing import Any
 from llava.config import ProcessorSpec, VideoSpec
 from llava.data.feature_store import Clip, FeatureCache, caches_beside, join_key
 from llava.data.shards import Entry, damage, read_index
+from llava.data.video.legacy import same_as_before
 from llava.data.workers import run_tasks
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ OLD_FORMAT = 2
 
 def unchanged(clip: Clip, spec: VideoSpec) -> bool:
     """Whether a cache of an earlier commit holds the features of exactly today's frames and pixels of a clip."""
-    try:
-        from llava.data.video.legacy import same_as_before
-    except ImportError:
-        return False
     return same_as_before(clip, spec)
 
 

@@ -11,93 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
-from llava.eval.controls import CONTROLS_FILE
 from llava.eval.loss import after_first_token, token_scores
-from llava.model.builder import MM_PARTS, part_of
+from llava.model.builder import part_of
 from llava.train import sight
 from llava.train.alarms import Alarm
 from llava.train.guard import FiniteGuard
-from llava.train.monitor import ALARMS_FILE, RunMonitor, keep_until
+from llava.train.invariants import Invariants
+from llava.train.logs import FreshLogs, ShortPrinter, ShortProgress
+from llava.train.monitor import RunMonitor
+from llava.train.parameters import part_learning_rates
+from llava.train.reload import compare_saved
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
-from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, without_tied
+from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, weights_are_spread, without_tied
 from llava.train.target_words import target_entropies
 
 logger = logging.getLogger(__name__)
 
 BAD_BATCH_FILE = "nonfinite_batch.json"
-
-
-def short_logs(logs: dict[str, Any] | None) -> dict[str, Any]:
-    """What fits a line; the values of groups (`grad_norm/projector`) go to TensorBoard and `trainer_state.json`."""
-    return {name: value for name, value in (logs or {}).items() if "/" not in name}
-
-
-class ShortPrinter(PrinterCallback):
-    """As in transformers, without the values of groups."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        super().on_log(args, state, control, logs=short_logs(logs), **kwargs)
-
-
-class ShortProgress(ProgressCallback):
-    """As in transformers, without the values of groups."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        super().on_log(args, state, control, logs=short_logs(logs), **kwargs)
-
-
-def part_learning_rates(args: Any) -> dict[str, float]:
-    """The learning rate of each part; one that has none of its own takes `learning_rate`."""
-    own = {
-        "mm_mlp_adapter": args.mm_projector_lr,
-        "mm_vision_resampler": args.mm_vision_resampler_lr,
-        "mm_vision_tower": args.mm_vision_tower_lr,
-    }
-    return {part: args.learning_rate if own.get(part) is None else own[part] for part in MM_PARTS}
-
-
-def parameter_rows(model: nn.Module, args: Any) -> list[dict[str, Any]]:
-    """What trains and what is frozen: number of parameters and learning rate of each part."""
-    rates = part_learning_rates(args)
-    rows = []
-    for part in MM_PARTS:
-        parameters = [p for n, p in model.named_parameters() if part_of(n) == part]
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-        if parameters:
-            rate = rates[part] if trainable else None
-            rows.append({"part": part, "trainable": trainable, "frozen": frozen, "learning_rate": rate})
-    return rows
-
-
-def parameter_table(rows: list[dict[str, Any]]) -> str:
-    """`parameter_rows` as aligned text."""
-    cells = [("part", "trainable", "frozen", "learning rate")]
-    for row in rows:
-        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-        cells.append((row["part"], f"{row['trainable']:,}", f"{row['frozen']:,}", rate))
-    widths = [max(len(row[i]) for row in cells) for i in range(4)]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in cells
-    )
-
-
-class FreshLogs(TrainerCallback):
-    """At the start, drops what an earlier attempt in the folder wrote after the step that this one goes on from."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            for name in (ALARMS_FILE, CONTROLS_FILE):
-                keep_until(Path(args.output_dir) / name, state.global_step)
 
 
 class LlavaTrainer(ResumableTrainer):
@@ -121,6 +60,8 @@ class LlavaTrainer(ResumableTrainer):
         if self.is_deepspeed_enabled:
             pickle_stage_by_value()
         self.monitor = None
+        self.invariants: Invariants | None = None
+        self.loaded_again = False
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         if self.args.run_monitor:
@@ -134,6 +75,20 @@ class LlavaTrainer(ResumableTrainer):
                 entropies=target_entropies(self.train_dataset.records, self.processing_class),
             )
             self.add_callback(self.monitor)
+            records = getattr(self.train_dataset, "records", None)
+            self.invariants = Invariants(
+                self.model,
+                self.args,
+                part_learning_rates(self.args),
+                None if records is None else [r.id for r in records],
+                sound=self.monitor.sound,
+                reduce=lambda values: self.accelerator.reduce(values, "sum"),
+                gather=gather_object,
+                told=lambda: self.monitor.rules.sounded,
+                step_losses=lambda: (float(self.accelerator.reduce(self._tr_loss, "mean")), self.monitor.observed_loss),
+                sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+            )
+            self.add_callback(self.invariants)
 
     def get_train_dataloader(self) -> Any:
         """As in transformers; training batches are laid out for speed, those of evaluation stay one sample a row."""
@@ -160,6 +115,8 @@ class LlavaTrainer(ResumableTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
         self.last_batches.append((self.state.global_step + 1, kept))
+        if self.invariants is not None:
+            self.invariants.add_batches(batches)
         if self.monitor is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
         return batches, items
@@ -308,8 +265,9 @@ class LlavaTrainer(ResumableTrainer):
         Raises:
             FloatingPointError: naming the step and the remedy.
         """
-        if self.monitor is not None and "loss" in logs:
+        if self.monitor is not None and self.invariants is not None and "loss" in logs:
             logs |= self.monitor.metrics()
+            self.invariants.check_log(self.state.global_step, logs["loss"])
         super().log(logs, *args, **kwargs)
         # Under fp16 the loss scaler skips steps whose gradients overflow, so their norm may be infinite.
         for name in ("loss", "train_loss", "eval_loss", *([] if self.args.fp16 else ["grad_norm"])):
@@ -336,6 +294,34 @@ class LlavaTrainer(ResumableTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / RUN_RECORD).write_text(json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in `ResumableTrainer`; the first one is loaded again."""
+        super()._save_checkpoint(model, trial)
+        self._load_again(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `ResumableTrainer`; loaded again in a run that saved no checkpoint."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self._load_again(Path(output_dir or self.args.output_dir))
+
+    def _load_again(self, folder: Path) -> None:
+        """Compares the first checkpoint of the run with the live model, on the first process.
+
+        Raises:
+            ReloadError: when it is another model.
+        """
+        if self.loaded_again or self.invariants is None or (self.stop is not None and self.stop.requested()):
+            return
+        self.loaded_again = True
+        if weights_are_spread(self.args) or self.invariants.sharded:
+            logger.info("%s was not loaded again to compare it: its weights are spread over the processes", folder)
+        elif self.is_world_process_zero():
+            dataset = self.train_dataset
+            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in range(min(2, len(dataset)))]))
+            loss = compare_saved(folder, self.model, batch, self.compute_loss_context_manager)
+            logger.info("%s was loaded again: its loss of a batch, %.4f, is that of the live model", folder, loss)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint that lacks weights, or has others, is not resumed from.

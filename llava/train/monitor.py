@@ -121,6 +121,7 @@ class RunMonitor(TrainerCallback):
         self.log_times = (0.0, 0.0, 0.0)
         self.window = [0.0, 0.0, 0]
         self.step_start = 0.0
+        self.observed_loss = math.nan
         self.alarms: list[Alarm] = []
 
     @contextmanager
@@ -173,7 +174,7 @@ class RunMonitor(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.measuring:
             with self.timed(), torch.no_grad():
-                self.before = {g: [_sample(p).clone() for p in ps] for g, ps in self.groups.items()}
+                self.before = {g: [sample_weights(p).clone() for p in ps] for g, ps in self.groups.items()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if not self.measuring:
@@ -181,7 +182,7 @@ class RunMonitor(TrainerCallback):
         with self.timed(), torch.no_grad():
             weights = _norms(self.before)
             changes = _norms(
-                {g: torch._foreach_sub([_sample(p) for p in self.groups[g]], b) for g, b in self.before.items()}
+                {g: torch._foreach_sub([sample_weights(p) for p in self.groups[g]], b) for g, b in self.before.items()}
             )
             self.before = {}
             self.ratios = {g: changes[g] / weights[g] if weights[g] else math.nan for g in changes}
@@ -194,7 +195,9 @@ class RunMonitor(TrainerCallback):
         with self.timed():
             self.unread.append((state.global_step, self.step_sums, self.step_ids, self.grad_norm))
             if self.measuring:
-                found = self.rules.update(self._observe(state.global_step))
+                observation = self._observe(state.global_step)
+                self.observed_loss = observation.loss
+                found = self.rules.update(observation)
             if self.measuring or len(self.unread) >= SPIKE_STEPS:
                 found += self._read_steps()
         took = time.perf_counter() - self.step_start
@@ -311,7 +314,7 @@ def keep_until(path: Path, step: int) -> None:
         path.write_text("".join(kept), encoding="utf-8")
 
 
-def _sample(parameter: nn.Parameter) -> torch.Tensor:
+def sample_weights(parameter: nn.Parameter) -> torch.Tensor:
     """At most about `SAMPLED` evenly spaced weights of a tensor: enough for a ratio, and 100 times cheaper than all."""
     flat = parameter.detach().flatten()
     return flat[:: max(1, flat.numel() // SAMPLED)]

@@ -23,12 +23,15 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
+from llava.data.packing import pack_rows
 from llava.data.records import modality
 from llava.errors import run_command
+from llava.train import preflight_features, preflight_isolation, preflight_words
 from llava.train import preflight_model as on_model
 from llava.train import preflight_training as on_training
 from llava.train.held_out import check_held_out
-from llava.train.llava_trainer import LlavaTrainer, part_learning_rates
+from llava.train.llava_trainer import LlavaTrainer
+from llava.train.parameters import part_learning_rates
 from llava.train.preflight_captions import check_captions
 from llava.train.preflight_clips import check_clips
 from llava.train.preflight_data import (
@@ -45,8 +48,11 @@ logger = logging.getLogger(__name__)
 
 PREFLIGHT_FILE = "preflight.json"
 SAMPLES_FILE = "preflight_samples.html"
-LAYOUT_SAMPLES = 8
-QUICK_SAMPLES = 4
+LAYOUT_SAMPLES, LAYOUT_POSITIONS = 8, 1600
+"""Samples of all lengths whose layouts are compared, and positions that they may take."""
+QUICK_SAMPLES, QUICK_POSITIONS, GRADIENT_POSITIONS = 4, 800, 400
+"""Samples of a modality that go through the whole model, and positions that they may take, two samples at least; and
+positions of the backward pass, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
@@ -77,7 +83,8 @@ def run_preflight(
     if trainer.is_world_process_zero():
         devices = [args.device] if args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            findings = _check_data(trainer, tokenizer)
+            with preflight_words.remembered_tokens(trainer.train_dataset):
+                findings = _check_data(trainer, tokenizer)
             # A batch with wrong labels or tokens would fail every later check for the same reason.
             if not any(f.status == "FAIL" and f.check == "visual tokens" for f in findings):
                 findings += _check_model(trainer, parts, exempt, fresh)
@@ -114,6 +121,8 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
     findings += [*check_captions(dataset.records, evaluation, tokenizer), *check_clips(dataset)]
+    if not any(f.status == "FAIL" for f in findings):
+        findings += preflight_words.check_words(dataset, tokenizer)
     if trainer.eval_dataset is not None:
         held_out = check_held_out(
             dataset.records, trainer.eval_dataset.records, getattr(dataset.cache, "contents", None)
@@ -127,30 +136,24 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     args, model = trainer.args, trainer.model
     findings = on_training.check_trainable(model, parts, exempt)
     model.to(args.device)
-    batches = real_batches(trainer, QUICK_SAMPLES)
     context = trainer.accelerator.autocast
     trained = model.training
     model.eval()
-    seen = next((r for r in trainer.train_dataset.records if r.videos or r.images), None)
-    if trainer.train_dataset.cache is not None and seen is not None and model.vision_tower is not None:
-        tower = model.vision_tower.to(args.device)
-        findings.append(on_model.check_cache(trainer.train_dataset, seen, tower))
-    for kind, batch in batches.items():
-        numerics = on_model.check_numerics(model, batch, kind, context)
-        findings.append(numerics)
-        if numerics.status == "FAIL":
-            continue
-        differ = on_model.check_features_differ(batch, kind)
-        findings += [differ] if differ is not None else []
-        findings.append(on_model.check_start(model, batch, kind, fresh, parts, context))
-        findings.append(on_model.check_no_peeking(model, batch, kind, context))
-        if kind != "text":
-            findings += on_model.check_use_of_video(model, batch, kind, context)
+    dataset = trainer.train_dataset
+    seen = any(r.videos or r.images for r in dataset.records)
+    if dataset.cache is not None and seen and model.vision_tower is not None:
+        findings.append(preflight_features.check_cache(dataset, model.vision_tower.to(args.device)))
+    gradient_batches = {}
+    for kind, samples in real_samples(trainer).items():
+        found = _check_kind(trainer, kind, samples, fresh, parts)
+        findings += found
+        if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
+            some = _within(list(samples.values())[:QUICK_SAMPLES], GRADIENT_POSITIONS, least=1)
+            gradient_batches[kind] = _on_device(trainer, trainer.data_collator(some))
     if not any(f.status == "FAIL" for f in findings):
-        findings.append(on_model.check_layout(model, *layouts(trainer, LAYOUT_SAMPLES), context))
+        findings.append(_check_layout(trainer))
     model.train()
-    finite = {k: b for k, b in batches.items() if not _failed(findings, f"numerics, {k}")}
-    if finite:
+    if gradient_batches:
         wanted = on_training.expected_to_train(model, parts, exempt)
 
         def loss_of(batch: dict[str, Any]) -> torch.Tensor:
@@ -158,8 +161,8 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
                 return trainer.compute_loss(model, batch)
 
         scale = 1024.0 if args.fp16 else 1.0
-        findings += on_training.check_gradients(model, finite, wanted, loss_of, scale)
-    findings.append(_check_optimizer(trainer))
+        findings += on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+    findings += _check_optimizer(trainer)
     if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
         for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():
             findings.append(
@@ -169,6 +172,59 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
             )
     model.train(trained)
     return findings
+
+
+def _check_kind(
+    trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str, Any]], fresh: bool, parts: Sequence[str]
+) -> list[Finding]:
+    """The checks of one modality that need no gradient; `samples` by their index in the training set."""
+    model, context, full = trainer.model, trainer.accelerator.autocast, trainer.args.preflight == "full"
+    served = list(samples.values())
+    findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator(), kind)]
+    if findings[0].status == "FAIL":
+        return findings
+    findings += on_model.check_vision_inputs(_on_device(trainer, trainer.data_collator(served)), kind)
+    if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
+        return findings
+    some = served[: QUICK_SAMPLES * 4] if full else _within(served[:QUICK_SAMPLES], QUICK_POSITIONS, least=2)
+    plain, training = both_layouts(trainer, some)
+    numerics, reference = on_model.check_numerics(model, plain, kind, context)
+    findings.append(numerics)
+    if numerics.status == "FAIL":
+        return findings
+    layout, loss = on_model.check_layout(model, reference, training, context)
+    findings += [layout] if layout.status == "FAIL" else []
+    findings.append(on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size))
+    if kind != "text":
+        findings += on_model.check_use_of_video(model, reference, kind, context)
+    if any(f.status == "FAIL" for f in findings):
+        return findings
+    own = trainer.args.per_device_train_batch_size
+    batch, number = served[:own], min(own, len(served))
+    if not full:
+        number = preflight_isolation.samples_within(model, max(len(s["input_ids"]) for s in batch), number)
+    findings += preflight_isolation.check_apart(
+        model, both_layouts(trainer, batch[:number])[1], kind, context,
+        None if full else preflight_isolation.QUICK_BLOCKS, own,
+    )  # fmt: skip
+    return findings
+
+
+def _check_layout(trainer: LlavaTrainer) -> Finding:
+    """Layouts of samples of all lengths and modalities together."""
+    size = LAYOUT_SAMPLES
+    by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
+    while size > 2 and sum(trainer.lengths[i] for i in spread(by_length, size)) > LAYOUT_POSITIONS:
+        size -= 1
+    chosen = spread(by_length, size)
+    lengths = [trainer.lengths[i] for i in chosen]
+    alone = not trainer.args.packing or len(pack_rows(lengths)) == len(chosen)
+    if alone and len(set(trainer.modalities)) == 1:
+        words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
+        return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
+    plain, training = layouts(trainer, size)
+    context = trainer.accelerator.autocast
+    return on_model.check_layout(trainer.model, on_model.look(trainer.model, plain, context), training, context)[0]
 
 
 def _failed(findings: Sequence[Finding], check: str) -> bool:
@@ -184,7 +240,7 @@ def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
         trainer.optimizer = None
 
 
-def _check_optimizer(trainer: LlavaTrainer) -> Finding:
+def _check_optimizer(trainer: LlavaTrainer) -> list[Finding]:
     args = trainer.args
     optimizer = _optimizer_of(trainer, trainer.model)
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -199,15 +255,18 @@ def _check_optimizer(trainer: LlavaTrainer) -> Finding:
     )
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
-    peak = on_training.schedule_peak(scheduler, steps)
-    return on_training.check_optimizer(optimizer, trainer.model, part_learning_rates(args), peak)
+    peak, area = on_training.schedule_shape(scheduler, steps)
+    return on_training.check_optimizer(optimizer, trainer.model, part_learning_rates(args), peak, area)
 
 
-def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
-    """One batch of training samples of each modality on the trainer's device, of different clips where there are."""
+def real_samples(trainer: LlavaTrainer, size: int | None = None) -> dict[str, dict[int, dict[str, Any]]]:
+    """Training samples of each modality by their index, of different clips where there are; by default as many as a
+    batch of the run has, or `QUICK_SAMPLES`.
+    """
     dataset = trainer.train_dataset
+    size = max(trainer.args.per_device_train_batch_size, QUICK_SAMPLES) if size is None else size
     kinds = [modality(r) for r in dataset.records]
-    batches = {}
+    found = {}
     for kind in sorted(set(kinds)):
         first_of_clip: dict[Any, int] = {}
         members = [i for i, k in enumerate(kinds) if k == kind]
@@ -215,16 +274,38 @@ def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
             record = dataset.records[index]
             first_of_clip.setdefault((record.videos, record.images, record.split) if kind != "text" else index, index)
         chosen = spread(list(first_of_clip.values()), size)
-        batches[kind] = _on_device(trainer, trainer.data_collator([dataset[i] for i in chosen]))
-    return batches
+        found[kind] = {i: dataset[i] for i in chosen}
+    return found
+
+
+def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
+    """`real_samples` as one batch of each modality on the trainer's device."""
+    return {
+        kind: _on_device(trainer, trainer.data_collator(list(samples.values())))
+        for kind, samples in real_samples(trainer, size).items()
+    }
+
+
+def _within(samples: Sequence[dict[str, Any]], positions: int, least: int) -> list[dict[str, Any]]:
+    """The first samples that take no more than some positions, but `least` of them."""
+    longest = max(len(s["input_ids"]) for s in samples)
+    return list(samples[: max(least, positions // longest)])
 
 
 def layouts(trainer: LlavaTrainer, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A batch of training samples one a row, and in the layout of training; samples of all lengths, in one order."""
     by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
-    samples = [{**trainer.train_dataset[i], "sample_id": str(n)} for n, i in enumerate(spread(by_length, size))]
-    training = trainer.training_collator()(samples)
-    plain = trainer.data_collator([samples[int(n)] for n in training["sample_ids"]])
+    return both_layouts(trainer, [trainer.train_dataset[i] for i in spread(by_length, size)])
+
+
+def both_layouts(trainer: LlavaTrainer, samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch of samples one a row, and in the layout of training; in one order."""
+    placed = [{**sample, "sample_id": str(n)} for n, sample in enumerate(samples)]  # Ids of records may repeat.
+    training = trainer.training_collator()(placed)
+    order = [int(n) for n in training["sample_ids"]]
+    plain = trainer.data_collator([placed[n] for n in order])
+    for batch in (plain, training):
+        batch["sample_ids"] = [samples[n]["sample_id"] for n in order]
     return _on_device(trainer, plain), _on_device(trainer, training)
 
 

@@ -81,7 +81,7 @@ def why_still(clip: Clip, spec: VideoSpec) -> str:
     path, split = clip
     try:
         info = probe_video(path)
-        if len(set(select_frames(info.num_frames, info.fps, spec, split))) == 1:
+        if len(set(select_frames(info.times, spec, split))) == 1:
             return "one frame is chosen"
         frames = read_frames(path, spec, split)
     except (VideoError, OSError, ValueError):

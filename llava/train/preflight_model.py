@@ -1,4 +1,7 @@
-"""Pre-flight of the model's forward pass: numerics, features, start of the loss, what targets see, use of the video.
+"""Pre-flight of the model's forward pass: numerics, features, start of the loss, layout, use of the video.
+
+One forward pass of a few samples in evaluation mode, one a row and without labels, is what the others are compared
+with: the same samples as training lays them out and with labels, and with other features in each stream.
 
 Letters in shapes: B batch, L positions, K positions before a target, V vocabulary.
 """
@@ -7,17 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
-from llava.data.feature_store import TOLERANCES
-from llava.data.records import Record
-from llava.eval.loss import token_losses
 from llava.train.preflight_data import Finding
 
 Batch = dict[str, Any]
@@ -32,17 +34,67 @@ LAYOUT_ERROR, LAYOUT_ERROR_AUTOCAST = 1e-4, 0.02
 0.004. Samples that see each other differ by more, though the loss of their batch hardly moves."""
 
 
-def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> Finding:
-    """Whether vision inputs, every module's output and the loss are finite; names the first that is not."""
-    for key in VISION_KEYS:
-        if key in batch and not bool(torch.isfinite(batch[key]).all()):
-            rows = (~torch.isfinite(batch[key].flatten(1)).all(dim=1)).nonzero().flatten().tolist()
-            remedy = "the vision features or pixels are broken: --feature_cache off shows whether the cache is"
-            words = f"{key} of {_owners(batch, key, rows)} are not finite"
-            return Finding(f"numerics, {kind}", "FAIL", words, remedy)
+@dataclass(frozen=True)
+class Reference:
+    """What the model says of a batch in evaluation mode, one sample a row, without being shown the labels.
+
+    Attributes:
+        positions: (K,), those that precede a target of some sample.
+        logits: (B, K, V) in fp32.
+        losses: (B, L - 1), the cross-entropy of every target in nats, 0 where nothing is supervised.
+    """
+
+    batch: Batch
+    positions: torch.Tensor
+    logits: torch.Tensor
+    losses: torch.Tensor
+
+    @property
+    def supervised(self) -> torch.Tensor:
+        """(B, L - 1) boolean."""
+        return self.batch["labels"][:, 1:] != IGNORE_INDEX
+
+
+def look(model: nn.Module, batch: Batch, context: Context) -> Reference:
+    """The `Reference` of a batch."""
+    targets = batch["labels"][:, 1:]
+    positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
+    with torch.no_grad(), context():
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits.float()
+    each = F.cross_entropy(
+        logits.flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    losses = each.new_zeros(targets.shape).index_copy(1, positions, each.view(len(targets), -1))
+    return Reference(batch, positions, logits, losses)
+
+
+def check_vision_inputs(batch: Batch, kind: str) -> list[Finding]:
+    """Whether vision inputs are finite and different clips have different ones; looks at tensors alone."""
+    key = next((k for k in VISION_KEYS if k in batch), None)
+    if key is None:
+        return []
+    values = batch[key]
+    if not bool(torch.isfinite(values).all()):
+        rows = (~torch.isfinite(values.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
+        remedy = "the vision features or pixels are broken: --feature_cache off shows whether the cache is"
+        words = f"{key} of {_owners(batch, key, rows)} are not finite"
+        return [Finding(f"numerics, {kind}", "FAIL", words, remedy)]
+    if len(values) < 2:
+        return []
+    values = values.float()
+    if bool((values == values[:1]).all()):
+        remedy = "the clips, the cache or the tower are broken: look at a clip with python -m llava.data.check"
+        return [Finding(f"features, {kind}", "FAIL", "different clips have the same features", remedy)]
+    within, between = values.std().item(), values.flatten(1).std(dim=0).mean().item()
+    return [Finding(f"features, {kind}", "ok", f"differ between clips: spread {between:.2g} of {within:.2g} in all")]
+
+
+def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> tuple[Finding, Reference]:
+    """Whether every module's output and the loss are finite; names the first that is not."""
     broken: list[str] = []
 
-    def look(name: str) -> Callable[..., None]:
+    def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             real = isinstance(output, torch.Tensor) and output.is_floating_point()
             if real and not broken and not bool(torch.isfinite(output).all()):
@@ -50,74 +102,37 @@ def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) 
 
         return hook
 
-    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n and not list(m.children())]
+    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n and not list(m.children())]
     try:
-        with torch.no_grad(), context():
-            loss = float(model(**batch, return_logits=False, use_cache=False).loss)
+        reference = look(model, batch, context)
     finally:
         for handle in handles:
             handle.remove()
+    loss = float(reference.losses.sum() / reference.supervised.sum())
     if broken or not math.isfinite(loss):
         words = f"the output of {broken[0]} is not finite" if broken else f"the loss is {loss}"
-        return Finding(
-            f"numerics, {kind}", "FAIL", words, "train in --bf16 or fp32, or look for broken weights in that module"
-        )
-    return Finding(f"numerics, {kind}", "ok", f"features, activations and loss are finite (loss {loss:.2f})")
-
-
-def check_features_differ(batch: Batch, kind: str) -> Finding | None:
-    """Whether different clips have different features; None when the batch has a single one."""
-    key = next((k for k in VISION_KEYS if k in batch), None)
-    if key is None or len(batch[key]) < 2:
-        return None
-    values = batch[key].float()
-    if bool((values == values[:1]).all()):
-        remedy = "the clips, the cache or the tower are broken: look at a clip with python -m llava.data.check"
-        return Finding(f"features, {kind}", "FAIL", "different clips have the same features", remedy)
-    within, between = values.std().item(), values.flatten(1).std(dim=0).mean().item()
-    return Finding(f"features, {kind}", "ok", f"differ between clips: spread {between:.2g} of {within:.2g} in all")
-
-
-def check_cache(dataset: Any, record: Record, tower: nn.Module) -> Finding:
-    """Whether the cached features of a record's first video or image are those of its file."""
-    cached = dataset[dataset.records.index(record)]
-    if record.videos:
-        path, pixels = record.videos[0], dataset.read_video(record.videos[0], record.split)
-        found = cached["video_features"][0]
-    else:
-        path, pixels = record.images[0], dataset.read_image(record.images[0])[None]
-        found = cached["image_features"][:1]
-    device = next(tower.parameters()).device
-    with torch.no_grad():
-        expected = tower(pixels.to(device)).float().cpu()
-    error = (found.float() - expected).norm().item() / max(expected.norm().item(), 1e-12)
-    if not error <= TOLERANCES[dataset.cache.dtype]:
-        words = f"the cached features of record {record.id!r} are not those of {path} (relative error {error:.2g})"
-        return Finding(
-            "feature cache", "FAIL", words, "the cache is stale or damaged: name a new folder with --feature_cache"
-        )
-    return Finding("feature cache", "ok", f"the features of {path} are those of the file (relative error {error:.1e})")
+        remedy = "train in --bf16 or fp32, or look for broken weights in that module"
+        return Finding(f"numerics, {kind}", "FAIL", words, remedy), reference
+    words = f"features, activations and loss are finite (loss {loss:.2f})"
+    return Finding(f"numerics, {kind}", "ok", words), reference
 
 
 def check_start(
-    model: nn.Module, batch: Batch, kind: str, fresh: bool, parts: Sequence[str], context: Context
+    reference: Reference, loss: float, kind: str, fresh: bool, parts: Sequence[str], vocabulary: int
 ) -> Finding:
-    """Loss at the start against ln(vocabulary), and against a plain computation from full logits.
+    """Loss at the start against ln(vocabulary), and against a plain computation from logits.
 
     Args:
+        loss: of the model itself, shown the labels.
         fresh: whether the flags ask for weights that were just drawn.
         parts: the parts that train.
     """
-    with torch.no_grad(), context():
-        output = model(**batch, return_logits=False, use_cache=False)
-        plain = token_losses(model, batch)
-    count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-    loss, expected = float(output.loss), float(plain.sum()) / count
+    expected = float(reference.losses.sum() / reference.supervised.sum())
     if abs(loss - expected) > 0.02 * max(expected, 1.0):
         remedy = "the loss must be the mean cross-entropy of token t given the tokens before it (supervised_loss)"
         words = f"the model's loss is {loss:.3f}, the cross-entropy of its logits {expected:.3f}"
         return Finding(f"start of the loss, {kind}", "FAIL", words, remedy)
-    chance = math.log(model.config.vocab_size)
+    chance = math.log(vocabulary)
     words = f"{loss:.2f}, ln(vocabulary) is {chance:.2f}"
     if abs(loss - chance) <= NEAR_CHANCE and "mm_language_model" not in parts:
         remedy = "add mm_language_model to --mm_tunable_parts, or start from a trained language model"
@@ -133,67 +148,47 @@ def check_start(
     return Finding(f"start of the loss, {kind}", "warning", f"{words}: worse than guessing", remedy)
 
 
-def check_layout(model: nn.Module, plain: Batch, training: Batch, context: Context) -> Finding:
-    """Whether the loss of every token is the same in the layout that it trains in, where samples may share rows.
+def check_layout(model: nn.Module, reference: Reference, training: Batch, context: Context) -> tuple[Finding, float]:
+    """Whether the loss of every token is the same in the layout that it trains in, where samples may share rows, and
+    the model's own loss.
 
     Args:
-        plain: samples collated one a row, in the order of `training`.
-        training: the same samples from `TrainingCollator`.
+        reference: of the samples of `training` in its order, one a row.
+        training: from `TrainingCollator`.
     """
 
-    def losses(batch: Batch) -> torch.Tensor:
-        output = model(**batch, return_logits=False, use_cache=False)
-        return output.token_losses[batch["labels"][:, 1:] != IGNORE_INDEX]
+    def own(batch: Batch) -> tuple[torch.Tensor, float]:
+        with torch.no_grad(), context():
+            output = model(**batch, return_logits=False, use_cache=False)
+        return output.token_losses[batch["labels"][:, 1:] != IGNORE_INDEX], float(output.loss)
 
-    with torch.no_grad(), context():
-        limit = LAYOUT_ERROR_AUTOCAST if torch.is_autocast_enabled(model.device.type) else LAYOUT_ERROR
-        error = float((losses(training) - losses(plain)).abs().mean())
+    def error(losses: torch.Tensor) -> float:
+        return float((losses - reference.losses[reference.supervised]).abs().mean())
+
+    with context():
+        autocast = torch.is_autocast_enabled(training["input_ids"].device.type)
+    limit = LAYOUT_ERROR_AUTOCAST if autocast else LAYOUT_ERROR
+    # The model finds the targets itself here, so that a wrong loss is a finding and no error.
+    losses, loss = own({k: v for k, v in training.items() if k != "supervised_positions"})
+    found = error(losses)
     rows, samples = len(training["input_ids"]), len(training["sample_ids"])
     words = f"{samples} samples in {rows} rows of {training['input_ids'].shape[1]} positions"
-    if not error <= limit:
-        words += f": the loss of a token differs by {error:.2g} nats from that of one sample a row"
-        remedy = "samples of a row see each other with this --attn_implementation: use sdpa, or --packing False"
-        return Finding("layout of batches", "FAIL", words, remedy)
-    return Finding("layout of batches", "ok", f"{words}: losses are those of one sample a row")
-
-
-def check_no_peeking(model: nn.Module, batch: Batch, kind: str, context: Context) -> Finding:
-    """Whether a target's loss is independent of that target in the input, and depends on the token before it.
-
-    The last target of each sample is exchanged in the input alone: no loss may change. Then the token before it: the
-    loss of the last target must change.
-    """
-    rows = torch.arange(len(batch["labels"]))
-    last = torch.stack([(row != IGNORE_INDEX).nonzero().max() for row in batch["labels"].cpu()])
-    visual = set((model.config.visual_token_ids or {}).values())
-    words = [i for i in range(model.config.vocab_size) if i not in visual][:2]
-
-    def losses(place: torch.Tensor | None) -> torch.Tensor:
-        ids = batch["input_ids"].clone()
-        if place is not None:
-            old = ids[rows, place]
-            ids[rows, place] = torch.where(old == words[0], words[1], words[0])
-        with torch.no_grad(), context():
-            return model(**batch | {"input_ids": ids}, return_logits=False, use_cache=False).token_losses
-
-    before, peeked = losses(None), losses(last)
-    name = f"targets, {kind}"
-    if not torch.allclose(before, peeked, rtol=1e-3, atol=1e-3):
-        remedy = "labels must equal the ids, and the loss compare position t - 1 with the token at t, once"
-        return Finding(name, "FAIL", "the model sees the token that it must predict (labels shifted by one?)", remedy)
-    movable = (batch["labels"].cpu()[rows, last - 1] != IGNORE_INDEX) & (last > 1)
-    if movable.any():
-        after = losses(last - 1)
-        place = (rows[movable], last[movable] - 1)
-        if torch.equal(before[place], after[place]):
-            remedy = "the attention mask or the model hides the context"
-            return Finding(name, "FAIL", "the loss of a word does not depend on the word before it", remedy)
-    return Finding(name, "ok", "depend on what stands before them, not on themselves")
+    if found <= limit:
+        return Finding("layout of batches", "ok", f"{words}: losses are those of one sample a row"), loss
+    alone = error(own(reference.batch)[0])
+    if not alone <= limit:
+        words = f"the model's loss of a token is {alone:.2g} nats from the cross-entropy of its logits"
+        remedy = "the loss must be the cross-entropy of token t given the tokens before it (supervised_loss)"
+        return Finding("loss of a token", "FAIL", words, remedy), loss
+    words += f": the loss of a token differs by {found:.2g} nats from that of one sample a row"
+    remedy = "samples of a row see each other with this --attn_implementation: use sdpa, or --packing False"
+    return Finding("layout of batches", "FAIL", words, remedy), loss
 
 
 @contextmanager
-def replaced_input(module: nn.Module) -> Iterator[list[int]]:
-    """While active, a module's first argument (V, ...) is that of another video, or noise when there is one video.
+def replaced_input(module: nn.Module, chosen: torch.Tensor) -> Iterator[list[int]]:
+    """While active, the `chosen` (V,) rows of a module's first argument (V, ...) are those of other videos, or noise
+    when they are the same.
 
     Yields a list that holds one entry for each call of the module.
     """
@@ -205,7 +200,10 @@ def replaced_input(module: nn.Module) -> Iterator[list[int]]:
         rolled = features.roll(1, 0)
         if torch.equal(rolled, features):
             rolled = torch.randn_like(features) * features.std() + features.mean()
-        return rolled, *args[1:]
+        # A stream that serves images beside videos is exchanged whole for them.
+        rows = chosen if len(chosen) == len(features) else torch.ones(len(features), dtype=torch.bool)
+        where = rows.to(features.device).view(-1, *[1] * (features.dim() - 1))
+        return torch.where(where, rolled, features), *args[1:]
 
     handle = module.register_forward_pre_hook(exchange)
     try:
@@ -214,25 +212,37 @@ def replaced_input(module: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-def check_use_of_video(model: nn.Module, batch: Batch, kind: str, context: Context) -> list[Finding]:
-    """Whether other features, through each stream alone, change the logits at caption positions."""
-    positions = (batch["labels"][:, 1:] != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
+def check_use_of_video(model: nn.Module, reference: Reference, kind: str, context: Context) -> list[Finding]:
+    """Whether other features, through each stream alone, change the logits at caption positions.
 
-    def logits() -> torch.Tensor:
-        with torch.no_grad(), context():
-            return model(**inputs, logits_to_keep=positions, use_cache=False).logits.float()
-
-    true = logits()
+    With several samples, each stream is changed for some of them, in a single forward pass.
+    """
+    batch = reference.batch
     streams = {"slow": model.vision_resampler.slow}
     if kind == "video":
         streams = {"fast": model.vision_resampler.fast, **streams}
+    samples = torch.arange(len(batch["input_ids"]))
+    owners = samples.repeat_interleave(batch[f"num_{kind}s"].cpu())
+    together = len(samples) >= len(streams)
+    share = {s: samples % len(streams) == n if together else samples >= 0 for n, s in enumerate(streams)}
+    changes: dict[str, float] = {}
+    called: dict[str, bool] = {}
+
+    def measure(changed: Sequence[str]) -> None:
+        with ExitStack() as stack:
+            calls = [stack.enter_context(replaced_input(streams[s], share[s][owners])) for s in changed]
+            other = look(model, batch, context).logits
+        for stream, count in zip(changed, calls, strict=True):
+            called[stream] = bool(count)
+            moved = (other - reference.logits)[share[stream].to(other.device)]
+            changes[stream] = moved.square().mean().sqrt().item() / max(reference.logits.std().item(), 1e-12)
+
+    for changed in [list(streams)] if together else [[s] for s in streams]:
+        measure(changed)
     findings = []
-    for stream, module in streams.items():
-        with replaced_input(module) as calls:
-            change = (logits() - true).square().mean().sqrt().item() / max(true.std().item(), 1e-12)
+    for stream, change in changes.items():
         name = f"use of the video, {stream} stream" if kind == "video" else "use of the image"
-        if not calls:
+        if not called[stream]:
             words, remedy = f"the {stream} stream is never computed", "FastSlowResampler must run both streams"
         elif not change > SMALLEST_EFFECT:
             words = f"other features in the {stream} stream leave the caption's logits as they are"

@@ -16,9 +16,14 @@ from torch import nn
 from llava.model.builder import GROUPS, group_of, part_of
 from llava.train.preflight_data import Finding
 from llava.train.preflight_model import Batch, Context
+from llava.train.preflight_reach import check_reach, watched
 
 LOWEST_PEAK = 0.5
 """Share of its learning rate that a schedule should reach."""
+LOWEST_AREA = 0.2
+"""Share of its learning rate that a schedule should give on the mean of the run's steps."""
+SLOWEST = 1e-3
+"""Learning rate of a part, as a share of the largest, that looks like a slip."""
 OVERFIT_STEPS = 100
 OVERFIT_SHARE = 0.5
 """Share of the first loss that an over-fitted batch must come below."""
@@ -70,7 +75,7 @@ def check_gradients(
     loss_of: Callable[[Batch], torch.Tensor],
     scale: float = 1.0,
 ) -> list[Finding]:
-    """One forward and backward pass for each modality: who gets a gradient and who must not.
+    """One forward and backward pass for each modality: who gets a gradient and who must not, and what reaches a word.
 
     Args:
         wanted: names of the parameters that must get a finite gradient that is not zero, from one modality at least.
@@ -81,7 +86,9 @@ def check_gradients(
     findings: list[Finding] = []
     for kind, batch in batches.items():
         model.zero_grad(set_to_none=True)
-        (loss_of(batch) * scale).backward()
+        with watched(model, batch, kind) as seen:
+            (loss_of(seen.batch) * scale).backward()
+        findings += check_reach(model, seen, kind)
         for name, parameter in model.named_parameters():
             grad = parameter.grad
             if grad is None:
@@ -112,13 +119,18 @@ def check_gradients(
 
 
 def check_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float], peak: float = 1.0
-) -> Finding:
-    """Whether every trainable tensor is in one group, with the learning rate of its part, and that is not zero.
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    rates: Mapping[str, float],
+    peak: float = 1.0,
+    area: float = 1.0,
+) -> list[Finding]:
+    """Whether every trainable tensor is in one group, with the learning rate of its part, and that is not zero; and
+    whether the schedule lets it act.
 
     Args:
         rates: learning rate of each part.
-        peak: the largest factor that the schedule will put on it.
+        peak, area: the largest and the mean factor that the schedule will put on it.
     """
     names = {id(p): n for n, p in model.named_parameters()}
     seen: dict[str, list[dict[str, Any]]] = {}
@@ -133,7 +145,7 @@ def check_optimizer(
             problems.append(f"{name} is in {len(groups)} groups")
         elif parameter.requires_grad and groups[0]["lr"] != rate:
             problems.append(f"{name} ({part_of(name)}) has learning rate {groups[0]['lr']:g} instead of {rate:g}")
-        elif parameter.requires_grad and groups[0]["lr"] * peak == 0:
+        elif parameter.requires_grad and (groups[0]["lr"] == 0 or peak == 0):
             problems.append(f"{name} ({part_of(name)}) has learning rate 0")
         elif not parameter.requires_grad and groups:
             problems.append(f"{name} is frozen, but in a group")
@@ -141,23 +153,45 @@ def check_optimizer(
         words = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         remedy = "give the part a learning rate above 0 (--learning_rate, --mm_projector_lr, ...) or take it out of "
         remedy += "--mm_tunable_parts; groups are made by LlavaTrainer.create_optimizer"
-        return Finding("optimiser", "FAIL", words, remedy)
-    if peak < LOWEST_PEAK:
-        words = f"the schedule reaches only {peak:.0%} of the learning rate within the run"
-        return Finding("optimiser", "warning", words, "shorten the warm-up (--warmup_steps) or train longer")
+        return [Finding("optimiser", "FAIL", words, remedy)]
     words = (
         f"{len(seen)} tensors, each in one of {len(optimizer.param_groups)} groups with the learning rate of its part"
     )
-    return Finding("optimiser", "ok", words)
+    findings = [Finding("optimiser", "ok", words)]
+    words = f"the schedule reaches {peak:.0%} of the learning rate, and gives {area:.0%} on the mean of the steps"
+    if peak < LOWEST_PEAK:
+        words = f"the schedule reaches only {peak:.0%} of the learning rate within the run"
+        findings = [Finding("optimiser", "warning", words, "shorten the warm-up (--warmup_steps) or train longer")]
+    elif area < LOWEST_AREA:
+        words += ": most steps hardly change a weight"
+        remedy = "give the decay as many steps as the run has (--lr_scheduler_type, --lr_scheduler_kwargs)"
+        findings.append(Finding("schedule", "warning", words, remedy))
+    elif not math.isnan(peak):
+        findings.append(Finding("schedule", "ok", words))
+    else:
+        words = "not measured: it follows what is measured in the run, not the step alone"
+        findings.append(Finding("schedule", "note", words))
+    used = {part_of(n): rates[part_of(n)] for n, p in model.named_parameters() if p.requires_grad}
+    fastest = max(used.values(), default=0.0)
+    slow = [f"{part} ({rate:g})" for part, rate in used.items() if rate <= SLOWEST * fastest]
+    if slow:
+        words = f"{', '.join(slow)} has a thousandth of the largest learning rate ({fastest:g}) or less"
+        remedy = "it will hardly learn: is an exponent wrong in --mm_projector_lr, --mm_vision_resampler_lr, "
+        remedy += "--mm_vision_tower_lr or --learning_rate?"
+        findings.append(Finding("learning rates", "warning", words, remedy))
+    return findings
 
 
-def schedule_peak(scheduler: Any, steps: int) -> float:
-    """The largest share of the learning rate that a schedule gives within `steps`; 1 when it cannot be told."""
+def schedule_shape(scheduler: Any, steps: int) -> tuple[float, float]:
+    """The largest and the mean share of the learning rate that a schedule gives in `steps` steps; NaN when it cannot
+    be told.
+    """
     factors = getattr(scheduler, "lr_lambdas", None)
-    if not factors:
-        return 1.0
+    if not factors or steps < 1:
+        return math.nan, math.nan
     places = sorted({round(i * (steps - 1) / 200) for i in range(201)})
-    return max(float(factor(step)) for factor in factors for step in places)
+    shapes = [[float(factor(step)) for step in places] for factor in factors]
+    return max(map(max, shapes)), max(sum(shape) / len(shape) for shape in shapes)
 
 
 def check_overfit(

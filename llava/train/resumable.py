@@ -58,6 +58,7 @@ class ResumableTrainer(Trainer):
     stop: Stop | None = None
     record_digests: np.ndarray | None = None
     monitor: Any = None
+    invariants: Any = None
     progress: dict[str, Any] | None = None
     resumed_from: str | None = None
     sampler: Any = None
@@ -92,6 +93,10 @@ class ResumableTrainer(Trainer):
             else:
                 total = torch.tensor(sums).sum(0).tolist() if sums else None
                 self.monitor.restore(progress["monitor"], total if self.args.process_index == 0 else None)
+        if self.invariants is not None:
+            # With another number of processes, or data that is not skipped, nobody knows what this epoch has served.
+            known = same and not self.args.ignore_data_skip
+            self.invariants.served.restore(ranks[self.args.process_index].get("served") if known else None)
         if progress["evaluation_due"]:
             self._load_rng_state(self.resumed_from)
             logger.info("step %d: the evaluation that was cut short is done again", self.state.global_step)
@@ -104,8 +109,9 @@ class ResumableTrainer(Trainer):
         if not math.isfinite(loss) and self.loss_before_step is not None:
             loss = float(self.loss_before_step)  # Saved in the middle of a step that went wrong, without it.
         sums = self.monitor.sums.tolist() if self.monitor is not None and self.monitor.sums is not None else None
+        served = self.invariants.served.state() if self.invariants is not None else None
         return {
-            "ranks": gather_object([{"loss": loss, "sums": sums}]),
+            "ranks": gather_object([{"loss": loss, "sums": sums, "served": served}]),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "evaluation_due": self.evaluation_due,

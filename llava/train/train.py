@@ -20,8 +20,9 @@ from llava.train import resume, run_flags, sight, stages
 from llava.train.checkpoints import write_errors_explained
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.frame_changes import report_frame_changes
-from llava.train.llava_trainer import LlavaTrainer, parameter_rows, parameter_table
+from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lock import only_run
+from llava.train.parameters import parameter_rows, parameter_table
 from llava.train.preflight import run_preflight
 from llava.train.sharding import built_whole
 from llava.train.stop import Stop

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import damage, monitor, run, startup
+from benchmarks import damage, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -83,6 +83,16 @@ def test_a_start_is_measured(tmp_path: Path, capfd, lines):
     shown = capfd.readouterr().out
     assert "to the first step" in shown
     assert "cache: what it lacks" in shown
+
+
+@pytest.mark.slow
+def test_pre_flight_is_measured_against_another_checkout(tmp_path: Path, capfd):
+    preflight.main([
+        "--clips", "4", "--layers", "2", "--width", "64", "--vocabulary", "600", "--keep", str(tmp_path / "data"),
+        "--against", str(preflight.ROOT),
+    ])  # fmt: skip
+    shown = capfd.readouterr().out
+    assert "pre-flight takes" in shown and "CPU-s" in shown
 
 
 def test_the_cost_of_the_monitor_is_measured(monkeypatch, capsys):

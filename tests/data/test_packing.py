@@ -17,7 +17,7 @@ from llava.data.packing import TrainingCollator, pack_rows
 from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
 from llava.train.monitor import batch_sums
-from llava.train.preflight_model import check_layout
+from llava.train.preflight_model import check_layout, look
 from tests.conftest import SPEC
 
 
@@ -94,9 +94,10 @@ def test_pre_flight_sees_samples_that_see_each_other(build):
     samples = [{**s, "sample_id": str(i)} for i, s in enumerate(samples)]
     training = TrainingCollator(0)(samples)
     plain = DataCollatorForSupervisedDataset(0)([samples[int(i)] for i in training["sample_ids"]])
-    assert check_layout(model, plain, training, nullcontext).status == "ok"
+    reference = look(model, plain, nullcontext)
+    assert check_layout(model, reference, training, nullcontext)[0].status == "ok"
     mixed = {k: v for k, v in training.items() if k != "segment_ids"}  # A mask keeps padding apart, not samples.
-    assert check_layout(model, plain, mixed, nullcontext).status == "FAIL"
+    assert check_layout(model, reference, mixed, nullcontext)[0].status == "FAIL"
 
 
 def test_a_word_of_another_sample_of_the_row_changes_nothing(build):

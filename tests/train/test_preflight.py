@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+from llava.data.dataset import LazySupervisedDataset
 from llava.data.features import FeatureCache
+from llava.data.packing import TrainingCollator
 from llava.model import llava_arch
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.loss import supervised_positions
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
+from llava.model.splice import splice
 from llava.train import preflight, stages
 from llava.train import train as training
 from llava.train.llava_trainer import LlavaTrainer
@@ -178,6 +183,105 @@ def break_mask(patch):
     patch.setattr(LlavaGPT2ForCausalLM, "forward", blind)
 
 
+def break_words(patch):
+    """A word is lost before the labels are made, so that ids and labels agree."""
+
+    def shorter(*args, **kwargs):
+        sample = plain_preprocess(*args, **kwargs)
+        return {key: [torch.cat([row[:-4], row[-3:]]) for row in rows] for key, rows in sample.items()}
+
+    patch.setattr(training, "preprocess_plain_lm", shorter)
+
+
+def break_served_sample(patch):
+    """The dataset unmasks what the record's tokens mask."""
+    get = LazySupervisedDataset.__getitem__
+    patch.setattr(
+        LazySupervisedDataset, "__getitem__", lambda self, i: (s := get(self, i)) | {"labels": s["input_ids"].clone()}
+    )
+
+
+def break_training_collator(patch):
+    """Batches of training alone are shifted."""
+    collate = TrainingCollator.__call__
+
+    def shifted(self, samples):
+        batch = collate(self, samples)
+        batch["labels"] = batch["labels"].roll(1, 1)
+        batch["labels"][:, 0] = -100
+        return batch | {"supervised_positions": supervised_positions(batch["labels"])}
+
+    patch.setattr(TrainingCollator, "__call__", shifted)
+
+
+def break_one_video_for_all(patch):
+    """Every item of a batch gets the rows of the first, when the batch trains."""
+
+    def first(self, embeds, positions, rows, checked):
+        each = len(rows) // max(int(positions.any(1).sum()), 1)
+        return splice(embeds, positions, rows[:each].repeat(len(rows) // each, 1), checked)
+
+    prepare = LlavaGPT2ForCausalLM.prepare_inputs_labels_for_multimodal_video
+
+    def shared(self, *args, **kwargs):
+        with pytest.MonkeyPatch.context() as inner:
+            if self.training:
+                inner.setattr(llava_arch, "splice", lambda *a: first(self, *a))
+            return prepare(self, *args, **kwargs)
+
+    patch.setattr(LlavaGPT2ForCausalLM, "prepare_inputs_labels_for_multimodal_video", shared)
+
+
+def break_neighbour_in_training(patch):
+    """In training mode each sample also hears its neighbour."""
+    prepare = LlavaGPT2ForCausalLM.prepare_inputs_labels_for_multimodal_video
+
+    def mixed(self, *args, **kwargs):
+        embeds, labels = prepare(self, *args, **kwargs)
+        return (embeds + 0.1 * embeds.roll(1, 0) if self.training else embeds), labels
+
+    patch.setattr(LlavaGPT2ForCausalLM, "prepare_inputs_labels_for_multimodal_video", mixed)
+
+
+def break_causality_in_training(patch):
+    """In training mode a position sees the one after it."""
+    prepare = LlavaGPT2ForCausalLM.prepare_inputs_labels_for_multimodal_video
+
+    def ahead(self, *args, **kwargs):
+        embeds, labels = prepare(self, *args, **kwargs)
+        return (embeds + 0.1 * embeds.roll(-1, 1) if self.training else embeds), labels
+
+    patch.setattr(LlavaGPT2ForCausalLM, "prepare_inputs_labels_for_multimodal_video", ahead)
+
+
+def break_second_frame(patch):
+    """The resampler looks at the first frame alone."""
+    forward = FastSlowResampler.forward
+    patch.setattr(FastSlowResampler, "forward", lambda self, f: forward(self, f[:, :1].expand(-1, f.shape[1], -1, -1)))
+
+
+def break_last_row(patch):
+    """The last latent of a video is never written."""
+
+    def short(embeds, positions, rows, checked):
+        spliced = splice(embeds, positions, rows, checked)
+        last = positions & ~torch.nn.functional.pad(positions, (0, 1))[:, 1:]
+        return torch.where(last.unsqueeze(-1), embeds, spliced)
+
+    patch.setattr(llava_arch, "splice", short)
+
+
+def break_rows_of_the_cache(patch):
+    """Rows are off by one, but for the first."""
+    read = FeatureCache.read
+
+    def shifted(self, path, split):
+        number = int(path[-5])
+        return read(self, path.replace(f"clip{number}", f"clip{min(number + 1, 5)}") if number else path, split)
+
+    patch.setattr(FeatureCache, "read", shifted)
+
+
 def break_weights(patch):
     make = stages.make_model
 
@@ -214,6 +318,15 @@ def on_purpose(faults):
         (break_features_nan, {}, r"numerics, video: video_features of v0 are not finite"),
         (break_features_constant, {}, r"different clips have the same features"),
         (break_pairing, {}, r"feature cache: the cached features of record 'v0' are not those of .*clip0\.mp4"),
+        (break_words, {}, r"words, video: 6 of 6 samples supervise other words than their record has \(record 'v0'"),
+        (break_served_sample, {}, r"training batch, video: record 'v\d' is served with other ids or labels"),
+        (break_training_collator, {}, r"training batch, video: labels of a sample change in the training batch"),
+        (break_one_video_for_all, {}, r"samples apart, video: changing the video of 'v\d' moves"),
+        (break_neighbour_in_training, {}, r"samples apart, video: changing the video of 'v\d' moves"),
+        (break_causality_in_training, {}, r"samples apart, video: a loss of sample 'v\d' moves with a word that comes"),
+        (break_second_frame, {}, r"rows that reach the words, video: 4 of 8 frames have no influence"),
+        (break_last_row, {}, r"rows that reach the words, video: 4 of 40 latent rows have no influence"),
+        (break_rows_of_the_cache, {}, r"feature cache: the cached features of record 'v[1-4]' are not those of"),
         (break_look, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (break_mask, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (break_weights, {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
@@ -334,6 +447,34 @@ def test_a_schedule_that_never_warms_up_is_a_warning(assets, tmp_path):
     checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
     found = next(c for c in checks if c["check"] == "optimiser")
     assert found["status"] == "warning" and "only 5% of the learning rate" in found["finding"]
+
+
+def test_a_schedule_that_is_over_too_soon_is_a_warning(assets, tmp_path):
+    """Its peak is all of the learning rate, its area next to nothing."""
+    train(assets, tmp_path / "run", lr_scheduler_type="polynomial", lr_scheduler_kwargs=json.dumps({"power": 20.0}))
+    checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
+    found = next(c for c in checks if c["check"] == "schedule")
+    assert found["status"] == "warning" and "reaches 100% of the learning rate, and gives 17%" in found["finding"]
+
+
+def test_a_part_with_a_thousandth_of_the_learning_rate_is_a_warning(assets, tmp_path):
+    train(assets, tmp_path / "run", mm_projector_lr=1e-6)
+    checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
+    found = next(c for c in checks if c["check"] == "learning rates")
+    assert found["status"] == "warning" and "mm_mlp_adapter (1e-06)" in found["finding"]
+
+
+@pytest.mark.parametrize("options", [{}, {"packing": False, "per_device_train_batch_size": 6}])
+def test_dropout_is_replayed(assets, tmp_path, options):
+    """A model with dropout is as sound as one without."""
+    folder = tmp_path / "gpt2"
+    shutil.copytree(assets.gpt2, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}))
+    train(assets, tmp_path / "run", model_name_or_path=folder, **options)
+    result = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert {c["status"] for c in result["checks"]} == {"ok"}
+    assert "samples apart, video" in {c["check"] for c in result["checks"]}
 
 
 def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):
