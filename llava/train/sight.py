@@ -24,7 +24,7 @@ from llava.eval.controls import (
     control_losses,
     format_controls,
 )
-from llava.train.alarms import blind
+from llava.train.alarms import PATIENCE, blind
 from llava.train.held_out import clip_names
 from llava.train.monitor import keep_until
 from llava.train.sharding import weights_are_spread
@@ -84,7 +84,9 @@ def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float
         keep_until(folder / CONTROLS_FILE, step - 1)
         with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(summary, ensure_ascii=False) + "\n")
-    if trainer.monitor is not None and step >= trainer.state.max_steps > 0:
+    # Nobody asked for a measurement on training clips: a trial of a few steps has nothing to be blamed for.
+    is_judged = prefix == "eval" or step >= PATIENCE
+    if trainer.monitor is not None and is_judged and step >= trainer.state.max_steps > 0:
         alarm = blind(step, summary["gains"]["video"]["per_caption"], clips)
         if alarm is not None and alarm.kind not in {a.kind for a in trainer.monitor.alarms}:
             trainer.monitor.sound(alarm)
