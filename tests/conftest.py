@@ -48,10 +48,15 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """See `make_assets`."""
+    return make_assets(tmp_path_factory.mktemp("assets"))
+
+
+def make_assets(root: Path) -> SimpleNamespace:
     """Folders on disk: `gpt2` (model and tokenizer), `tower` (DINOv2, 4x4 patches), `clips` with `video.json`,
     `text.json` (six records each).
     """
-    root = tmp_path_factory.mktemp("assets")
+    root.mkdir(exist_ok=True)
     paths = SimpleNamespace(
         root=root, gpt2=root / "gpt2", tower=root / "tower", clips=root / "clips",
         video_json=root / "video.json", text_json=root / "text.json",

@@ -1,0 +1,70 @@
+"""Sound runs, of which nothing may be said: no failure, no warning, no alarm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from PIL import Image
+
+from tests.audit.running import Fault
+from tests.conftest import CAPTIONS, REAL_CLIPS
+from tests.train.runs import train
+
+SEEDS = 10
+
+
+def sound(name: str, **values: Any) -> Fault:
+    return Fault(name, "none", "silent", "", **values)
+
+
+def half_way(scene: SimpleNamespace) -> dict[str, Any]:
+    """The first half of a run."""
+    train(scene.assets, scene.run, **SAVED, max_steps=4)
+    for name in ("checkpoint-6",):
+        assert not (scene.run / name).exists()
+    return {**SAVED, "max_steps": 4, "resume_from_checkpoint": str(_first_checkpoint(scene.run))}
+
+
+def _first_checkpoint(run: Path) -> Path:
+    import shutil
+
+    shutil.rmtree(run / "checkpoint-4")
+    return run / "checkpoint-2"
+
+
+SAVED = {"save_strategy": "steps", "save_steps": 2}
+
+
+def images(records: list[dict], folder: Path) -> list[dict]:
+    made = []
+    for i, colour in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{i}.png")
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": CAPTIONS[i]}]
+        made.append({"id": f"i{i}", "image": f"{i}.png", "conversations": turns})
+    return made
+
+
+def real(scene: SimpleNamespace) -> dict[str, Any]:
+    return {"data_path": REAL_CLIPS / "clips_vi_it.json", "video_folder": REAL_CLIPS, "model_max_length": 256}
+
+
+def of_all_kinds(records: list[dict], folder: Path) -> list[dict]:
+    texts = [{"id": f"t{i}", "conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": text}]}
+             for i, text in enumerate(CAPTIONS)]  # fmt: skip
+    return [*json.loads(json.dumps(records)), *images(records, folder), *texts]
+
+
+SOUND = [
+    *(sound(f"seed {seed}", flags={"seed": seed, "max_steps": 60, "learning_rate": 1e-2}, quick=seed == 1)
+      for seed in range(SEEDS)),
+    sound("packed", flags={"per_device_train_batch_size": 6, "max_steps": 20}, quick=True),
+    sound("resumed", prepare=half_way),
+    sound("images", data=images),
+    sound("text alone", experiment=1, flags={"max_steps": 60, "learning_rate": 1e-2}),
+    sound("video, images and text", data=of_all_kinds, flags={"max_steps": 20}),
+    sound("pre-flight in full", flags={"preflight": "full", "learning_rate": 1e-2}),
+    *([sound("real clips", prepare=real, flags={"max_steps": 20})] if REAL_CLIPS.is_dir() else []),
+]  # fmt: skip
