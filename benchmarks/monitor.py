@@ -30,11 +30,11 @@ RUNS = {"demo": SIZES["demo"], "12x768": replace(SIZES["12x768"], batch=1)}
 
 
 class Turns(LlavaTrainer):
-    """Switches its monitor off and on from block to block, and times the blocks."""
+    """Switches its monitor and invariants off and on from block to block, and times the blocks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kept, self.times, self.start = self.monitor, {True: [], False: []}, 0.0
+        self.kept, self.times, self.start = (self.monitor, self.invariants), {True: [], False: []}, 0.0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         step = self.state.global_step
@@ -42,10 +42,9 @@ class Turns(LlavaTrainer):
             now, on = time.perf_counter(), self.monitor is not None
             if step >= 4 * BLOCK:
                 self.times[on].append((now - self.start) / BLOCK)
-            self.pop_callback(self.kept)
-            self.monitor = None if on else self.kept
-            if self.monitor is not None:
-                self.add_callback(self.monitor)
+            self.monitor, self.invariants = (None, None) if on else self.kept
+            for callback in self.kept:
+                (self.pop_callback if on else self.add_callback)(callback)
             self.start = time.perf_counter()
         return super().get_batch_samples(*args, **kwargs)
 
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             on, off = trainer.times[True], trainer.times[False]
             ratios = [a / b for a, b in zip(on, off, strict=False)]
             with_it, without = median(on), median(off)
-            own = trainer.kept.own / max(trainer.kept.trained + trainer.kept.waited, 1e-9)
+            own = trainer.kept[0].own / max(trainer.kept.trained + trainer.kept.waited, 1e-9)
             result = {
                 "size": name, "step_ms_with": round(1e3 * with_it, 2), "step_ms_without": round(1e3 * without, 2),
                 "ratio_of_medians": round(with_it / without, 4), "median_ratio": round(median(ratios), 4),

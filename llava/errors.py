@@ -67,13 +67,28 @@ def message_of(error: BaseException) -> str | None:
         return f"out of memory ({(text.strip() or name).splitlines()[0]}): {OUT_OF_MEMORY}"
     if isinstance(error, RuntimeError):
         return _dead_worker(text)
+    if isinstance(error, (EOFError, ConnectionError)):
+        return _dead_worker(_ended_worker(error))
     if not isinstance(error, (ValueError, OSError, FloatingPointError, LookupError)):
         return None
     if text.startswith(f"Caught {name} in DataLoader worker"):
-        # torch raises an error of a data worker again with the worker's traceback as its text.
+        # torch raises an error of a data worker again with the worker's traceback as its text, and its lines matter.
+        text = str(error.args[0])
         files = re.findall(r'^ +File "(.+)", line \d+', text, re.MULTILINE)
         return f"{name}: {text.rpartition(f'{name}: ')[2].strip()}" if files and _is_ours(files[-1]) else None
     return f"{name}: {text}" if is_message(error) else None
+
+
+def _ended_worker(error: BaseException) -> str:
+    """What torch would say of a data worker that died while it handed over a batch: the queue fails first."""
+    frame = error.__traceback__
+    while frame is not None:
+        for worker in getattr(frame.tb_frame.f_locals.get("self"), "_workers", ()):
+            worker.join(1)
+            if worker.exitcode is not None:
+                return f"DataLoader worker (pid {worker.pid}) ended with status {worker.exitcode}"
+        frame = frame.tb_next
+    return ""
 
 
 def _dead_worker(text: str) -> str | None:

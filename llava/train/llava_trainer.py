@@ -65,6 +65,7 @@ class LlavaTrainer(ResumableTrainer):
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         if self.args.run_monitor:
+            records = getattr(self.train_dataset, "records", None)
             self.monitor = RunMonitor(
                 self.model,
                 self.args.output_dir,
@@ -72,10 +73,9 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-                entropies=target_entropies(self.train_dataset.records, self.processing_class),
+                entropies=target_entropies(records or [], self.processing_class),
             )
             self.add_callback(self.monitor)
-            records = getattr(self.train_dataset, "records", None)
             self.invariants = Invariants(
                 self.model,
                 self.args,
@@ -312,7 +312,7 @@ class LlavaTrainer(ResumableTrainer):
         Raises:
             ReloadError: when it is another model.
         """
-        if self.loaded_again or self.invariants is None or (self.stop is not None and self.stop.requested()):
+        if self.loaded_again or self.invariants is None or (self.stop is not None and self.stop.reason is not None):
             return
         self.loaded_again = True
         if weights_are_spread(self.args) or self.invariants.sharded:

@@ -29,7 +29,7 @@ def compare_saved(folder: Path, model: Any, batch: dict[str, Any], context: Call
         context: of mixed precision.
 
     Returns:
-        NaN, with a warning, where there is no memory for a second model.
+        NaN, with a warning, where there is no memory for a second model, or the live model's loss is not finite.
 
     Raises:
         ReloadError: when the checkpoint cannot be loaded, or its loss is another; with both losses and the remedy.
@@ -63,6 +63,9 @@ def compare_saved(folder: Path, model: Any, batch: dict[str, Any], context: Call
                 return math.nan
     finally:
         model.train(trained)
+    if not math.isfinite(live):
+        logger.warning("%s: loading it again was not measured: the live model's loss is %s", folder, live)
+        return math.nan
     with context():
         autocast = torch.is_autocast_enabled(device.type)
     limit = RELATIVE_ERROR_AUTOCAST if autocast or model.dtype != torch.float32 else RELATIVE_ERROR

@@ -37,10 +37,10 @@ def count_targets(
         .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
         for r in chosen
     ]
-    visual = {tokenizer.convert_tokens_to_ids(t) for t in (DEFAULT_VID_START_TOKEN, DEFAULT_IM_START_TOKEN)}
     counts: dict[str, Counter[int]] = {}
     if not texts:
         return counts
+    visual = {tokenizer.convert_tokens_to_ids(t) for t in (DEFAULT_VID_START_TOKEN, DEFAULT_IM_START_TOKEN)}
     samples = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     for record, ids in zip(chosen, samples, strict=True):
         seen = bool(record.videos or record.images)

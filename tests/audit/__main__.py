@@ -57,7 +57,8 @@ def main() -> int:
             if not caught and args.verbose:
                 print(said, file=sys.stderr)
     Console(width=160).print(table)
-    print(f"{len(chosen) - missed} of {len(chosen)} {'sound runs silent' if args.sound else 'faults caught'}, {time.perf_counter() - started:.0f} s")
+    what = "sound runs silent" if args.sound else "faults caught"
+    print(f"{len(chosen) - missed} of {len(chosen)} {what}, {time.perf_counter() - started:.0f} s")
     return int(missed > 0)
 
 

@@ -257,7 +257,9 @@ def features(change: Callable[[FeatureCache, str, torch.Tensor], torch.Tensor]) 
     def plant(patch: Patch) -> None:
         read = FeatureCache.read
         patch.setattr(
-            FeatureCache, "read", lambda self, path, split, *a, **k: change(self, path, read(self, path, split, *a, **k))
+            FeatureCache,
+            "read",
+            lambda self, path, split, *a, **k: change(self, path, read(self, path, split, *a, **k)),
         )
 
     return plant

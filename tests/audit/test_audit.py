@@ -7,9 +7,7 @@ import pytest
 from tests.audit.running import run_fault, run_test
 from tests.audit.table import FAULTS
 
-RUNS = [
-    pytest.param(f, id=f.name, marks=() if f.quick else pytest.mark.slow) for f in FAULTS if f.where != "test"
-]
+RUNS = [pytest.param(f, id=f.name, marks=() if f.quick else pytest.mark.slow) for f in FAULTS if f.where != "test"]
 
 
 def test_the_table_is_large_and_every_fault_has_a_name_of_its_own() -> None:

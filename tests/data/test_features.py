@@ -319,12 +319,11 @@ def test_a_signal_to_the_whole_job_is_a_stop_and_no_crash_of_a_clip(tmp_path, to
 
 
 def test_an_image_and_a_video_of_one_file_are_two(tmp_path, tower):
-    """An animated picture can be both, and the two are read by other decoders."""
+    """A GIF of one picture can be both, and the two are read by other decoders."""
     from PIL import Image
 
     path = tmp_path / "both.gif"
-    frames = [Image.fromarray(frame) for frame in colour_frames(0)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=250)
+    Image.fromarray(colour_frames(0)[0]).save(path)
     rows = []
     for kind, token in (("image", "<image>"), ("video", "<video>")):
         turns = [{"from": "human", "value": token}, {"from": "gpt", "value": "Un quadrato."}]

@@ -199,6 +199,6 @@ def test_controls_from_the_command_line_and_in_training(assets, tmp_path, capsys
 def test_one_clip_has_no_controls(assets, tmp_path, caplog):
     path = tmp_path / "one.json"
     path.write_text(json.dumps([record("a", "Un gatto.", "clip0.mp4"), record("b", "Un cane.", "clip0.mp4")]))
-    train(assets, tmp_path / "run", eval_data_path=path)
+    train(assets, tmp_path / "run", data_path=path, eval_data_path=path)
     assert "at least two records with different videos" in caplog.text
     assert not (tmp_path / "run" / "controls.jsonl").exists()

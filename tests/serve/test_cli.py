@@ -62,7 +62,7 @@ def test_a_missing_file_and_a_cut_caption_are_told(assets, run, tmp_path, capsys
     assert main([*argv, "--num-beams", "2", "--temperature", "0.5"]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith(videos[2])
-    assert "gone.mp4: cannot be opened" in captured.err and f"{tmp_path}: cannot be opened" in captured.err
+    assert "gone.mp4: cannot be opened" in captured.err and f"{tmp_path}: is a folder" in captured.err
     assert "clip0.mp4: the caption was cut at --max-new-tokens 1" in captured.err
 
 

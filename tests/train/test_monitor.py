@@ -110,7 +110,7 @@ def test_a_frozen_vocabulary_sounds_the_plateau(assets, tmp_path):
 
 
 def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatch):
-    monkeypatch.setattr(FeatureCache, "read", lambda self, path, split: torch.ones(2, 16, 24))
+    monkeypatch.setattr(FeatureCache, "read", lambda self, *clip: torch.ones(2, 16, 24))
     train(assets, tmp_path / "run", preflight="off", eval_data_path=assets.video_json, eval_strategy="steps",
           eval_steps=3)  # fmt: skip
     alarms = [json.loads(line) for line in (tmp_path / "run" / "alarms.jsonl").read_text().splitlines()]
@@ -124,7 +124,7 @@ def test_a_spike_between_logged_steps_is_seen(build, tmp_path, logging_steps, ke
     """Losses and norms of all steps wait on the device and are read at the steps that are measured, or every 128."""
     monitor = RunMonitor(build(), tmp_path, reduce=lambda sums: sums, write_text=lambda *_: None)
     state = SimpleNamespace(max_steps=400, logging_steps=logging_steps, global_step=0)
-    monitor.on_train_begin(SimpleNamespace(get_warmup_steps=lambda _: 0), state, None)
+    monitor.on_train_begin(SimpleNamespace(get_warmup_steps=lambda _: 0, device=torch.device("cpu")), state, None)
     one = torch.ones(1, dtype=torch.long)
     for step in range(1, 301):
         monitor.on_step_begin(None, state, None)

@@ -146,8 +146,8 @@ def break_optimiser_forgets(patch):
 def break_features_nan(patch):
     read = FeatureCache.read
 
-    def broken(self, path, split):
-        features = read(self, path, split)
+    def broken(self, path, split, *kind):
+        features = read(self, path, split, *kind)
         if path.endswith("clip0.mp4"):
             features[0, 0, 0] = float("nan")
         return features
@@ -156,13 +156,15 @@ def break_features_nan(patch):
 
 
 def break_features_constant(patch):
-    patch.setattr(FeatureCache, "read", lambda self, path, split: torch.ones(2, 16, 24))
+    patch.setattr(FeatureCache, "read", lambda self, path, split, *kind: torch.ones(2, 16, 24))
 
 
 def break_pairing(patch):
     """Every clip gets another clip's features."""
     read = FeatureCache.read
-    patch.setattr(FeatureCache, "read", lambda self, path, split: read(self, path.replace("clip0", "clip1"), split))
+    patch.setattr(
+        FeatureCache, "read", lambda self, path, split, *kind: read(self, path.replace("clip0", "clip1"), split, *kind)
+    )
 
 
 def break_look(patch):
@@ -275,7 +277,7 @@ def break_rows_of_the_cache(patch):
     """Rows are off by one, but for the first."""
     read = FeatureCache.read
 
-    def shifted(self, path, split):
+    def shifted(self, path, split, *kind):
         number = int(path[-5])
         return read(self, path.replace(f"clip{number}", f"clip{min(number + 1, 5)}") if number else path, split)
 

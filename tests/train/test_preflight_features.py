@@ -35,7 +35,9 @@ def test_a_slow_tower_computes_what_fits_and_the_table_says_how_many(monkeypatch
 
     features = torch.arange(24.0).view(2, 3, 4)
     cache = SimpleNamespace(
-        place=lambda path, split: ("file", int(path)), read=lambda path, split: features, dtype="float16"
+        place=lambda path, split, is_image: ("file", int(path)),
+        read=lambda path, split, is_image: features,
+        dtype="float16",
     )
     records = [SimpleNamespace(id=f"r{i}", videos=(str(i),), images=(), split=None) for i in range(8)]
     dataset = SimpleNamespace(
@@ -44,5 +46,5 @@ def test_a_slow_tower_computes_what_fits_and_the_table_says_how_many(monkeypatch
     found = check_cache(dataset, Tower(1, 1))
     assert found.status == "ok" and found.finding.startswith("2 rows of 1 of 1 files, one frame each")
     assert "6 more not measured: the tower takes 2.0 CPU-s a frame" in found.finding
-    cache.read = lambda path, split: features.flip(0)
+    cache.read = lambda path, split, is_image: features.flip(0)
     assert "record 'r7' are not those of 7 (frame 0" in check_cache(dataset, Tower(1, 1)).finding

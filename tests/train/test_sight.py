@@ -45,10 +45,15 @@ def test_a_run_that_does_not_see_its_training_clips_is_blind(assets, tmp_path, m
     from llava.data.features import FeatureCache
 
     read = FeatureCache.read
-    monkeypatch.setattr(FeatureCache, "read", lambda self, path, split: read(self, path, split) * 0 + 1)
-    train(assets, tmp_path / "run", preflight="off")
-    (alarm,) = lines(tmp_path / "run" / "alarms.jsonl")
-    assert alarm["kind"] == "blind" and "on training clips" in alarm["message"]
+    monkeypatch.setattr(FeatureCache, "read", lambda self, *clip: read(self, *clip) * 0 + 1)
+    train(assets, tmp_path / "run", preflight="off", max_steps=50)
+    (alarm,) = [a for a in lines(tmp_path / "run" / "alarms.jsonl") if a["kind"] == "blind"]
+    assert "on training clips" in alarm["message"]
+
+
+def test_a_trial_of_a_few_steps_is_measured_and_not_blamed(assets, tmp_path):
+    train(assets, tmp_path / "run", preflight="off", max_steps=2, learning_rate=1e-6)
+    assert (tmp_path / "run" / "controls.jsonl").exists() and not (tmp_path / "run" / "alarms.jsonl").exists()
 
 
 def test_text_alone_has_nothing_to_see(assets, tmp_path):

@@ -17,8 +17,11 @@ class VideoError(ValueError):
     """
 
     def __init__(self, message: str, kind: str = "unreadable") -> None:
-        super().__init__(show(message))
+        super().__init__(message)
         self.kind = kind
+
+    def __str__(self) -> str:
+        return show(self.args[0])
 
 
 def cause(error: Exception) -> str:

