@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             on, off = trainer.times[True], trainer.times[False]
             ratios = [a / b for a, b in zip(on, off, strict=False)]
             with_it, without = median(on), median(off)
-            own = trainer.kept[0].own / max(trainer.kept.trained + trainer.kept.waited, 1e-9)
+            monitor = trainer.kept[0]
+            own = monitor.own / max(monitor.trained + monitor.waited, 1e-9)
             result = {
                 "size": name, "step_ms_with": round(1e3 * with_it, 2), "step_ms_without": round(1e3 * without, 2),
                 "ratio_of_medians": round(with_it / without, 4), "median_ratio": round(median(ratios), 4),
