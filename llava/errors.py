@@ -66,7 +66,8 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
         return f"out of memory ({(text.strip() or name).splitlines()[0]}): {OUT_OF_MEMORY}"
     if isinstance(error, RuntimeError):
-        return _dead_worker(text)
+        own = type(error).__module__.startswith("llava.")
+        return f"{name}: {text}" if own and is_message(error) else _dead_worker(text)
     if isinstance(error, (EOFError, ConnectionError)):
         return _dead_worker(_ended_worker(error))
     if not isinstance(error, (ValueError, OSError, FloatingPointError, LookupError)):

@@ -69,6 +69,13 @@ def watched(model: Any, batch: Batch, kind: str) -> Iterator[Seen]:
             handle.remove()
 
 
+def constant_rows(rows: torch.Tensor, features: torch.Tensor | None) -> int:
+    """How many of the rows (V, rows, D) are equal for all clips; 0 where the features (V, ...) are equal too."""
+    if features is None or len(rows) < 2 or torch.equal(features, features[:1].expand_as(features)):
+        return 0
+    return int((rows == rows[:1]).all(dim=-1).all(dim=0).sum())
+
+
 def check_reach(model: nn.Module, seen: Seen, kind: str) -> list[Finding]:
     """Whether the last target has no gradient at its own input but at the one before, and every visual row and every
     frame has one; after the backward pass.
@@ -105,6 +112,10 @@ def check_reach(model: nn.Module, seen: Seen, kind: str) -> list[Finding]:
     if dead:
         words = f"{dead} of {total} latent rows have no influence on a caption's loss"
         return [*findings, Finding(name, "FAIL", words, remedy)]
+    same = constant_rows(seen.rows[0], batch.get(f"{kind}_features"))
+    if same:
+        words = f"{same} of {seen.rows[0].shape[1]} latent rows are the same whatever the clip"
+        return [*findings, Finding(name, "FAIL", words, "each latent must look at the features")]
     if frames is None:
         told = "frames not measured: there are pixels and no features"
         return [*findings, Finding(name, "ok", f"all {total} latent rows move the loss; {told}")]

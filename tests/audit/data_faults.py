@@ -58,18 +58,28 @@ def many(number: int, clip_of: Callable[[int], int], spoken: Callable[[int], str
     return made
 
 
-def black_clips(records: list[dict], folder: Path) -> list[dict]:
-    for i in range(3):
-        (folder / f"clip{i}.mp4").unlink()
-        write_clip(folder / f"clip{i}.mp4", np.zeros((8, 64, 64, 3), np.uint8))
-    return records
+ENOUGH = 24
+"""Clips from which on shares of them are judged."""
 
 
-def still_clips(records: list[dict], folder: Path) -> list[dict]:
-    for i in range(6):
-        (folder / f"clip{i}.mp4").unlink()
-        write_clip(folder / f"clip{i}.mp4", colour_frames(i)[:1].repeat(8, 0))
-    return records
+def clips_of(frames_of: Callable[[int], np.ndarray], change: Callable[[dict], object] = lambda r: None) -> Change:
+    """Records with clips of their own, clip i of the frames `frames_of(i)`, each record changed in place."""
+
+    def made(records: list[dict], folder: Path) -> list[dict]:
+        rows = []
+        for i in range(ENOUGH):
+            write_clip(folder / f"own{i}.mp4", frames_of(i))
+            rows.append(record(f"m{i}", f"{CAPTIONS[i % 6][:-1]} numero {i}.", f"own{i}.mp4"))
+            change(rows[-1])
+        return rows
+
+    return made
+
+
+black_clips = clips_of(lambda i: colour_frames(i) * (i > ENOUGH // 3))
+still_clips = clips_of(lambda i: colour_frames(i)[:1].repeat(8, 0))
+splits_in_seconds = clips_of(colour_frames, lambda r: r.update(meta={"split": [0, 0]}))
+one_caption = clips_of(colour_frames, lambda r: r["conversations"][1].update(value=CAPTIONS[0]))
 
 
 def copies_of_one_clip(records: list[dict], folder: Path) -> list[dict]:
@@ -78,10 +88,6 @@ def copies_of_one_clip(records: list[dict], folder: Path) -> list[dict]:
         (folder / f"clip{i}.mp4").unlink()
         shutil.copy(folder / "clip0.mp4", folder / f"clip{i}.mp4")
     return records
-
-
-def splits_in_seconds(records: list[dict], folder: Path) -> list[dict]:
-    return [{**r, "meta": {"split": [0, 0]}} for r in records]
 
 
 def cut_clip(records: list[dict], folder: Path) -> list[dict]:

@@ -143,6 +143,7 @@ def run_fault(fault: Fault, assets: SimpleNamespace, folder: Path) -> Outcome:
         if fault.prepare is not None:
             options |= fault.prepare(scene) or {}
         try:
+            steps[0] = 0  # Those of this run alone.
             main(flags(assets, scene.run, fault.experiment, **options))
         except SystemExit as stop:
             error = f"{stop} {said.getvalue()}"

@@ -16,7 +16,7 @@ from tests.train.runs import train
 
 TRAINS = {"preflight": "off", "max_steps": 20}
 """Past pre-flight, as when something breaks in the middle of a run."""
-LONG = {"preflight": "off", "max_steps": 60}
+LONG = {"preflight": "off", "max_steps": 260, "logging_steps": 10, "controls": False}
 
 
 def on_purpose(faults: str) -> dict[str, Any]:
@@ -91,10 +91,16 @@ CODE = [
         "texts of the neighbouring record",
         "code",
         "refused",
-        r"(?i)record's (own )?words",
+        r"supervise other words than their record has",
         plant=code.texts_of_the_neighbour,
     ),
-    Fault("ids exchanged for others", "code", "refused", r"(?i)record's (own )?words", plant=code.words_exchanged),
+    Fault(
+        "ids exchanged for others",
+        "code",
+        "refused",
+        r"supervise other words than their record has",
+        plant=code.words_exchanged,
+    ),
     # What trains
     Fault(
         "head frozen, and with it the vocabulary",
@@ -122,23 +128,23 @@ CODE = [
     Fault(
         "optimiser holds copies of the projector",
         "code",
-        "alarm",
-        r"(?i)optimiser|no update",
+        "refused",
+        r"mm_projector.*optimiser does not hold it",
         plant=code.after_optimizer(code.copies_of_the_projector, real=True),
         quick=True,
     ),
     Fault(
         "embeddings replaced after the optimiser was made",
         "code",
-        "alarm",
-        r"(?i)optimiser",
+        "refused",
+        r"wte.*optimiser does not hold it",
         plant=code.after_optimizer(code.replace_embeddings, real=True),
     ),
     Fault(
         "head untied after pre-flight",
         "code",
-        "alarm",
-        r"(?i)tied|optimiser",
+        "refused",
+        r"head is no longer tied",
         plant=code.after_optimizer(code.untie_head, real=True),
     ),
     Fault(
@@ -235,7 +241,13 @@ CODE = [
         r"(?i)layout|sample",
         plant=code.training_collator(code.videos_reversed),
     ),
-    Fault("one latent reaches nothing", "code", "refused", r"(?i)row|latent", plant=code.one_latent_dead),
+    Fault(
+        "one latent reaches nothing",
+        "code",
+        "refused",
+        r"latent rows are the same whatever the clip",
+        plant=code.one_latent_dead,
+    ),
     Fault("only the first frame is used", "code", "refused", r"(?i)frame", plant=code.first_frame_alone),
     Fault(
         "weights that are not finite",
@@ -249,7 +261,7 @@ CODE = [
         "the model sees the next token",
         "code",
         "refused",
-        r"sees the token that it must predict",
+        r"moves with a word that comes later",
         plant=code.sees_the_future,
         quick=True,
     ),
@@ -446,18 +458,16 @@ FLAGS = [
     Fault(
         "too high a learning rate",
         "flags",
-        "alarm",
-        r"(?i)plateau|spike|finite",
+        "end",
+        r"plateau|spike|finite",
         flags={**LONG, "learning_rate": 0.5, "max_grad_norm": 0.0},
     ),
-    Fault(
-        "weight decay 100", "flags", "end", r"(?i)plateau", flags={**LONG, "weight_decay": 100.0, "learning_rate": 1e-2}
-    ),
+    Fault("weight decay 100", "flags", "end", r"plateau", flags={**LONG, "weight_decay": 100.0, "learning_rate": 1e-2}),
     Fault(
         "nearly everything dropped",
         "flags",
         "end",
-        r"(?i)plateau",
+        r"plateau|spike",
         plant=code.made_model(code.heavy_dropout),
         flags={**LONG, "learning_rate": 1e-3},
     ),
@@ -476,7 +486,7 @@ DATA = [
         "the caption stands before its video",
         "data",
         "refused",
-        r"(?i)after",
+        r"no word follows the last placeholder",
         data=data.one(
             lambda r: r.update(
                 conversations=[{"from": "gpt", "value": CAPTIONS[0]}, {"from": "human", "value": "<video>"}]
@@ -538,9 +548,16 @@ DATA = [
         r"(?i)split|segment",
         data=data.one(lambda r: r.update(meta={"split": [5, 2]})),
     ),
-    Fault("segments written in seconds", "data", "warned", r"(?i)one frame", data=data.splits_in_seconds, quick=True),
-    Fault("still clips", "data", "warned", r"(?i)frame", data=data.still_clips),
-    Fault("black clips", "data", "warned", r"(?i)black", data=data.black_clips),
+    Fault(
+        "segments written in seconds",
+        "data",
+        "warned",
+        r"motion in clips: .*one frame is chosen",
+        data=data.splits_in_seconds,
+        quick=True,
+    ),
+    Fault("still clips", "data", "warned", r"motion in clips: .*a picture that stands", data=data.still_clips),
+    Fault("black clips", "data", "warned", r"motion in clips: .*one colour", data=data.black_clips),
     Fault("one content under all names", "data", "warned", r"(?i)same|identical|equal", data=data.copies_of_one_clip),
     Fault(
         "mojibake",
@@ -566,9 +583,7 @@ DATA = [
             for r in records
         ],
     ),
-    Fault(
-        "one caption for all", "data", "warned", r"(?i)distinct|caption", data=data.answers(lambda text, i: CAPTIONS[0])
-    ),
+    Fault("one caption for all", "data", "refused", r"captions", data=data.one_caption),
     Fault(
         "evaluation on byte copies of training clips",
         "data",

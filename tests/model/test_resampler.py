@@ -73,3 +73,12 @@ def test_unknown_names_are_errors():
         build_resampler("perceiver", 16, VideoSpec(), (4, 4), 1)
     with pytest.raises(ValueError, match="mm_perceiver_depth"):
         build_resampler("fast_slow_resampler", 16, VideoSpec(), (4, 4), -1)
+
+
+def test_the_fast_rows_come_first_and_the_slow_ones_after_them():
+    torch.manual_seed(0)
+    resampler = FastSlowResampler(16, VideoSpec(num_frames=2, fast_latents=1, slow_latents=4), (4, 4), depth=1)
+    features = torch.randn(2, 2, 16, 16)
+    rows = resampler(features)
+    torch.testing.assert_close(rows[:, :2], resampler.fast(features))
+    torch.testing.assert_close(rows[:, 2:], resampler.slow(features))
