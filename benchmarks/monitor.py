@@ -1,4 +1,4 @@
-"""What the run monitor costs: steps with and without it, in turns, within one run.
+"""What the run monitor and the invariants cost: steps with and without them, in turns, within one run.
 
     python -m benchmarks.monitor                       the demo's size, and GPT-2 small with its default video
     python -m benchmarks.monitor --only demo --blocks 40
@@ -30,11 +30,12 @@ RUNS = {"demo": SIZES["demo"], "12x768": replace(SIZES["12x768"], batch=1)}
 
 
 class Turns(LlavaTrainer):
-    """Switches its monitor off and on from block to block, and times the blocks."""
+    """Switches its monitor and invariants off and on from block to block, and times the blocks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kept, self.times, self.start = self.monitor, {True: [], False: []}, 0.0
+        self.looking = self.invariants
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         step = self.state.global_step
@@ -43,9 +44,11 @@ class Turns(LlavaTrainer):
             if step >= 4 * BLOCK:
                 self.times[on].append((now - self.start) / BLOCK)
             self.pop_callback(self.kept)
-            self.monitor = None if on else self.kept
+            self.pop_callback(self.looking)
+            self.monitor, self.invariants = (None, None) if on else (self.kept, self.looking)
             if self.monitor is not None:
                 self.add_callback(self.monitor)
+                self.add_callback(self.invariants)
             self.start = time.perf_counter()
         return super().get_batch_samples(*args, **kwargs)
 
