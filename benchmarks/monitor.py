@@ -1,4 +1,4 @@
-"""What the run monitor costs: steps with and without it, in turns, within one run.
+"""What the run monitor and the invariants cost: steps with and without them, in turns, within one run.
 
     python -m benchmarks.monitor                       the demo's size, and GPT-2 small with its default video
     python -m benchmarks.monitor --only demo --blocks 40

@@ -37,7 +37,8 @@ step() { # $1 = name, the rest = command
 step lint python -m ruff check .
 step format python -m ruff format --check .
 step types python -m mypy
-step tests python -m pytest
+# Two files of tests at a time; more processes than cores only make the time limits of tests tight.
+step tests python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile
 
 echo
 if ((${#FAILED[@]})); then

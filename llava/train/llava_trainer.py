@@ -66,7 +66,7 @@ class LlavaTrainer(ResumableTrainer):
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)
-            self.monitor = RunMonitor(
+            self.monitor = monitor = RunMonitor(
                 self.model,
                 self.args.output_dir,
                 reduce=lambda sums: self.accelerator.reduce(sums, "sum"),
@@ -81,11 +81,11 @@ class LlavaTrainer(ResumableTrainer):
                 self.args,
                 part_learning_rates(self.args),
                 None if records is None else [r.id for r in records],
-                sound=self.monitor.sound,
+                sound=monitor.sound,
                 reduce=lambda values: self.accelerator.reduce(values, "sum"),
                 gather=gather_object,
-                told=lambda: self.monitor.rules.sounded,
-                step_losses=lambda: (float(self.accelerator.reduce(self._tr_loss, "mean")), self.monitor.observed_loss),
+                told=lambda: monitor.rules.sounded,
+                step_losses=lambda: (float(self.accelerator.reduce(self._tr_loss, "mean")), monitor.observed_loss),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
             )
             self.add_callback(self.invariants)

@@ -460,7 +460,7 @@ FLAGS = [
         "flags",
         "end",
         r"plateau|spike|finite",
-        flags={**LONG, "learning_rate": 0.5, "max_grad_norm": 0.0},
+        flags={**LONG, "learning_rate": 5.0, "max_grad_norm": 0.0},
     ),
     Fault("weight decay 100", "flags", "end", r"plateau", flags={**LONG, "weight_decay": 100.0, "learning_rate": 1e-2}),
     Fault(
