@@ -14,6 +14,24 @@ OUT_OF_MEMORY = (
     "same training (--per_device_eval_batch_size for evaluation, --batch_size for other commands); or add "
     "--gradient_checkpointing True, --bf16 True, or fewer --dataloader_num_workers, or lower --model_max_length"
 )
+RESUME = "--resume_from_checkpoint auto goes on from the last checkpoint"
+EXHAUSTED = (
+    (
+        r"shared memory|Bus error|/torch_\d+",
+        "no shared memory is left, through which data workers hand over their batches: give /dev/shm more room (docker "
+        "run --shm-size=8g), or lower --dataloader_num_workers (0 needs none) or --per_device_train_batch_size",
+    ),
+    (
+        r"Too many open files|ancdata",
+        "too many files are open: raise the limit (ulimit -n 4096), or lower --dataloader_num_workers",
+    ),
+    (
+        r"Timed out waiting \d+ms|collective operation timeout",
+        "another process did not answer for --ddp_timeout seconds: it hangs or is stopped, or its node is lost; "
+        f"torchrun's last lines name it where it was killed. {RESUME}",
+    ),
+)
+"""What libraries say when something ran out (a pattern), and the cause with its remedy."""
 STOPPED_STATUS = 85
 """Exit status of what stopped because it was told to, and goes on when it is started again."""
 
@@ -65,9 +83,13 @@ def message_of(error: BaseException) -> str | None:
     name, text = type(error).__name__, str(error)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
         return f"out of memory ({(text.strip() or name).splitlines()[0]}): {OUT_OF_MEMORY}"
+    if isinstance(error, RuntimeError) and (dead := _dead_worker(text)):
+        return dead
+    if isinstance(error, (RuntimeError, OSError)) and not is_message(error) and (cause := exhausted(text)):
+        return cause
     if isinstance(error, RuntimeError):
         own = type(error).__module__.startswith("llava.")
-        return f"{name}: {text}" if own and is_message(error) else _dead_worker(text)
+        return f"{name}: {text}" if own and is_message(error) else None
     if isinstance(error, (EOFError, ConnectionError)):
         return _dead_worker(_ended_worker(error))
     if not isinstance(error, (ValueError, OSError, FloatingPointError, LookupError)):
@@ -92,6 +114,15 @@ def _ended_worker(error: BaseException) -> str:
     return ""
 
 
+def exhausted(text: str) -> str | None:
+    """The cause and remedy of a library's error that something of the machine ran out; None for other errors."""
+    for pattern, cause in EXHAUSTED:
+        if re.search(pattern, text):
+            lines = [line for line in text.strip().splitlines() if re.search(pattern, line)]
+            return f"{cause} ({lines[-1].strip()})"
+    return None
+
+
 def _dead_worker(text: str) -> str | None:
     """What to say when the DataLoader finds that one of its processes is gone."""
     found = re.match(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", text, re.DOTALL)
@@ -105,13 +136,14 @@ def _dead_worker(text: str) -> str | None:
             f" while it read {show(path)}: the file hangs or crashes the decoder, or memory ran out; `python -m "
             "llava.data.check` finds such files, and --on_bad_sample skip leaves them out"
         )
+    elif cause := exhausted(text) or "":
+        cause = f": {cause}"
     else:
         cause = (
-            ": most often since memory ran out (the kernel's log says so); lower --dataloader_num_workers or "
+            ": most often since memory ran out (the kernel's log says so, or a line above); lower --dataloader_num_workers or "
             "--per_device_train_batch_size, or ask for more memory"
         )
-    resume = "--resume_from_checkpoint auto goes on from the last checkpoint"
-    return f"a data worker died (process {found[1]}, {how}){cause}. {resume}."
+    return f"a data worker died (process {found[1]}, {how}){cause}. {RESUME}."
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -42,7 +42,7 @@ if spec is None or os.path.realpath(spec.origin or "") != os.path.realpath(here)
     print(f"its llava is another copy: {spec and spec.origin}")
     sys.exit()
 wanted = ["torch", "transformers", "accelerate", "av"]
-wanted += ["pytest", "hypothesis", "ruff", "mypy"] if "dev" in extras.split(",") else []
+wanted += ["pytest", "xdist", "hypothesis", "ruff", "mypy"] if "dev" in extras.split(",") else []
 missing = [name for name in wanted if find_spec(name) is None]
 if missing:
     print("it lacks " + ", ".join(missing))

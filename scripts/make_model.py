@@ -32,6 +32,7 @@ from llava.constants import PLACEHOLDERS
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
 from llava.foreign import check_sizes
+from llava.model.permissions import follow_umask
 
 EOS, PAD = "<|endoftext|>", "<pad>"
 PATCH_SIZE = 14
@@ -191,6 +192,7 @@ def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Ca
     temporary.mkdir(parents=True)
     try:
         fill(temporary)
+        follow_umask(temporary)
         (temporary / "make_model.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, folder)
     except OSError:

@@ -65,3 +65,23 @@ def test_a_message_keeps_its_own_lines_and_nothing_else(capsys):
     with pytest.raises(SystemExit):
         run_command(stop)
     assert capsys.readouterr().err == "\nclip \\x1b[2J\\udce8:\nthe same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "lever"),
+    [
+        ("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)", "--shm-size"),
+        ("DataLoader worker (pid 1) is killed by signal: Bus error. Are workers out of shared memory?", "--shm-size"),
+        ("Caught RuntimeError in DataLoader worker process 0.\n  x\nRuntimeError: unable to open shared memory object "
+         "</torch_1_2_3> in read-write mode: Too many open files (24)", "--dataloader_num_workers"),
+        ("received 0 items of ancdata", "ulimit -n"),
+        ("[gloo/transport/tcp/unbound_buffer.cc:133] Timed out waiting 25000ms for send", "--ddp_timeout"),
+    ],
+)  # fmt: skip
+def test_what_ran_out_is_named_with_its_lever(text, lever):
+    def fails():
+        raise RuntimeError(text)
+
+    with pytest.raises(SystemExit) as error:
+        run_command(fails)
+    assert lever in str(error.value.code) and "\n" not in str(error.value.code).strip()

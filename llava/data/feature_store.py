@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ TOLERANCES = {"float16": 0.02, "int8": 0.05}
 Kernels, batches of another size and bf16 round differently from run to run, by 0.01 at most; int8 alone errs by 0.005
 on features without outliers and 0.018 with some.
 """
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""Errors of writing where there is room."""
 
 Split = tuple[int, int] | None
 
@@ -150,6 +153,19 @@ class FeatureCache:
             self._sound.add(key)
         return decode(entry.bytes(), self.dtype, entry.shard.shape)
 
+    def check_writable(self) -> None:
+        """Before work that fills the cache.
+
+        Raises:
+            OSError: when the folder cannot be made or written, with the remedy.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno or errno.EIO, self._cannot_write(0, error)) from error
+
     def write(self, clips: Sequence[tuple[str, str]], features: np.ndarray) -> None:
         """Adds a shard: `clips` (key, path) and their features (C, T, P, Dv) in fp16.
 
@@ -204,10 +220,16 @@ class FeatureCache:
         self._entries |= read_index(path, self.dtype)
 
     def _cannot_write(self, size: int, error: OSError) -> str:
-        place = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-        free = shutil.disk_usage(place).free
+        place = next(p for p in (self.folder, *self.folder.parents) if os.path.exists(p))
+        free, reason = shutil.disk_usage(place).free, error.strerror or error
+        if error.errno in FORBIDDEN:
+            return (
+                f"cannot write vision features to {self.folder} ({reason}), and the cache lacks some that are needed: "
+                "make it writable for this user, name another folder with --feature_cache, or have its owner extract "
+                "them (python -m llava.data.extract)"
+            )
         return (
-            f"cannot write {size / 1e6:.1f} MB of vision features to {self.folder} ({error.strerror or error}; "
+            f"cannot write {size / 1e6:.1f} MB of vision features to {self.folder} ({reason}; "
             f"{free / 1e6:.1f} MB free): make room, name another disk with --feature_cache, or take half the room with "
             "--feature_dtype int8; what was written before is kept, and the same command goes on from there"
         )

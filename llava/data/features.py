@@ -173,6 +173,7 @@ def extract_features(
     missing = [clip for clip in missing if keys[clip] not in cache]
     if not missing:
         return problems
+    cache.check_writable()
     waiting: list[tuple[Clip, np.ndarray]] = []
     shards: dict[int, list[tuple[tuple[str, str], np.ndarray]]] = {}
 

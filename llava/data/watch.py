@@ -10,13 +10,15 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
 
-from llava.errors import show
+from llava.errors import exhausted, show
 
 SLOTS = 256
 PATH_BYTES = 4096
@@ -66,6 +68,27 @@ class ClipWatch:
 def path_of(pid: int) -> str | None:
     """The file that a data worker of this process reads, or read when it died."""
     return next((path for watch in list(_WATCHES) if (path := watch.path_of(pid))), None)
+
+
+def end_on_lost_batch(worker_id: int, then: Callable[[int], Any] | None = None) -> None:
+    """Start of a data worker: it ends itself when a batch cannot be handed over.
+
+    Batches leave it in a thread, which otherwise prints the error (no shared memory, too many open files), drops the
+    batch and goes on, while the run waits for that batch for ever.
+
+    Args:
+        then: the `worker_init_fn` that the worker would have had.
+    """
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_lost_batch))  # noqa: B010
+    if then is not None:
+        then(worker_id)
+
+
+def _lost_batch(error: Exception, batch: object) -> None:
+    text = f"{type(error).__name__}: {error}"
+    sys.stderr.write(f"\na data worker cannot hand over its batch: {show(exhausted(text) or text)}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _give_up(path: str, timeout: float) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
+from llava.data.watch import end_on_lost_batch
 from llava.train.checkpoints import ASIDE, move_into, publish, remove, rotate, write_errors_explained
 from llava.train.stop import Stop, ignore_stop_signals
 
@@ -278,6 +279,7 @@ class ResumableTrainer(Trainer):
     def _undisturbed(self, loader: Any) -> Any:
         """Workers leave signals to the run, and a generator of its own keeps loading out of the training's numbers."""
         base = getattr(loader, "base_dataloader", loader)
+        base.worker_init_fn = partial(end_on_lost_batch, then=base.worker_init_fn)
         if self.stop is not None:
             base.worker_init_fn = partial(ignore_stop_signals, then=base.worker_init_fn)
         base.generator = torch.Generator().manual_seed(self.args.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -160,6 +161,25 @@ def test_segments_of_one_clip_are_kept_apart(tmp_path, assets, tower):
 
 def index_files(cache):
     return [path for path in cache.folder.glob("*.json") if path.name != "settings.json"]
+
+
+def test_a_read_only_cache_is_named_before_anything_is_computed(tmp_path, tower, records, monkeypatch):
+    """What it has is served; where it lacks something, nobody waits for features that cannot be kept."""
+    cache = FeatureCache(tmp_path / "cache", settings(tower))
+    extract_features(records[:2], cache, tower, SPEC, PROCESSOR)
+
+    def forbidden(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def never(pixels):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("llava.data.feature_store.tempfile.TemporaryFile", forbidden)
+    monkeypatch.setattr("llava.data.feature_store.replace_file", forbidden)
+    assert extract_features(records[:2], cache, never, SPEC, PROCESSOR) == []
+    with pytest.raises(PermissionError, match=r"cannot write .*Permission denied.*make it writable") as error:
+        extract_features(records, cache, never, SPEC, PROCESSOR)
+    assert "make room" not in str(error.value)
 
 
 def test_copies_of_a_clip_are_computed_once_and_bad_ones_reported_for_all(tmp_path, tower, records):

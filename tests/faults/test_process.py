@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -40,6 +41,29 @@ def test_a_killed_data_worker_ends_the_run_and_says_what_to_do(assets, tmp_path,
     text = message_of(flags(assets, tmp_path / "run", experiment, dataloader_num_workers=2))
     assert text.startswith("\na data worker died (process ") and "memory ran out" in text
     assert "--dataloader_num_workers" in text and "--resume_from_checkpoint auto" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "lever"),
+    [
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left (28)"), "--shm-size"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+    ],
+)
+def test_a_batch_that_a_worker_cannot_hand_over_ends_the_run(assets, tmp_path, monkeypatch, capfd, error, lever):
+    """Python prints the error and drops the batch, and the run waited for it for ever."""
+
+    def fails(batch):
+        if get_worker_info() is not None:
+            raise error
+        return dumps(batch)
+
+    dumps = ForkingPickler.dumps
+    monkeypatch.setattr(ForkingPickler, "dumps", fails)
+    text = message_of(flags(assets, tmp_path / "run", 1, dataloader_num_workers=1, preflight="off"))
+    assert text.startswith("\na data worker died (process ") and "or a line above" in text
+    shown = capfd.readouterr().err
+    assert "a data worker cannot hand over its batch: " in shown and lever in shown
 
 
 @pytest.mark.parametrize(

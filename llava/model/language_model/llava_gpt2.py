@@ -18,6 +18,7 @@ from llava.foreign import check_sizes
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.loss import supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.permissions import follow_umask
 
 TOWER_PREFIX = "vision_tower."
 CACHE = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
@@ -107,11 +108,13 @@ class LlavaGPT2ForCausalLM(LlavaMetaForCausalLM, GPT2LMHeadModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, state_dict: dict | None = None, **kwargs: Any) -> Any:
-        """As in transformers; a tower that is kept by reference stays out of the files."""
+        """As in transformers; a tower that is kept by reference stays out of the files, which follow the umask."""
         if self.config.mm_vision_tower_storage == "reference":
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
-        return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        follow_umask(save_directory)
+        return result
 
     def forward(
         self,
