@@ -124,8 +124,8 @@ def _dead_worker(text: str) -> str | None:
         cause = f": {cause}"
     else:
         cause = (
-            ": most often since memory ran out (the kernel's log says so, or a line above); lower --dataloader_num_workers or "
-            "--per_device_train_batch_size, or ask for more memory"
+            ": most often since memory ran out (the kernel's log says so, or a line above); lower "
+            "--dataloader_num_workers or --per_device_train_batch_size, or ask for more memory"
         )
     return f"a data worker died (process {found[1]}, {how}){cause}. {RESUME}."
 
