@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = losses.summary()
     print(format_controls(summary))
     if args.output:
-        Path(args.output).write_text(json.dumps(summary, indent=1) + "\n")
+        Path(args.output).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

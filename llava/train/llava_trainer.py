@@ -171,7 +171,7 @@ class LlavaTrainer(ResumableTrainer):
                 "sample_ids": ids,
                 "input_ids": [row.tolist() for batch in batches for row in batch["input_ids"]],
             }
-            (folder / BAD_BATCH_FILE).write_text(json.dumps(dump, ensure_ascii=False) + "\n")
+            (folder / BAD_BATCH_FILE).write_text(json.dumps(dump, ensure_ascii=False) + "\n", encoding="utf-8")
         saved = ""
         if self.is_deepspeed_enabled:
             saved = "; DeepSpeed has updated the weights with it, so go on from the checkpoint before"
@@ -293,7 +293,9 @@ class LlavaTrainer(ResumableTrainer):
         super()._save(output_dir, without_tied(self.model, state_dict))
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            (folder / RUN_RECORD).write_text(json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n")
+            (folder / RUN_RECORD).write_text(
+                json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in `ResumableTrainer`; the first one is loaded again."""

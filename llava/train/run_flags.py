@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import HfArgumentParser, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
@@ -75,10 +76,17 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         problems.append(_said(error))
     if problems:
         raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
+    keep_timeout(training_args)
     if model_args.vision_tower is not None:
         # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
         model_args.vision_precision = resolve_precision(model_args.vision_precision, training_args.device)
     return model_args, data_args, training_args
+
+
+def keep_timeout(training_args: TrainingArguments) -> None:
+    """`--ddp_timeout` for processes on CPU too, where transformers leaves it at half an hour."""
+    if training_args.device.type == "cpu" and torch.distributed.is_initialized():
+        _set_pg_timeout(training_args.ddp_timeout_delta)
 
 
 class Parser(HfArgumentParser):

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from llava.config import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flag_ranges import RANGES, Range, out_of_range
@@ -110,3 +111,14 @@ def test_all_is_said_at_once(assets, tmp_path):
     with pytest.raises(ValueError) as error:
         parse_arguments(flags(assets, tmp_path, 1, seed=-1, save_steps=2.5, video_folder="/nowhere", num_frame=3))
     assert len(str(error.value).splitlines()) == 5
+
+
+def test_the_timeout_between_processes_on_cpu_is_the_flags(assets, tmp_path):
+    """transformers hands it on for GPUs alone: a rank that was stopped held the others for half an hour."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parse_arguments(flags(assets, tmp_path / "run", 1, ddp_timeout=7))
+        group = torch.distributed.distributed_c10d._get_default_group()
+        assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 7
+    finally:
+        torch.distributed.destroy_process_group()
