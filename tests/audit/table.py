@@ -360,7 +360,15 @@ CODE = [
         plant=code.projector_not_saved,
         flags={"save_strategy": "steps", "save_steps": 2},
     ),
-    Fault("streams swapped", "code", "test", r"", plant=code.streams_swapped, test="tests/model/test_resampler.py"),
+    Fault(
+        "streams swapped",
+        "code",
+        "test",
+        r"",
+        plant=code.streams_swapped,
+        test="tests/model/test_resampler.py",
+        quick=True,
+    ),
 ]
 
 FLAGS = [

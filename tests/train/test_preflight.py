@@ -18,11 +18,12 @@ from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.loss import supervised_positions
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.model.splice import splice
-from llava.train import preflight, stages
+from llava.train import preflight
 from llava.train import train as training
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.preflight import PreflightError
 from llava.train.preflight import main as preflight_main
+from tests.audit import code_faults as code
 from tests.conftest import record
 from tests.train.runs import flags, losses, train
 
@@ -59,63 +60,6 @@ def break_shift(patch):
         "preprocess_plain_lm",
         relabel(lambda ids, labels: torch.cat([labels[1:], labels[-1:]])),
     )
-
-
-def break_shift_in_the_loss(patch):
-    """The loss compares a state with the token it was made from: nothing is predicted."""
-    forward = LlavaGPT2ForCausalLM.forward
-
-    def unshifted(self, *args, labels=None, **kwargs):
-        if labels is not None:
-            labels = torch.cat([labels[:, :1], labels[:, :-1]], dim=1)
-        return forward(self, *args, labels=labels, **kwargs)
-
-    patch.setattr(LlavaGPT2ForCausalLM, "forward", unshifted)
-
-
-def break_frozen_head(patch):
-    set_trainable = stages.set_trainable
-
-    def frozen(model, parts):
-        set_trainable(model, parts)
-        model.get_output_embeddings().weight.requires_grad_(False)
-
-    patch.setattr(stages, "set_trainable", frozen)
-
-
-def break_fast_stream(patch):
-    """The fast rows are overwritten by slow ones, as in the fork."""
-
-    def forward(self, features):
-        slow = self.slow(features)
-        return torch.cat([slow[:, : self.fast.frame.shape[0]], slow], dim=1)
-
-    patch.setattr(FastSlowResampler, "forward", forward)
-
-
-def break_slow_stream(patch):
-    def forward(self, features):
-        fast = self.fast(features)
-        return torch.cat([fast, fast.repeat(1, 4, 1)], dim=1)
-
-    patch.setattr(FastSlowResampler, "forward", forward)
-
-
-def break_detach(patch):
-    encode = LlavaGPT2ForCausalLM.encode_videos
-    patch.setattr(LlavaGPT2ForCausalLM, "encode_videos", lambda self, *a, **k: encode(self, *a, **k).detach())
-
-
-def break_token(patch):
-    """One visual token is not registered, so the text around it becomes other tokens."""
-    register = stages.add_visual_tokens
-
-    def without_one(tokenizer, model):
-        ids = register(tokenizer, model)
-        ids["<slow_vid_end>"] = tokenizer.eos_token_id
-        return ids
-
-    patch.setattr(stages, "add_visual_tokens", without_one)
 
 
 def break_optimiser_group(patch):
@@ -165,24 +109,6 @@ def break_pairing(patch):
     patch.setattr(
         FeatureCache, "read", lambda self, path, split, *kind: read(self, path.replace("clip0", "clip1"), split, *kind)
     )
-
-
-def break_look(patch):
-    """The rows are counted, checked, and then not written."""
-    patch.setattr(llava_arch, "splice", lambda embeds, positions, rows, checked: embeds + 0 * rows.sum())
-
-
-def break_mask(patch):
-    """Attention hides every visual position."""
-    forward = LlavaGPT2ForCausalLM.forward
-
-    def blind(self, input_ids=None, attention_mask=None, **kwargs):
-        if input_ids is not None and attention_mask is not None:
-            visual = torch.isin(input_ids, torch.tensor(list(self.config.visual_token_ids.values())))
-            attention_mask = attention_mask.masked_fill(visual, 0)
-        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    patch.setattr(LlavaGPT2ForCausalLM, "forward", blind)
 
 
 def break_words(patch):
@@ -284,18 +210,6 @@ def break_rows_of_the_cache(patch):
     patch.setattr(FeatureCache, "read", shifted)
 
 
-def break_weights(patch):
-    make = stages.make_model
-
-    def broken(*args):
-        model = make(*args)
-        with torch.no_grad():
-            model.mm_projector[0].weight[0] = float("inf")
-        return model
-
-    patch.setattr(stages, "make_model", broken)
-
-
 def on_purpose(faults):
     return {"experiment_faults": faults, "experiment_faults_confirmed": True}
 
@@ -306,13 +220,13 @@ def on_purpose(faults):
         (break_unmask, {}, r"labels, video: visual tokens are targets: the mask of the labels is missing \(6 of 6"),
         (break_eos, {}, r"labels, video: EOS is not supervised exactly once"),
         (break_shift, {}, r"labels are shifted by one"),
-        (break_shift_in_the_loss, {}, r"the model's loss is .* the cross-entropy of its logits"),
-        (break_frozen_head, {}, r"transformer\.wte\.weight is frozen.*the vocabulary cannot learn"),
-        (break_fast_stream, {}, r"fast stream: the fast stream is never computed"),
-        (break_fast_stream, {}, r"no gradient reaches none of it|gradients, resampler fast"),
-        (break_slow_stream, {}, r"slow stream: the slow stream is never computed"),
-        (break_detach, {}, r"gradients, projector: no gradient reaches"),
-        (break_token, {}, r"<slow_vid_end> becomes \[\d+\] where the model expects \[0\]"),
+        (code.unshifted_loss, {}, r"the model's loss is .* the cross-entropy of its logits"),
+        (code.frozen_head, {}, r"transformer\.wte\.weight is frozen.*the vocabulary cannot learn"),
+        (code.fast_stream_overwritten, {}, r"fast stream: the fast stream is never computed"),
+        (code.fast_stream_overwritten, {}, r"no gradient reaches none of it|gradients, resampler fast"),
+        (code.slow_stream_overwritten, {}, r"slow stream: the slow stream is never computed"),
+        (code.vision_detached, {}, r"gradients, projector: no gradient reaches"),
+        (code.token_not_registered, {}, r"<slow_vid_end> becomes \[\d+\] where the model expects \[0\]"),
         (break_optimiser_group, {"mm_projector_lr": 3e-3}, r"mm_mlp_adapter\) has learning rate 0\.001 instead of"),
         (break_optimiser_forgets, {}, r"optimiser: mm_projector\S+ is in 0 groups"),
         (None, {"learning_rate": 0.0}, r"has learning rate 0"),
@@ -329,9 +243,9 @@ def on_purpose(faults):
         (break_second_frame, {}, r"rows that reach the words, video: 4 of 8 frames have no influence"),
         (break_last_row, {}, r"rows that reach the words, video: 4 of 40 latent rows have no influence"),
         (break_rows_of_the_cache, {}, r"feature cache: the cached features of record 'v[1-4]' are not those of"),
-        (break_look, {}, r"other features in the fast stream leave the caption's logits as they are"),
-        (break_mask, {}, r"other features in the fast stream leave the caption's logits as they are"),
-        (break_weights, {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
+        (code.rows_not_written, {}, r"other features in the fast stream leave the caption's logits as they are"),
+        (code.vision_masked, {}, r"other features in the fast stream leave the caption's logits as they are"),
+        (code.infinite_weight, {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
         (None, {"mm_tunable_parts": "mm_mlp_adapter"}, r"the language model guesses and is frozen"),
         (None, on_purpose("unmasked_labels"), r"visual tokens are targets"),
         (None, on_purpose("frozen_vocabulary"), r"vocabulary cannot learn"),
