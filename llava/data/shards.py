@@ -24,6 +24,9 @@ from llava.data.content_hashes import load_json
 HEADER_BYTES = 1024
 """What stands before the rows of an array is shorter."""
 
+MAPPED = 256
+"""Shards that a process maps at once: each holds a file open, of which many systems allow 1,024."""
+
 
 class Shard(NamedTuple):
     """A file of features: its path, its index's name without suffix, size in bytes, rows, bytes of a row, and the row's
@@ -153,7 +156,7 @@ def decode(row: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.multiply(values, scale, dtype=np.float32)).half()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MAPPED)
 def _map(shard: Shard) -> np.ndarray:
     """Rows of bytes (C, bytes) of a shard. They fill the end of the file, so that its header need not be trusted."""
     offset = shard.size - shard.rows * shard.row_bytes

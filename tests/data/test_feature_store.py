@@ -217,6 +217,15 @@ def test_a_folder_that_cannot_be_made_is_the_same_message(tmp_path, files, featu
         cache.write([("key", files[0])], features[:1])
 
 
+def test_many_shards_leave_files_to_open(tmp_path, files, features):
+    """A cache of thousands of shards held one file open for each, beyond the limit of most systems."""
+    entry = next(iter(fill(tmp_path / "cache", files, features)._entries.values()))
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(600):
+        entry._replace(shard=entry.shard._replace(name=str(i))).bytes()
+    assert len(os.listdir("/proc/self/fd")) - before < 300
+
+
 def test_siblings_differ_in_one_setting(tmp_path, files, features):
     for precision, dtype in (("bf16", "float16"), ("bf16", "int8")):
         cache = FeatureCache(tmp_path / "cache", {"dtype": dtype, "precision": precision, "frames": (1, 2)})
