@@ -35,7 +35,7 @@ ONLY_DECAY = 3e-6
 """Distance of weights from a multiple of what they were, relative to their norm, that rounding explains."""
 
 
-class InvariantError(RuntimeError):
+class InvariantError(ValueError):
     """A run that is not the one that was checked; says what differs and the remedy."""
 
 
@@ -88,7 +88,8 @@ def rate_problems(groups: Iterable[Mapping[str, Any]], rates: Mapping[str, float
 
 def schedule_factor(args: Any, steps: int) -> Callable[[int], float] | None:
     """The share of the learning rate at each step, apart from the run's own scheduler; None when it depends on more."""
-    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    # Some schedules end at a rate, and not at a share of it: their factor depends on the rate.
+    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         alone,
@@ -343,8 +344,9 @@ class Invariants(TrainerCallback):
         wanted = sum(map(id_hash, self.ids))
         if count == len(self.ids) and (total - wanted) % (1 << 64) == 0:
             return
-        hashes = self.gather([served.hashes.tolist()])
-        words = f"epoch {state.epoch:g} served {count} samples where there are {len(self.ids)} records: "
-        words += f"{served_problem(self.ids, (h for part in hashes for h in part))}."
+        hashes = [h for part in self.gather([served.hashes.tolist()]) for h in part]
+        # The ids that were served before a resumption are not kept, their number and sum are.
+        which = served_problem(self.ids, hashes) if len(hashes) == count else "which is not known of a resumed epoch"
+        words = f"epoch {state.epoch:g} served {count} samples where there are {len(self.ids)} records: {which}."
         remedy = "every record has one turn an epoch: look at the sampler and the loader."
         self.alarm(state.global_step, "records served", words, remedy)

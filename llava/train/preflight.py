@@ -227,10 +227,6 @@ def _check_layout(trainer: LlavaTrainer) -> Finding:
     return on_model.check_layout(trainer.model, on_model.look(trainer.model, plain, context), training, context)[0]
 
 
-def _failed(findings: Sequence[Finding], check: str) -> bool:
-    return any(f.check == check and f.status == "FAIL" for f in findings)
-
-
 def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
     """The optimiser that the trainer would make for a model; the trainer keeps none."""
     trainer.optimizer = None

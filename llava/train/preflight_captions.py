@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from transformers import PreTrainedTokenizerBase
@@ -21,8 +22,11 @@ MAX_RECORDS = 5_000
 """Records that are looked at, evenly spread."""
 ENOUGH = 20
 """Captions below which shares are shown and not judged."""
-MOJIBAKE = re.compile(r"[ÃÂ][\u0080-\u00bf]|â€|\ufffd|&(?:amp|quot|apos|lt|gt|nbsp|#\d+);")
-"""UTF-8 read as Latin-1 or cp1252, the replacement character, and entities of HTML."""
+MOJIBAKE = re.compile(
+    r"[ÃÂ][\u0080-\u00bf]|â€|\ufffd|&(?:amp|quot|apos|lt|gt|nbsp|#\d+);|</?(?:p|b|i|br|div|span|em|strong|font)\s*/?>"
+    r"|\\u[0-9a-fA-F]{4}|(?<!:)\\[nrt]"
+)
+"""UTF-8 read as Latin-1 or cp1252, the replacement character, entities and tags of HTML, escapes that were not read."""
 BROKEN = 0.001
 """Share of such captions above which they are named: of the 142,200 captions of MSR-VTT-it 3 hold an entity."""
 TOKENS_PER_WORD = 2.0
@@ -33,7 +37,7 @@ LARGE_VOCABULARY = 1_000
 FREQUENT = 0.2
 """Share of one caption above which it is named."""
 LEAKED = 0.05
-"""Share of captions that stand in their prompt above which it is named."""
+"""Share of captions that stand in their prompt, or are a name, above which it is named."""
 UNSEEN_FACTOR, UNSEEN_SHARE = 2.0, 0.1
 """Words of evaluation that training never saw, against those that a part of the training captions lacks."""
 
@@ -76,6 +80,7 @@ def check_captions(
         check_variety(captions),
         check_encoding(captions),
         check_leaks(captions),
+        check_names(captions),
         check_tokenizer(records, captions, tokenizer),
     ]
     if evaluation:
@@ -102,7 +107,7 @@ def check_variety(captions: Sequence[Caption]) -> Finding:
 
 
 def check_encoding(captions: Sequence[Caption]) -> Finding:
-    """Captions that were decoded wrongly or still hold HTML."""
+    """Captions that were decoded wrongly or still hold HTML or escapes."""
     broken = [(c, match[0]) for c in captions if (match := MOJIBAKE.search(c.text))]
     if len(broken) <= BROKEN * len(captions):
         return Finding("encoding of captions", "ok", f"{len(broken)} of {len(captions):,} hold mojibake or HTML")
@@ -126,6 +131,26 @@ def check_leaks(captions: Sequence[Caption]) -> Finding | None:
         remedy = "take the caption out of the prompt: the model copies it and need not look"
         return Finding("captions in prompts", "warning", f"{words}, first {given[0].record_id!r}", remedy)
     return Finding("captions in prompts", "ok", words)
+
+
+def check_names(captions: Sequence[Caption]) -> Finding | None:
+    """Captions that are the id or the file name of their record, as when columns were exchanged; None without any."""
+    named = [c for c in captions if c.text.casefold() in names_of(c)]
+    if not named:
+        return None
+    words = f"{len(named):,} of {len(captions):,} are the id or the file name of their record, first "
+    words += f"{named[0].record_id!r}: {_short(named[0].text)}"
+    if len(named) > LEAKED * len(captions):
+        remedy = "look whether the data file was made from the wrong column"
+        return Finding("captions that are names", "warning", words, remedy)
+    return Finding("captions that are names", "ok", words)
+
+
+def names_of(caption: Caption) -> set[str]:
+    """What a record and its files are called, in lower case: its id, and each path's name with and without suffix."""
+    videos, images = caption.clip[:2] if isinstance(caption.clip, tuple) else ((), ())
+    paths = [Path(path) for path in (*videos, *images)]
+    return {name.casefold() for name in (caption.record_id, *(n for p in paths for n in (p.name, p.stem)))}
 
 
 def check_tokenizer(

@@ -48,11 +48,11 @@ def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str,
         (trains - wanted, "training, though --mm_tunable_parts freezes it", "freeze after loading (set_trainable)"),
     ):
         for group, listed in _by_group(names).items():
+            found, mend = f"{', '.join(listed[:3])} is {words}", remedy
             if group == "embeddings" and "frozen" in words:
-                words += ": the vocabulary cannot learn and the loss will stay near ln(vocabulary)"
-                remedy = "the head is tied to the embeddings; freezing one freezes both"
-            found = f"{', '.join(listed[:3])} is {words}"
-            findings.append(Finding(f"what trains, {group}", "FAIL", found, remedy))
+                found += ": the vocabulary cannot learn and the loss will stay near ln(vocabulary)"
+                mend = "the head is tied to the embeddings; freezing one freezes both"
+            findings.append(Finding(f"what trains, {group}", "FAIL", found, mend))
     tied = getattr(model.config, "tie_word_embeddings", True)
     same = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     if tied != same:

@@ -17,7 +17,7 @@ RELATIVE_ERROR, RELATIVE_ERROR_AUTOCAST = 1e-4, 0.01
 """Difference between the losses of one model on one batch that rounding explains."""
 
 
-class ReloadError(RuntimeError):
+class ReloadError(ValueError):
     """A checkpoint that is not the model that it was saved from."""
 
 

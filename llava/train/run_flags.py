@@ -188,6 +188,12 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append("--logging_nan_inf_filter True would hide a NaN loss; leave the flag out")
     if training_args.remove_unused_columns:
         problems.append("--remove_unused_columns True would drop the videos; leave the flag out")
+    if training_args.auto_find_batch_size:
+        problems.append(
+            "--auto_find_batch_size True goes on with another global batch after a step that ran out of memory, and "
+            "counts from 0 on weights that have trained: leave it out, lower --per_device_train_batch_size and raise "
+            "--gradient_accumulation_steps by the same factor"
+        )
     if training_args.n_gpu > 1:
         problems.append(
             f"one process sees {training_args.n_gpu} GPUs and would split every batch over them "

@@ -98,6 +98,7 @@ def test_a_number_out_of_range_is_one_message(assets, tmp_path, name, value, all
         ({"lr_scheduler_kwargs": "{min_lr"}, r"--lr_scheduler_kwargs {min_lr: not JSON"),
         ({"deepspeed": "/no.json"}, "--deepspeed /no.json: no such file"),
         ({"dataloader_prefetch_factor": 2}, "--dataloader_prefetch_factor can only be set"),
+        ({"auto_find_batch_size": True}, "--auto_find_batch_size True goes on with another global batch"),
     ],
 )
 def test_what_libraries_say_of_flags_is_a_message(assets, tmp_path, options, message):

@@ -11,9 +11,19 @@ import torch
 from torch import nn
 
 from llava.constants import FILLER_ID
+from llava.errors import message_of
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.train import train as training
-from llava.train.invariants import InvariantError, Served, has_moved, rate_problems, schedule_factor, served_problem
+from llava.train.invariants import (
+    InvariantError,
+    Invariants,
+    Served,
+    has_moved,
+    id_hash,
+    rate_problems,
+    schedule_factor,
+    served_problem,
+)
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.reload import ReloadError
 from llava.train.sampler import ModalityLengthSampler
@@ -73,11 +83,16 @@ def test_what_was_served_does_not_depend_on_its_order_and_fillers_do_not_count()
 
 
 def test_a_schedule_that_follows_measurements_is_not_known():
-    def args(name):
-        return SimpleNamespace(lr_scheduler_type=name, get_warmup_steps=lambda steps: 2, lr_scheduler_kwargs=None)
+    def args(name, **options):
+        return SimpleNamespace(
+            lr_scheduler_type=name, get_warmup_steps=lambda s: 2, lr_scheduler_kwargs=options, learning_rate=1e-3
+        )
 
     assert [schedule_factor(args("linear"), 4)(step) for step in range(4)] == [0, 0.5, 1, 0.5]
     assert schedule_factor(args("reduce_lr_on_plateau"), 4) is None
+    # These end at a rate that is given as such.
+    for ends in (args("cosine_with_min_lr", min_lr=1e-4), args("polynomial", lr_end=1e-4)):
+        assert schedule_factor(ends, 4)(4) == pytest.approx(0.1)
 
 
 def test_embeddings_replaced_after_the_optimiser_was_made(assets, tmp_path, monkeypatch):
@@ -100,8 +115,9 @@ def test_a_head_that_is_untied_after_pre_flight(assets, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(training, "run_preflight", then_untie)
-    with pytest.raises(InvariantError, match="step 1: the head is no longer tied"):
+    with pytest.raises(InvariantError, match="step 1: the head is no longer tied") as raised:
         train(assets, tmp_path / "run")
+    assert "tied" in message_of(raised.value)  # No traceback for the user.
 
 
 def test_gradients_that_are_not_zeroed(assets, tmp_path, monkeypatch):
@@ -178,6 +194,20 @@ def test_a_run_resumed_in_an_epoch_counts_on(assets, tmp_path, monkeypatch):
     assert progress["ranks"][0]["served"][0] == 4 and alarms(tmp_path / "run") == []
 
 
+def test_what_a_resumed_epoch_served_before_is_not_called_left_out():
+    found = []
+    args = SimpleNamespace(dataloader_drop_last=False, device="cpu")
+    watch = Invariants(
+        nn.Linear(1, 1), args, {}, ["a", "b", "c"], sound=found.append, reduce=lambda values: values,
+        gather=lambda lists: lists, step_losses=lambda: (0, 0), told=set,
+    )  # fmt: skip
+    watch.served.restore([2, sum(map(id_hash, "ab"))])
+    watch.served.add(["a"])
+    watch.on_epoch_end(args, SimpleNamespace(epoch=1.0, global_step=3), None)
+    assert "3 samples where there are 3 records: which is not known" in found[0].message
+    assert "left out" not in found[0].message
+
+
 def test_a_checkpoint_that_is_another_model(assets, tmp_path, monkeypatch):
     save = LlavaGPT2ForCausalLM.save_pretrained
 
@@ -186,8 +216,9 @@ def test_a_checkpoint_that_is_another_model(assets, tmp_path, monkeypatch):
         return save(self, folder, state_dict=state, **kwargs)
 
     monkeypatch.setattr(LlavaGPT2ForCausalLM, "save_pretrained", forget)
-    with pytest.raises(ReloadError, match=r"checkpoint-3: gives a loss of .* where the model"):
+    with pytest.raises(ReloadError, match=r"checkpoint-3: gives a loss of .* where the model") as raised:
         train(assets, tmp_path / "run", preflight="off", save_strategy="steps", save_steps=3)
+    assert "checkpoint-3" in message_of(raised.value)
 
 
 def test_a_sound_run_with_everything_is_silent(assets, tmp_path):

@@ -23,6 +23,7 @@ from llava.train import train as training
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.preflight import PreflightError
 from llava.train.preflight import main as preflight_main
+from llava.train.preflight_training import check_trainable
 from tests.audit import code_faults as code
 from tests.conftest import record
 from tests.train.runs import flags, losses, train
@@ -410,3 +411,14 @@ def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "_check_model", spy)
     train(assets, tmp_path / "run", preflight="full", learning_rate=1e-2)
     assert seen == [True] and len(losses(tmp_path / "run")) == 6
+
+
+def test_a_frozen_vocabulary_is_not_blamed_on_other_parts(build):
+    model = build()
+    model.transformer.wte.weight.requires_grad_(False)
+    model.vision_resampler.slow.requires_grad_(False)
+    parts = ["mm_language_model", "mm_mlp_adapter", "mm_vision_resampler"]
+    found = {f.check: f for f in check_trainable(model, parts, {})}
+    assert "vocabulary cannot learn" in found["what trains, embeddings"].finding
+    assert "vocabulary" not in found["what trains, resampler slow"].finding
+    assert "tied" not in found["what trains, resampler slow"].remedy

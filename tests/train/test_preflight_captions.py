@@ -18,6 +18,7 @@ from llava.train.preflight_captions import (
     check_encoding,
     check_evaluation,
     check_leaks,
+    check_names,
     check_tokenizer,
     check_variety,
 )
@@ -58,14 +59,18 @@ def test_captions_that_are_all_the_same_stop_the_run():
     assert check_variety(captions_of(records(MANY))).status == "ok"
 
 
-@pytest.mark.parametrize("text", ["PerchÃ© no", "Perch\ufffd no", "Tom &amp; Jerry", "una cittÃ\u00a0", "â€œCiaoâ€"])
-def test_mojibake_and_html_are_a_warning(text):
+@pytest.mark.parametrize(
+    "text",
+    ["PerchÃ© no", "Perch\ufffd no", "Tom &amp; Jerry", "una cittÃ\u00a0", "â€œCiaoâ€", "<p>Un gatto</p>",
+     "Un<br/>gatto", "Perch\\u00e9 no", "Un gatto\\nnero", "Un gatto.\\n"],
+)  # fmt: skip
+def test_mojibake_html_and_escapes_are_a_warning(text):
     found = check_encoding(captions_of(records([*MANY, text])))
     assert found.status == "warning" and "1 of 41" in found.finding and "'r40'" in found.finding
 
 
 def test_accents_are_not_mojibake():
-    texts = ["Perché è così, città!", "«Ciao» – disse", "NÃO", "R&B e AT&T", "Â l'aube"]
+    texts = ["Perché è così, città!", "«Ciao» – disse", "NÃO", "R&B e AT&T", "Â l'aube", "a < b > c", "C:\\new", "<3"]
     assert check_encoding(captions_of(records(texts))).status == "ok"
 
 
@@ -75,6 +80,17 @@ def test_a_caption_in_its_prompt_is_a_warning():
     assert check_leaks(captions_of(records(MANY, "Descrivi <video>"))).status == "ok"
     assert check_leaks(captions_of(records(["Sì"] * 30, "<video> Sì o no?"))).status == "ok", "a choice of words"
     assert check_leaks(captions_of(records(MANY))) is None
+
+
+def test_captions_that_are_ids_or_file_names_are_a_warning():
+    """As when the wrong column of a table was written."""
+    for texts in (CAPTIONS, ["un clip"] * 6):
+        assert check_names(captions_of(records(texts))) is None
+    for name in ("r{}", "clip{}.mp4", "CLIP{}"):
+        finding = check_names(captions_of(records([name.format(i) for i in range(6)])))
+        assert finding.status == "warning" and "6 of 6 are the id or the file name" in finding.finding
+    once = records([*(f"Frase {i}." for i in range(39)), "clip39"])
+    assert check_names(captions_of(once)).status == "ok"
 
 
 def test_a_tokenizer_of_another_language_is_a_warning():
