@@ -18,7 +18,7 @@ MISPLACED = "misplaced placeholder"
 CONTROL = "control character"
 DOUBTFUL = "doubtful caption"
 
-MISSING_VALUES = ("nan", "none", "null")
+MISSING_VALUES = ("nan", "none", "null", "n/a", "<na>", "undefined", "todo", "-", "...")
 """What programs write for a caption that is not there."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

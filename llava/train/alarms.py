@@ -29,6 +29,11 @@ LEAST_ENTROPY = 0.5
 """Nats below which a smoothed loss cannot be told from the entropy: targets that are nearly all the same token."""
 SPIKE = 6.0
 """Standard deviations above the mean that make a spike (OLMo-core, `SkipStepOptimizer`, has the same)."""
+LEAST_SHARE, LEAST_SPIKE = 0.1, {"loss": 0.1, "gradient norm": 0.0}
+"""A spike is also this share of the mean, and this much (nats per token; norm), above the mean: a curve that is flat to
+the last digit has no deviation, and a loss of 1e-4 that doubles is no trouble."""
+MOST_SPIKES = 20
+"""Spikes that are reported; data that are known by then to be uneven fill no log."""
 SPIKE_STEPS = 128
 """Steps that they are taken over, and that a run has before one can sound."""
 SILENT = 3
@@ -105,7 +110,7 @@ class AlarmRules:
         self.lowest: dict[str, float] = {}
         self.smoothed: dict[str, list[tuple[int, float]]] = {}
         self.recent: dict[str, deque[float]] = {}
-        self.spiking = False
+        self.spiking, self.spikes = False, 0
         self.silent: dict[tuple[str, str], int] = {}
         self.sounded: set[str] = set()
 
@@ -128,6 +133,7 @@ class AlarmRules:
             "smoothed": self.smoothed,
             "recent": {what: list(values) for what, values in self.recent.items()},
             "spiking": self.spiking,
+            "spikes": self.spikes,
             "silent": [[*key, count] for key, count in self.silent.items()],
             "sounded": sorted(self.sounded),
         }
@@ -139,7 +145,7 @@ class AlarmRules:
         self.lowest = dict(lowest) if isinstance(lowest, Mapping) else dict.fromkeys(("captions", "text"), lowest)
         self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
         self.recent = {what: deque(values, SPIKE_STEPS) for what, values in state.get("recent", {}).items()}
-        self.spiking = state.get("spiking", False)
+        self.spiking, self.spikes = state.get("spiking", False), state.get("spikes", 0)
         self.sounded = set(state["sounded"])
         self.silent = {(what, group): count for what, group, count in state["silent"]}
 
@@ -192,13 +198,14 @@ class AlarmRules:
             recent = self.recent.setdefault(what, deque(maxlen=SPIKE_STEPS))
             if len(recent) == SPIKE_STEPS:
                 mean, deviation = _mean(recent), statistics.stdev(recent)
-                if value > mean + SPIKE * deviation:
+                if value > mean + max(SPIKE * deviation, LEAST_SPIKE[what], LEAST_SHARE * mean):
                     above.append(f"the {what} is {value:.3g}, that of the {SPIKE_STEPS} steps before {mean:.3g} "
                                  f"± {deviation:.2g}")  # fmt: skip
             recent.append(value)
         began, self.spiking = bool(above) and not self.spiking, bool(above)
-        if not began:
+        if not began or self.spikes >= MOST_SPIKES:
             return None
+        self.spikes += 1
         shown = ", ".join(map(repr, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
         remedy = (
             "look at these samples (a caption that is no sentence, a clip that is broken); if they are sound and the "

@@ -86,6 +86,14 @@ def rate_problems(groups: Iterable[Mapping[str, Any]], rates: Mapping[str, float
     return list(dict.fromkeys(found))
 
 
+def decay_problems(groups: Iterable[Mapping[str, Any]], weight_decay: float) -> list[str]:
+    """Groups of the optimiser whose weight decay is neither 0 nor that of the flags."""
+    found = [g for g in groups if g.get("weight_decay", 0.0) not in (0.0, weight_decay)]
+    return [
+        f"{g.get('name', 'a group')} has weight decay {g['weight_decay']:g}, the flags {weight_decay:g}" for g in found
+    ]
+
+
 def schedule_factor(args: Any, steps: int) -> Callable[[int], float] | None:
     """The share of the learning rate at each step, apart from the run's own scheduler; None when it depends on more."""
     # Some schedules end at a rate, and not at a share of it: their factor depends on the rate.
@@ -256,6 +264,7 @@ class Invariants(TrainerCallback):
             self.steps_given[str(group.get("name"))] += group["lr"] > 0
         if self.factor is not None and not args.fp16:
             problems = rate_problems(optimizer.param_groups, self.rates, float(self.factor(state.global_step)))
+            problems += decay_problems(optimizer.param_groups, args.weight_decay)
             if problems:
                 remedy = (
                     "nothing but the trainer's own scheduler may set it, once a step; a resumed run keeps its flags"
@@ -287,6 +296,8 @@ class Invariants(TrainerCallback):
                 taking_part < LEAST_STEPS
             ):
                 continue
+            if "nesterov" in group:
+                continue  # SGD moves a tensor by its gradient alone, however small that is.
             key, before, now = str(group.get("name")), self.before[name], sample_weights(parameter)
             smallest = torch.finfo(before.dtype).eps * float(before.abs().max())
             if self.steps_given[key] < LEAST_STEPS or self.given[key] <= 4 * smallest:

@@ -28,7 +28,7 @@ from llava.train.invariants import Invariants
 from llava.train.logs import FreshLogs, ShortPrinter, ShortProgress
 from llava.train.monitor import RunMonitor
 from llava.train.parameters import part_learning_rates
-from llava.train.reload import compare_saved
+from llava.train.reload import ReloadError, compare_saved
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
 from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, weights_are_spread, without_tied
@@ -322,7 +322,13 @@ class LlavaTrainer(ResumableTrainer):
         elif self.is_world_process_zero():
             dataset = self.train_dataset
             batch = self._prepare_inputs(self.data_collator([dataset[i] for i in range(min(2, len(dataset)))]))
-            loss = compare_saved(folder, self.model, batch, self.compute_loss_context_manager)
+            try:
+                loss = compare_saved(folder, self.model, batch, self.compute_loss_context_manager)
+            except ReloadError:
+                if folder.name.startswith("checkpoint-"):
+                    # Under its own name the next run would go on from it.
+                    folder.rename(folder.with_name(f"wrong-{folder.name}"))
+                raise
             logger.info("%s was loaded again: its loss of a batch, %.4f, is that of the live model", folder, loss)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

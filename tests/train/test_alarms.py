@@ -109,6 +109,24 @@ def test_a_spike_sounds_once_with_its_samples():
     assert "and 12 more" in alarm.spike(128, 9.0, None, [f"s{i}" for i in range(20)]).message
 
 
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [2.0] * 200 + [2.0 + 1e-7] + [2.0] * 50,
+        [1e-4 + 1e-6 * (i % 3) for i in range(200)] + [1e-3] + [1e-4] * 50,
+        [2.0 + 1e-4 * (i % 3) for i in range(200)] + [2.05] + [2.0] * 50,
+    ],
+    ids=["flat", "learned by heart", "nearly flat"],
+)
+def test_a_rise_that_is_no_trouble_is_no_spike(curve):
+    assert steps(AlarmRules(9), curve) == []
+
+
+def test_spikes_of_uneven_data_fill_no_log():
+    curve = [*WAVE[:128], *([9.0, *WAVE[:128]] * 30)]
+    assert len(steps(AlarmRules(9), curve)) == 20
+
+
 def test_spikes_go_on_from_a_state():
     whole, cut = AlarmRules(9), AlarmRules(9)
     spiked = [*WAVE[:150], 6.0, 6.5, 2.0, 7.0]

@@ -219,6 +219,27 @@ def test_a_checkpoint_that_is_another_model(assets, tmp_path, monkeypatch):
     with pytest.raises(ReloadError, match=r"checkpoint-3: gives a loss of .* where the model") as raised:
         train(assets, tmp_path / "run", preflight="off", save_strategy="steps", save_steps=3)
     assert "checkpoint-3" in message_of(raised.value)
+    assert not (tmp_path / "run" / "checkpoint-3").exists(), "auto would go on from it"
+    assert (tmp_path / "run" / "wrong-checkpoint-3").is_dir()
+
+
+def test_another_weight_decay_than_that_of_the_flags(assets, tmp_path, monkeypatch):
+    create = LlavaTrainer.create_optimizer
+
+    def heavy(self, model=None):
+        optimizer = create(self, model)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 10.0
+        return optimizer
+
+    monkeypatch.setattr(LlavaTrainer, "create_optimizer", heavy)
+    train(assets, tmp_path / "run", preflight="off", weight_decay=0.1)
+    assert any("has weight decay 10, the flags 0.1" in a["message"] for a in alarms(tmp_path / "run"))
+
+
+def test_sgd_moves_what_has_a_gradient(assets, tmp_path):
+    train(assets, tmp_path / "run", preflight="off", optim="sgd", learning_rate=0.05, max_steps=25)
+    assert alarms(tmp_path / "run") == []
 
 
 def test_a_sound_run_with_everything_is_silent(assets, tmp_path):
