@@ -58,7 +58,7 @@ train_or_stop() {
             wait "$CHILD" || true
         elif ((INTERRUPTS < 2)); then
             # Again and again: a run that is just starting removes what an earlier stop left.
-            mkdir -p "$output_dir" && touch "$output_dir/STOP" || true
+            mkdir -p "$output_dir" && printf 'SIG%s\n' "$STOP_SIGNAL" >"$output_dir/STOP" || true
             sleep 1 &
             wait $! || true
         else

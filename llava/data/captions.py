@@ -51,7 +51,9 @@ def check_text(
     for placeholder, number in files.items():
         count = text.count(placeholder)
         if count != number:
-            found.append(("count mismatch", f"{count} {placeholder} in the text, but {number} files in the record"))
+            key, files_named = placeholder.strip("<>"), "file" if number == 1 else "files"
+            words = f"{count} {placeholder} in the text, but {number} {files_named} under {key} or {key}s"
+            found.append(("count mismatch", words))
     found += [("reserved token", f"the text contains {token!r}") for token in reserved if token in text]
     answers = [turn["value"] for turn in turns if turn["from"] in MODEL_ROLES]
     answer = " ".join(answers)

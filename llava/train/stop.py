@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from llava.errors import Stopped
+from llava.errors import Stopped, show
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,17 @@ class Stop:
         if self.reason is None and now - self.looked >= LOOK_SECONDS:
             self.looked = now
             if (self.output_dir / STOP_FILE).exists():
-                self.reason = f"the file {self.output_dir / STOP_FILE}"
+                self.reason = self._said()
         return self.reason is not None
+
+    def _said(self) -> str:
+        """What the stop file says, which the launch script writes on a signal; the file itself where it is empty."""
+        path = self.output_dir / STOP_FILE
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            said = show(path.read_text(encoding="utf-8").strip())
+            if said:
+                return said[:40]
+        return f"the file {path}"
 
     def agreed(self, wait: bool = False) -> bool:
         """Whether a process was told to stop, the same answer in all of them; each must ask equally often.

@@ -157,6 +157,12 @@ def test_a_stop_file_from_before_does_not_stop_the_next_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_file_may_say_who_asks(tmp_path):
+    with Stop(tmp_path) as stop:
+        (tmp_path / STOP_FILE).write_text("SIGINT\n")
+        assert stop.requested() and stop.reason == "SIGINT"
+
+
 def start(command: list[str], folder: Path, **options: Any) -> tuple[subprocess.Popen, list[str], threading.Event]:
     """A process, its lines, and an event that is set when it has taken its first step."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
