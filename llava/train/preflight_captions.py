@@ -140,7 +140,7 @@ def check_names(captions: Sequence[Caption]) -> Finding | None:
         return None
     words = f"{len(named):,} of {len(captions):,} are the id or the file name of their record, first "
     words += f"{named[0].record_id!r}: {_short(named[0].text)}"
-    if len(named) > LEAKED * len(captions):
+    if len(captions) >= ENOUGH and len(named) > LEAKED * len(captions):
         remedy = "look whether the data file was made from the wrong column"
         return Finding("captions that are names", "warning", words, remedy)
     return Finding("captions that are names", "ok", words)
