@@ -94,17 +94,22 @@ def decay_problems(groups: Iterable[Mapping[str, Any]], weight_decay: float) -> 
     ]
 
 
-def schedule_factor(args: Any, steps: int) -> Callable[[int], float] | None:
-    """The share of the learning rate at each step, apart from the run's own scheduler; None when it depends on more."""
-    # Some schedules end at a rate, and not at a share of it: their factor depends on the rate.
-    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
-    scheduler = get_scheduler(
+def schedule_of(args: Any, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """The schedule that the flags ask for, for a run of so many steps."""
+    return get_scheduler(
         args.lr_scheduler_type,
-        alone,
+        optimizer,
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
         scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
     )
+
+
+def schedule_factor(args: Any, steps: int) -> Callable[[int], float] | None:
+    """The share of the learning rate at each step, apart from the run's own scheduler; None when it depends on more."""
+    # Some schedules end at a rate, and not at a share of it: their factor depends on the rate.
+    alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    scheduler = schedule_of(args, alone, steps)
     factors = getattr(scheduler, "lr_lambdas", None)
     return factors[0] if factors else None
 

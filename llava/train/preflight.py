@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedTokenizerBase
 
 from llava.data.packing import pack_rows
 from llava.data.records import modality
@@ -30,6 +30,7 @@ from llava.train import preflight_features, preflight_isolation, preflight_words
 from llava.train import preflight_model as on_model
 from llava.train import preflight_training as on_training
 from llava.train.held_out import check_held_out
+from llava.train.invariants import schedule_of
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.parameters import part_learning_rates
 from llava.train.preflight_captions import check_captions
@@ -242,13 +243,7 @@ def _check_optimizer(trainer: LlavaTrainer) -> list[Finding]:
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / per_step))
     steps = args.max_steps if args.max_steps > 0 else epochs
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=args.get_warmup_steps(steps),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
-    )
+    scheduler = schedule_of(args, optimizer, steps)
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
     peak, area = on_training.schedule_shape(scheduler, steps)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from PIL import Image
 from transformers import GPT2LMHeadModel
 
+from tests.audit.sound import images
 from tests.conftest import CAPTIONS, make_tokenizer, record, tiny_gpt2_config
 from tests.train.runs import train
 
@@ -19,15 +19,6 @@ def clips(text: str, videos: int = 1) -> list[dict]:
         names = [f"clip{(i + k) % 6}.mp4" for k in range(videos)]
         turns = [{"from": "human", "value": text}, {"from": "gpt", "value": caption}]
         records.append({"id": f"r{i}", "video": names if videos > 1 else names[0], "conversations": turns})
-    return records
-
-
-def images(folder) -> list[dict]:
-    records = []
-    for i, colour in enumerate(("red", "blue", "green")):
-        Image.new("RGB", (64, 64), colour).save(folder / f"{i}.png")
-        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": CAPTIONS[i]}]
-        records.append({"id": f"i{i}", "image": f"{i}.png", "conversations": turns})
     return records
 
 
@@ -57,7 +48,7 @@ def test_data_of_every_kind(assets, tmp_path, records):
 
 def test_images_alone(assets, tmp_path):
     path = tmp_path / "data.json"
-    path.write_text(json.dumps(images(tmp_path)))
+    path.write_text(json.dumps(images([], tmp_path)))
     train(assets, tmp_path / "run", data_path=path, image_folder=tmp_path)
     check(tmp_path / "run")
 
