@@ -36,7 +36,8 @@ from llava.eval.controls import other_samples
 from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.model.builder import load_pretrained_model
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.capabilities import max_positions
+from llava.model.vlm import VisionCausalLM
 
 MARGIN_TOKENS = 32
 """How much longer than the longest reference a caption may become, unless a flag says otherwise."""
@@ -59,7 +60,7 @@ class Captioner:
         tokenizer, model: from `llava.model.builder.load_pretrained_model`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: LlavaGPT2ForCausalLM) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: VisionCausalLM) -> None:
         self.tokenizer, self.model, self.spec = tokenizer, model, model.video_spec
 
     @classmethod
@@ -107,7 +108,7 @@ def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 @torch.no_grad()
 def generate(
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     generation: Mapping[str, Any] | None = None,
@@ -125,7 +126,7 @@ def generate(
     pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(i)) + i for i in ids], device=model.device)
     mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids], device=model.device)
-    room = model.config.max_position_embeddings - longest
+    room = max_positions(model) - longest
     if room < 1:
         raise ValueError(
             f"video and prompt take {longest} positions and the model has {longest + room}: give a shorter prompt"
@@ -219,7 +220,7 @@ def reference_losses(
         samples = []
         for record in records[start : start + batch_size]:
             turns = expand_turns(record.conversations, captioner.spec)
-            ids, labels = truncate(*plain_lm_sample(turns, tokenizer, True), model.config.max_position_embeddings)
+            ids, labels = truncate(*plain_lm_sample(turns, tokenizer, True), max_positions(model))
             features = cache.read(record.videos[0], record.split)[None]
             samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id, "video_features": features})
         batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in collate(samples).items()}
