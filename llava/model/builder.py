@@ -181,6 +181,9 @@ def load_language_model(
         # The vision modules of an earlier model are not part of a fresh one.
         values = {k: v for k, v in values.items() if not k.startswith("mm_") and k != "video_spec"}
     config = model_class.config_class.from_dict(values)
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
+        logger.warning("%s: the router's load-balancing loss is left out: the loss is that of the words alone", where)
     if from_scratch:
         config._attn_implementation = attention
         return model_class(config).float()

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llava.model.vlm import VisionCausalLM, VisionConfig
@@ -91,7 +92,7 @@ def __getattr__(name: str) -> Any:
                     continue
     elif name.startswith("Llava") and name.endswith("Config"):
         for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            if CONFIG_MAPPING.get(kind) is not None and f"Llava{CONFIG_MAPPING[kind].__name__}" == name:
+            if f"Llava{CONFIG_MAPPING_NAMES.get(kind)}" == name:
                 return causal_lm_class(kind).config_class
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
