@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +36,32 @@ class Family:
         return copy.deepcopy(self.model).train()
 
 
+@pytest.fixture(scope="session")
+def made(assets: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    """The `Family` of a name, the same one at each call."""
+
+    @cache
+    def make(name: str) -> Family:
+        folder, tokenizer = tmp_path_factory.mktemp(name), make_tokenizer()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(tiny_config(name, len(tokenizer))).save_pretrained(folder)
+            plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+            tokenizer.save_pretrained(folder)
+            model = load_language_model(str(folder))
+            add_visual_tokens(tokenizer, model)
+            tower = DINOv2VisionTower.from_pretrained(str(assets.tower))
+            model.initialize_vision_modules(tower, str(assets.tower), SPEC, PROCESSOR)
+        set_trainable(model, "mm_language_model,mm_mlp_adapter,mm_vision_resampler")
+        return Family(name, folder, plain, model.eval(), tokenizer)
+
+    return make
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest, assets: Any, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    tokenizer = make_tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(tiny_config(name, len(tokenizer))).save_pretrained(folder)
-        plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-        tokenizer.save_pretrained(folder)
-        model = load_language_model(str(folder))
-        add_visual_tokens(tokenizer, model)
-        model.initialize_vision_modules(
-            DINOv2VisionTower.from_pretrained(str(assets.tower)), str(assets.tower), SPEC, PROCESSOR
-        )
-    set_trainable(model, "mm_language_model,mm_mlp_adapter,mm_vision_resampler")
-    return Family(name, folder, plain, model.eval(), tokenizer)
+def family(request: pytest.FixtureRequest, made: Callable[[str], Family]) -> Family:
+    """Each family in turn."""
+    return made(request.param)
 
 
 @pytest.fixture(scope="session")

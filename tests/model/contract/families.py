@@ -18,8 +18,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {},
-    "gemma2": {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8},
+    "gemma2": {"final_logit_softcapping": 0.1, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"final_logit_softcapping": 0.1, "query_pre_attn_scalar": 8},
     "smollm3": {},
     "olmo2": {},
 }
