@@ -191,7 +191,12 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if labels is not None and use_cache is None:
             use_cache = False
         output = self.states(
-            inputs_embeds, attention_mask, position_ids, past_key_values if cache is None else cache, use_cache, **kwargs
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values if cache is None else cache,
+            use_cache,
+            **kwargs,
         )
         hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)
         loss = logits = token_losses = None

@@ -13,10 +13,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava import foreign
-from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
+from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.video import VideoSpec
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
-from llava.data.features import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     Problem,
@@ -125,7 +126,8 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> VisionCau
     set_trainable(model, tunable_parts(model_args))
     if training_args.packing and not keeps_samples_apart(model):
         training_args.packing = False
-        logger.info("one sample a row: %s would let samples of a row see each other", language_type(model.config.model_type))
+        name = language_type(model.config.model_type)
+        logger.info("one sample a row: those of a row would see each other with %s", name)
     return model
 
 

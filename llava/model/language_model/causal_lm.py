@@ -95,33 +95,3 @@ def __getattr__(name: str) -> Any:
             if f"Llava{CONFIG_MAPPING_NAMES.get(kind)}" == name:
                 return causal_lm_class(kind).config_class
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Lazy:
-    """Stands for the config class of a type in transformers' Auto classes until a model of that type is met."""
-
-    def __init__(self, kind: str) -> None:
-        self.model_type = PREFIX + kind
-        self.__name__ = f"Llava({kind})"
-
-    def made(self) -> Any:
-        return causal_lm_class(self.model_type).config_class
-
-    def __call__(self, **values: Any) -> Any:
-        return self.made()(**values)
-
-    def from_dict(self, values: dict[str, Any], **options: Any) -> Any:
-        return self.made().from_dict(values, **options)
-
-    def from_pretrained(self, *args: Any, **options: Any) -> Any:
-        return self.made().from_pretrained(*args, **options)
-
-
-def register_types() -> None:
-    """Has `AutoConfig`, and with it `AutoModelForCausalLM`, open every `llava_<type>`."""
-    for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        if isinstance(name, str) and HEADS.search(name) and PREFIX + kind not in CONFIG_MAPPING:
-            CONFIG_MAPPING.register(PREFIX + kind, _Lazy(kind))
-
-
-register_types()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava.config import VideoSpec, grid
+from llava.config.video import VideoSpec, grid
 
 ROW_STD = 0.2
 """Initial standard deviation of the rows, where nobody says what the word embeddings beside them have."""

@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator
-from llava.data.prompt import expand_placeholders
+from llava.data.prompt import expand_placeholders, preprocess_plain_lm
 from llava.eval.captioning import generate
 from llava.model.builder import GROUPS, add_visual_tokens, load_language_model, parameter_groups
 from llava.model.capabilities import embedding_std, keeps_samples_apart
 from llava.model.language_model import causal_lm
-from llava.train.preflight import PREFLIGHT_FILE
-from llava.train.train import preprocess_plain_lm
+from llava.train.preflight.run import PREFLIGHT_FILE
 from tests.conftest import CAPTIONS, SPEC
 from tests.model.contract.families import LEAKING, tiny_config
 from tests.model.test_llava_gpt2 import make_batch, pixels

@@ -7,7 +7,7 @@ import pytest
 from llava.model.loss import head_logits
 from llava.model.vlm import VisionCausalLM
 from llava.train import stages
-from llava.train.preflight import PreflightError
+from llava.train.preflight.run import PreflightError
 from tests.model.contract import test_contract as contract
 from tests.train.runs import train
 
@@ -35,7 +35,8 @@ def test_a_head_without_its_soft_cap_is_noticed(made, run, monkeypatch, name):
     bare_head(monkeypatch)
     with pytest.raises(AssertionError):
         contract.test_the_loss_at_supervised_positions_is_that_of_the_class_with_its_gradients(made(name))
-    with pytest.raises(PreflightError, match=r"(?s)loss of the class, video: the loss is .*what it does after its head"):
+    words = r"(?s)loss of the class, video: the loss is .*what it does after its head"
+    with pytest.raises(PreflightError, match=words):
         run(made(name))
 
 
