@@ -51,7 +51,8 @@ def supervised_loss(
     Args:
         hidden: (B, L, D) states of the language model.
         labels: (B, L), unshifted; position 0 is never a target.
-        head: a linear layer, or all that a class puts after its states, (..., D) -> (..., V); sees the states before supervised tokens and no others.
+        head: a linear layer, or all that a class puts after its states, (..., D) -> (..., V); sees the states before
+            supervised tokens and no others.
         num_items: what the sum is divided by; the number of supervised tokens here when None.
         positions: `supervised_positions(labels)`, when known: finding them waits for the device.
         label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.

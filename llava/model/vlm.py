@@ -190,14 +190,8 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             attention_mask, use_cache = None, False
         if labels is not None and use_cache is None:
             use_cache = False
-        output = self.states(
-            inputs_embeds,
-            attention_mask,
-            position_ids,
-            past_key_values if cache is None else cache,
-            use_cache,
-            **kwargs,
-        )
+        earlier = past_key_values if cache is None else cache
+        output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
         hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)
         loss = logits = token_losses = None
         if labels is not None:
@@ -213,7 +207,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
             token_losses=token_losses,
-            **{CACHE: next((output[name] for name in ("cache", "past_key_values") if name in output.keys()), None)},
+            **{CACHE: next((output[name] for name in ("cache", "past_key_values") if name in output), None)},
         )
 
     def states(

@@ -58,22 +58,24 @@ def causal_lm_class(model_type: str) -> type[VisionCausalLM]:
         if issubclass(CONFIG_MAPPING[kind], base_config):
             return causal_lm_class(base_config.model_type)  # Another name for the same architecture.
         raise ValueError(
-            f"model type {kind!r} is more than the {base.__name__} that transformers has for it: save its language model "
-            f"alone, as model type {base_config.model_type!r}"
+            f"model type {kind!r} is more than the {base.__name__} that transformers has for it: save its language "
+            f"model alone, as model type {base_config.model_type!r}"
         )
     here = {"__module__": __name__}
     config = type(f"Llava{base_config.__name__}", (VisionConfig, base_config), {**here, "model_type": PREFIX + kind})
     config.__doc__ = f"`{base_config.__name__}` that also describes tower, projector, resampler and visual tokens."
-    sources: dict[str, Any] = {
-        member: classmethod(lambda cls, ask=getattr(base, member): ask()) for member in FROM_THE_SOURCE
-        if hasattr(base, member)
-    }  # fmt: skip
+    sources = {member: _asked_of(base, member) for member in FROM_THE_SOURCE if hasattr(base, member)}
     model = type(_public(name, "ForCausalLM"), (VisionCausalLM, base), {**here, "config_class": config, **sources})
     model.__doc__ = f"`{base.__name__}` that also takes video; text-only when the config names no tower."
     globals().update({config.__name__: config, model.__name__: model})
     AutoConfig.register(PREFIX + kind, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model)
     return model
+
+
+def _asked_of(base: type, member: str) -> Any:
+    """A class method that gives what another class's says."""
+    return classmethod(lambda cls: getattr(base, member)())
 
 
 def _public(name: str, ending: str) -> str:
