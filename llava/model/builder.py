@@ -12,7 +12,7 @@ from transformers import AddedToken, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from llava.constants import VISUAL_TOKENS
 from llava.data.prompt import visual_token_ids
-from llava.foreign import config_values, load_tokenizer
+from llava.foreign import check_sizes, config_values, load_tokenizer
 from llava.model.capabilities import attention_for, embedding_names
 from llava.model.language_model.causal_lm import OWN_FILES, PREFIX, causal_lm_class, language_type
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
@@ -181,6 +181,7 @@ def load_language_model(
         # The vision modules of an earlier model are not part of a fresh one.
         values = {k: v for k, v in values.items() if not k.startswith("mm_") and k != "video_spec"}
     config = model_class.config_class.from_dict(values)
+    check_sizes(config.to_dict(), where)  # With what the file leaves to the defaults of its type.
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False
         logger.warning("%s: the router's load-balancing loss is left out: the loss is that of the words alone", where)
