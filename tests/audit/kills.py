@@ -52,7 +52,7 @@ def kill_ranks(assets: SimpleNamespace, folder: Path, kills: int, draw: random.R
     """The kills of one run, and in what it differs in the end from a run that was left alone.
 
     Raises:
-        AssertionError: when an attempt fails by itself, hangs, or leaves a rank alive.
+        AssertionError: when an attempt fails by itself, hangs, leaves a rank alive, or does not name the killed one.
     """
     options = {
         "max_steps": 2 * kills + 4, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1,
@@ -82,7 +82,7 @@ def attempt(arguments: list[str], folder: Path, draw: random.Random) -> Kill | N
             assert time.monotonic() < end, "the run hangs"
             if due is None:
                 ranks = {rank_of(pid): pid for pid in children(process.pid)}
-                due = time.monotonic() + delay if len(ranks) == 2 and last_step(folder) >= due_step else None
+                due = time.monotonic() + delay if ranks.keys() == {"0", "1"} and last_step(folder) >= due_step else None
             time.sleep(0.01)
         step = last_step(folder)
         if process.poll() is None:
@@ -94,7 +94,9 @@ def attempt(arguments: list[str], folder: Path, draw: random.Random) -> Kill | N
     assert not left, f"processes {left} outlive the run"
     if process.returncode == 0:
         return None
-    assert "(SIGKILL)" in output, output[-3000:]
+    # The one that was killed is named, and not the one that lost its partner.
+    named = f"rank      : {rank} (local_rank: {rank})\n  exitcode  : -9"
+    assert named in output and "Signal 9 (SIGKILL)" in output, output[-3000:]
     return Kill(rank, step, process.returncode)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,14 +28,6 @@ def torchrun(arguments: list[str], processes: int = 2, script: str = TRAIN) -> s
         process.kill()
     assert process.returncode == 0, output[-4000:]
     return output
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        assert process is None or process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.05)
 
 
 def children(pid: int) -> list[int]:

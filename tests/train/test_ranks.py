@@ -7,9 +7,7 @@ has three records for four places.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import CAPTIONS, colour_frames, record
-from tests.train.processes import REPOSITORY, TRAIN, children, rank_of, start, torchrun, wait_for
+from tests.train.processes import REPOSITORY, TRAIN, start, torchrun
 from tests.train.runs import flags, losses, train
 
 pytestmark = pytest.mark.slow
@@ -170,20 +168,3 @@ def test_a_gradient_that_is_not_finite_ends_a_deepspeed_run(assets, options, tmp
     assert "the gradient of step 2 is not finite" in output
     assert "DeepSpeed has updated the weights with it" in output
     assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
-def test_a_killed_rank_ends_the_others_and_is_named(assets, options, tmp_path):
-    folder = tmp_path / "run"
-    chosen = options | {"max_steps": 100_000, "save_steps": 2, "save_total_limit": 1, "eval_data_path": None}
-    process = start(flags(assets, folder, **chosen))
-    try:
-        wait_for(lambda: any(folder.glob("checkpoint-*/manifest.json")), process)
-        workers = {rank_of(pid): pid for pid in children(process.pid)}
-        os.kill(workers["1"], signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in output
-    assert "Signal 9 (SIGKILL)" in output
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers.values()))
