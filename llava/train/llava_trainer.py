@@ -31,6 +31,7 @@ from llava.train.parameters import part_learning_rates
 from llava.train.reload import ReloadError, compare_saved
 from llava.train.resumable import RUN_RECORD, ResumableTrainer
 from llava.train.sampler import ModalityLengthSampler
+from llava.train.served import ServedSamples
 from llava.train.sharding import kinds_in_step, not_finite, pickle_stage_by_value, weights_are_spread, without_tied
 from llava.train.target_words import target_entropies
 
@@ -87,6 +88,7 @@ class LlavaTrainer(ResumableTrainer):
                 told=lambda: monitor.rules.sounded,
                 step_losses=lambda: (float(self.accelerator.reduce(self._tr_loss, "mean")), monitor.observed_loss),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+                samples=None if records is None else ServedSamples(self.train_dataset, self.processing_class),
             )
             self.add_callback(self.invariants)
 
@@ -115,10 +117,10 @@ class LlavaTrainer(ResumableTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
         self.last_batches.append((self.state.global_step + 1, kept))
-        if self.invariants is not None:
-            self.invariants.add_batches(batches)
-        if self.monitor is not None:
+        if self.monitor is not None and self.invariants is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
+            with self.monitor.timed():
+                self.invariants.add_batches(batches)
         return batches, items
 
     def compute_loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,11 +66,41 @@ def reads_as(found: str, wanted: str, cut: bool) -> bool:
     return found == wanted
 
 
-def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words.
+@dataclass(frozen=True)
+class OtherWords:
+    """Supervised text that is not the record's; `by_tokenizer`: the tokenizer itself makes it of the record's text."""
 
-    A tokenizer that changes text (unknown characters, lower case) is judged by what it makes of the text itself.
+    found: str
+    wanted: str
+    by_tokenizer: bool
+
+    def __str__(self) -> str:
+        return f"{self.found[:60]!r} instead of {self.wanted[:60]!r}"
+
+
+def differing_words(
+    record: Record, labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase, cut: bool
+) -> OtherWords | None:
+    """How the text of the supervised ids of `labels` (L,) differs from the record's; None where it does not.
+
+    A tokenizer that changes text (unknown characters, lower case) is judged by what it makes of the text itself; some
+    put their own spaces between words and marks.
+
+    Args:
+        cut: whether the sample was cut at the maximal length.
     """
+    found, wanted = supervised_words(labels, tokenizer), record_words(record)
+    if reads_as(found, wanted, cut):
+        return None
+    ids = tokenizer(wanted, add_special_tokens=False)["input_ids"]
+    again = plain(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    if not reads_as(*("".join(text.split()) for text in (found, again)), cut):
+        return OtherWords(found, wanted, by_tokenizer=False)
+    return None if again == wanted else OtherWords(found, wanted, by_tokenizer=True)
+
+
+def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words."""
     findings = []
     kinds = [modality(r) for r in dataset.records]
     for kind in sorted(set(kinds)):
@@ -79,25 +110,11 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
         for index in chosen:
             record = dataset.records[index]
             ids, labels = dataset.tokens(index)
-            found, wanted, cut = (
-                supervised_words(labels, tokenizer),
-                record_words(record),
-                len(ids) == dataset.max_length,
-            )
-            if reads_as(found, wanted, cut):
-                continue
-            again = plain(
-                tokenizer.decode(
-                    tokenizer(wanted, add_special_tokens=False)["input_ids"],
-                    skip_special_tokens=True,
-                    clean_up_tokenization_spaces=False,
-                )
-            )
-            # Some tokenizers put their own spaces between words and marks.
-            if reads_as(*("".join(text.split()) for text in (found, again)), cut):
-                changed += again != wanted
-            else:
-                wrong.append(f"record {record.id!r}: {found[:60]!r} instead of {wanted[:60]!r}")
+            different = differing_words(record, labels, tokenizer, len(ids) == dataset.max_length)
+            if different is not None and different.by_tokenizer:
+                changed += 1
+            elif different is not None:
+                wrong.append(f"record {record.id!r}: {different}")
         name = f"words, {kind}"
         if wrong:
             words = f"{len(wrong)} of {len(chosen)} samples supervise other words than their record has ({wrong[0]})"
