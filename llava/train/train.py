@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from llava.train.frame_changes import report_frame_changes
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lock import only_run
 from llava.train.parameters import parameter_rows, parameter_table
-from llava.train.preflight import run_preflight
+from llava.train.preflight import note_not_run, run_preflight
 from llava.train.sharding import built_whole
 from llava.train.stop import Stop
 
@@ -107,6 +108,9 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     if training_args.preflight != "off":
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
         stop.check()
+    elif not checkpoint and run.trainer.is_world_process_zero():
+        # A run that goes on keeps what was found before its first step.
+        note_not_run(Path(training_args.output_dir))
     run.trainer.train(resume_from_checkpoint=checkpoint)
     check_finished(run.trainer)
     run.trainer.save_state()

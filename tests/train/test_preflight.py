@@ -18,7 +18,7 @@ from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.loss import supervised_positions
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.model.splice import splice
-from llava.train import preflight
+from llava.train import preflight, preflight_model
 from llava.train import train as training
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.preflight import PreflightError
@@ -422,3 +422,18 @@ def test_a_frozen_vocabulary_is_not_blamed_on_other_parts(build):
     assert "vocabulary cannot learn" in found["what trains, embeddings"].finding
     assert "vocabulary" not in found["what trains, resampler slow"].finding
     assert "tied" not in found["what trains, resampler slow"].remedy
+
+
+def test_one_clip_that_a_lone_record_names_twice_is_not_two_that_are_alike():
+    features = torch.randn(1, 2, 16, 24).repeat(2, 1, 1, 1)
+    batch = {"video_features": features, "num_videos": torch.tensor([2]), "num_images": torch.tensor([0])}
+    assert preflight_model.check_vision_inputs(batch, "video", clips=1) == []
+    assert [f.status for f in preflight_model.check_vision_inputs(batch, "video", clips=2)] == ["FAIL"]
+
+
+def test_pre_flight_that_is_off_forgets_what_an_earlier_run_found(assets, tmp_path):
+    path = tmp_path / "run" / "preflight.json"
+    path.parent.mkdir()
+    path.write_text('{"mode": "quick", "passed": true, "checks": []}')
+    train(assets, tmp_path / "run", 1, preflight="off", max_steps=1)
+    assert json.loads(path.read_text()) == {"mode": "off", "checks": []}
