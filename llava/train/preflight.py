@@ -122,7 +122,8 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    findings += [*check_captions(dataset.records, evaluation, tokenizer), *check_clips(dataset)]
+    entropies = trainer.monitor.entropies if trainer.monitor is not None else None
+    findings += [*check_captions(dataset.records, evaluation, tokenizer, entropies), *check_clips(dataset)]
     if not any(f.status == "FAIL" for f in findings):
         findings += preflight_words.check_words(dataset, tokenizer)
     if trainer.eval_dataset is not None:

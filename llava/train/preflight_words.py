@@ -27,18 +27,26 @@ READ_RECORDS = 256
 @contextmanager
 def remembered_tokens(dataset: Any) -> Iterator[None]:
     """While active, a record is tokenised once, however many checks look at it."""
-    make, known = dataset.tokens, {}
+    make, make_whole = dataset.tokens, dataset.whole_tokens
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    # With the records, since what is freed leaves its `id` to another.
+    whole: dict[int, tuple[Record, tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if index not in known:
             known[index] = make(index)
         return known[index]
 
-    dataset.tokens = tokens
+    def whole_tokens(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
+        if id(record) not in whole:
+            whole[id(record)] = record, make_whole(record)
+        return whole[id(record)][1]
+
+    dataset.tokens, dataset.whole_tokens = tokens, whole_tokens
     try:
         yield
     finally:
-        del dataset.tokens
+        del dataset.tokens, dataset.whole_tokens
 
 
 def record_words(record: Record) -> str:
