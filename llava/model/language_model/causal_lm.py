@@ -34,14 +34,17 @@ def language_type(model_type: str) -> str:
     return model_type.removeprefix(PREFIX)
 
 
-@cache
 def causal_lm_class(model_type: str) -> type[VisionCausalLM]:
     """The class for a model type, such as `llama` or `llava_llama`; its config is its `config_class`.
 
     Raises:
         ValueError: for a type that transformers has no causal language model for, or one that is more than that.
     """
-    kind = language_type(model_type)
+    return _made(language_type(model_type))
+
+
+@cache
+def _made(kind: str) -> type[VisionCausalLM]:
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if not isinstance(name, str) or not HEADS.search(name):
         found = "which transformers has no causal language model for" if name is None else f"a {name}"
@@ -56,7 +59,7 @@ def causal_lm_class(model_type: str) -> type[VisionCausalLM]:
     base_config = base.config_class
     if base_config.model_type != kind:
         if issubclass(CONFIG_MAPPING[kind], base_config):
-            return causal_lm_class(base_config.model_type)  # Another name for the same architecture.
+            return _made(base_config.model_type)  # Another name for the same architecture.
         raise ValueError(
             f"model type {kind!r} is more than the {base.__name__} that transformers has for it: save its language "
             f"model alone, as model type {base_config.model_type!r}"
