@@ -102,16 +102,27 @@ def grid(latents: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ProcessorSpec:
-    """Pixel values that a vision tower expects, read from its image processor (`image_size` in pixels)."""
+    """Pixel values that a vision tower expects, read from its image processor (`image_size` in pixels).
+
+    `resize_edge` is the shortest edge of a frame before its middle is cropped, in pixels; None is DINOv2's proportion,
+    256 to 224.
+    """
 
     image_size: int = 224
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     resample: int = 3
     rescale_factor: float = 1 / 255
+    resize_edge: int | None = None
+
+    @property
+    def crop_edge(self) -> int:
+        """The shortest edge before the crop, in pixels."""
+        return self.resize_edge or round(self.image_size * 256 / 224)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `resize_edge` where it is None: checkpoints and caches are named by these fields."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProcessorSpec:
@@ -130,7 +141,8 @@ class ModelArguments:
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the language model."})
     vision_tower: str | None = field(
-        default=None, metadata={"help": "A DINOv2 folder or hub name; none trains on text alone."}
+        default=None,
+        metadata={"help": "Folder or hub name of a DINOv2, DINOv3, SigLIP or CLIP; none trains on text alone."},
     )
     mm_tunable_parts: str | None = field(
         default=None,
@@ -181,7 +193,10 @@ class DataArguments:
         default=False, metadata={"help": "Ignore video_fps and take frames uniformly over the whole clip."}
     )
     image_aspect_ratio: str = field(
-        default="pad", metadata={"help": "How a frame becomes square: pad, square (squeeze) or crop (DINOv2's own)."}
+        default="pad",
+        metadata={
+            "help": "How a frame becomes square: pad, square (squeeze; SigLIP's own) or crop (DINOv2's and CLIP's)."
+        },
     )
     video_decoder: str = field(
         default="auto",

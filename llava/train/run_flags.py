@@ -23,7 +23,7 @@ from llava.data.feature_store import TOLERANCES
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import is_message
 from llava.model.builder import select_parts
-from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
+from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.train import sharding
 from llava.train.experiments import parse_faults
 from llava.train.flag_ranges import out_of_range
