@@ -177,8 +177,8 @@ class VisionTower(nn.Module):
         return image_size // patch, image_size // patch
 
     def flops(self, image_size: int) -> int:
-        """Floating-point operations of a frame up to the selected layer: of its matrix products, attention included, two
-        a multiply-add.
+        """Floating-point operations of a frame up to the selected layer: matrix products and attention, a multiply-add
+        as two.
         """
         patches = self.grid(image_size)[0] ** 2
         tokens = patches + self.prefix_tokens
