@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -147,6 +147,30 @@ def mask_visual(input_ids: torch.Tensor, visual_ids: Sequence[int]) -> torch.Ten
     """Labels (L,) for `input_ids` (L,): the same ids, with `IGNORE_INDEX` at the positions of visual tokens."""
     visual = torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype))
     return input_ids.masked_fill(visual, IGNORE_INDEX)
+
+
+def preprocess_plain_lm(
+    sources: Sequence[Sequence[Mapping[str, str]]], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+) -> dict[str, list[torch.Tensor]]:
+    """Conversations to plain language-model samples: turns joined by one space, EOS at the end, all text supervised.
+
+    Args:
+        sources: conversations `[{"from": ..., "value": ...}, ...]`, placeholders already expanded to visual tokens.
+        tokenizer: one that knows the visual tokens, when there are any in the text.
+        has_image: whether the conversations show a video or an image.
+
+    Returns:
+        `input_ids` and `labels`, lists of LongTensors (L,). Labels equal the ids, apart from visual tokens, which are
+        `IGNORE_INDEX`. `count_supervised(labels)` counts the targets.
+
+    Raises:
+        ValueError: when a visual token is not registered, when a sample has no word to learn, when `has_image` is set
+            and a text holds no visual token, or when the tokenizer has no EOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token, so a caption could never learn to end: set one")
+    samples = [plain_lm_sample(conversation, tokenizer, has_image) for conversation in sources]
+    return {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
 
 
 def plain_lm_sample(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
 from llava.data.captions import MODEL_ROLES
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.data.features import FeatureCache, open_cache
+from llava.data.features.extract import FeatureCache, open_cache
 from llava.data.paths import add_folder_flags
 from llava.data.prompt import (
     expand_placeholders,

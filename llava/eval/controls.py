@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from llava.config import ProcessorSpec, VideoSpec
+from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.features import open_cache
+from llava.data.features.extract import open_cache
 from llava.data.paths import add_folder_flags
-from llava.data.prompt import pad_token_id, video_tokens
+from llava.data.positions import visual_positions
+from llava.data.prompt import pad_token_id, preprocess_plain_lm, video_tokens
 from llava.data.records import Record
 from llava.errors import run_command
 from llava.eval.clip_gains import clips_that_help_less
@@ -35,7 +36,6 @@ from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.eval.statistics import bootstrap_ratio
 from llava.model.builder import load_pretrained_model
-from llava.model.splice import visual_positions
 
 GAINS = {"video": "other", "time": "shuffled", "blank": "blank", "fast": "no_fast", "slow": "no_slow"}
 """Each gain and the condition that it takes from the true video's loss."""
@@ -311,8 +311,6 @@ def _interval(triple: Sequence[float | None]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream."""
-    from llava.train.train import preprocess_plain_lm
-
     parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--data_path", required=True, help="LLaVA JSON file with videos that were not trained on")

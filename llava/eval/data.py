@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.data.features import FeatureCache, extract_features
+from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.errors import show

@@ -13,10 +13,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava import foreign
-from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
+from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.video import VideoSpec
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
-from llava.data.features import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     Problem,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.data import extract, features
+from llava.commands import extract
+from llava.data.features import extract as features
 from llava.eval.captioning import Captioner
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.builder import load_vision_tower

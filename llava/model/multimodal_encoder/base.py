@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from llava.config import ProcessorSpec
+from llava.config.video import ProcessorSpec
 from llava.foreign import check_sizes, config_values
 from llava.model.multimodal_encoder.processor import processor_spec
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava.config import ProcessorSpec
+from llava.config.video import ProcessorSpec
 from llava.foreign import check_sizes
 
 BICUBIC = 3

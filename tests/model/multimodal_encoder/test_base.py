@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.model.builder import add_visual_tokens, load_language_model
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from tests.conftest import SPEC

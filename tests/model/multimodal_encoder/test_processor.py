@@ -11,8 +11,8 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from llava.config import ProcessorSpec, VideoSpec
-from llava.data.features import cache_settings
+from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.features.extract import cache_settings
 from llava.data.video import frames_to_pixels
 from llava.model.multimodal_encoder.processor import processor_spec
 from tests.model.multimodal_encoder.towers import IMAGENET, PROCESSORS, write_processor
