@@ -61,8 +61,10 @@ def test_siglip_trains_on_images_and_videos_from_the_cache_and_in_the_loop(
         cached = train(assets, tmp_path / "cached", **options)
     monkeypatch.undo()
     assert "(siglip_vision_model): 2 of 3 layers run, 4 x 4 patches of 56 pixels" in caplog.text
-    invariants = json.loads((tmp_path / "cached" / "preflight.json").read_text())
-    print(invariants)
+    checks = {c["check"]: c for c in json.loads((tmp_path / "cached" / "preflight.json").read_text())["checks"]}
+    assert checks["feature cache"]["status"] == "ok", checks["feature cache"]
+    assert checks["feature cache"]["finding"].startswith("9 rows of 2 of 2 files")
+    assert not [c for c in checks.values() if c["status"] in ("FAIL", "warning")]
     assert cached == pytest.approx(train(assets, tmp_path / "loop", feature_cache="off", **options), abs=2e-3)
     captioner = Captioner.from_pretrained(tmp_path / "cached", "cpu")
     assert captioner.model.vision_tower.checksum() == load_vision_tower(str(tower)).checksum()

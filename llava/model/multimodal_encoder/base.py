@@ -72,8 +72,10 @@ class VisionTower(nn.Module):
     in extraction, training and evaluation. bf16 is autocast and no cast: the weights keep their checksum and are saved
     as they are, and the residual stream stays in fp32 (error 0.007 instead of 0.013 over 24 layers at the same speed).
 
+    Extraction needs of it: the call, `checksum`, `old_checksums`, `name`, `width`, `grid`, `processor` and `precision`.
+
     Raises:
-        ValueError: at construction, naming everything about the model, the layer and the feature that does not fit.
+        ValueError: at construction, as `check_config` says.
     """
 
     class_token: ClassVar[bool] = True
@@ -88,6 +90,26 @@ class VisionTower(nn.Module):
     def __init__(self, vision_model: nn.Module, select_layer: int, select_feature: str, name: str = "") -> None:
         super().__init__()
         config = vision_model.config
+        self.check_config(config, select_layer, select_feature, name)
+        self.vision_model = vision_model
+        self.select_layer = select_layer
+        self.select_feature = select_feature
+        self.name = name or config.name_or_path or config.model_type
+        self.precision = "fp32"
+        self.layers_run = select_layer if select_layer >= 0 else config.num_hidden_layers + 1 + select_layer
+        self.prefix_tokens = int(self.class_token) + (getattr(config, "num_register_tokens", None) or 0)
+        for module in self._unused_modules():
+            module.forward = _unchanged
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def check_config(cls, config: PretrainedConfig, select_layer: int, select_feature: str, name: str = "") -> None:
+        """Refuses what a tower of this class cannot be, before transformers builds it or fails to.
+
+        Raises:
+            ValueError: naming everything about the model, the layer and the feature that does not fit.
+        """
         layers = config.num_hidden_layers
         problems = [
             f"{field} is {value}: only squares can be seen"
@@ -103,21 +125,10 @@ class VisionTower(nn.Module):
             )
         if select_feature not in SELECT_FEATURES:
             problems.append(f"mm_vision_select_feature must be one of {SELECT_FEATURES}, got {select_feature!r}")
-        elif select_feature == "cls_patch" and not self.class_token:
+        elif select_feature == "cls_patch" and not cls.class_token:
             problems.append(f"mm_vision_select_feature cls_patch: {config.model_type} has no class token, use patch")
         if problems:
             raise ValueError((f"--vision_tower {name}: " if name else "") + "; ".join(problems))
-        self.vision_model = vision_model
-        self.select_layer = select_layer
-        self.select_feature = select_feature
-        self.name = name or config.name_or_path or config.model_type
-        self.precision = "fp32"
-        self.layers_run = select_layer if select_layer >= 0 else layers + 1 + select_layer
-        self.prefix_tokens = int(self.class_token) + (getattr(config, "num_register_tokens", None) or 0)
-        for module in self._unused_modules():
-            module.forward = _unchanged
-        self.requires_grad_(False)
-        self.eval()
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, select_layer: int = -2, select_feature: str = "patch") -> VisionTower:
@@ -128,12 +139,18 @@ class VisionTower(nn.Module):
             FileNotFoundError: when the files cannot be found.
         """
         where = f"--vision_tower {name_or_path}"
-        whole = "vision_config" in tower_config_values(name_or_path)
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        values = tower_config_values(name_or_path)
+        if whole := "vision_config" in values:
+            # By itself, since transformers warns about the token ids of some text models.
+            vision = {"model_type": f"{values['model_type']}_vision_model", **values["vision_config"]}
+            config = AutoConfig.for_model(**vision)
+        else:
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        cls.check_config(config, select_layer, select_feature, name_or_path)
         with _without_report() if whole else nullcontext():
             model, info = AutoModel.from_pretrained(
-                name_or_path, config=config.vision_config if whole else config, dtype=torch.float32,
-                output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False,
+                name_or_path, config=config, dtype=torch.float32, output_loading_info=True,
+                ignore_mismatched_sizes=True, trust_remote_code=False,
             )  # fmt: skip
         # The mask token serves the pre-training of DINOv2 and DINOv3 only, and exports without it exist.
         missing = [key for key in info["missing_keys"] if not key.endswith("mask_token")]

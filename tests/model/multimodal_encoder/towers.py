@@ -28,7 +28,7 @@ from transformers import (
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 TEXT = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50,
-    "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    "max_position_embeddings": 8,
 }  # fmt: skip
 PREFIX = {
     "dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 3, "siglip": 0, "siglip_vision_model": 0, "clip": 1,
