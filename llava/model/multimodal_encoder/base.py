@@ -244,13 +244,24 @@ class VisionTower(nn.Module):
         return super().train(mode and not self.frozen)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) -> (N, P, Dv), or (N, 1 + P, Dv) with the class token."""
+        """(N, 3, S, S) -> (N, P, Dv), or (N, 1 + P, Dv) with the class token.
+
+        Raises:
+            ValueError: when the model gives another number of tokens than its class says.
+        """
         frozen, device = self.frozen, pixel_values.device.type
         own = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16") if frozen else nullcontext()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), own:
             # What follows the selected layer passes its input on, so this is that layer's output.
             hidden = self.vision_model(pixel_values, **self.forward_options).last_hidden_state
         patches = hidden[:, self.prefix_tokens :]
+        patch = _sides(self.vision_model.config.patch_size)[0]
+        expected = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
+        if patches.shape[1] != expected:
+            raise ValueError(
+                f"{self.name}: {hidden.shape[1]} tokens a frame, expected {self.prefix_tokens} and {expected} patches: "
+                f"{type(self).__name__} is the class of another model"
+            )
         return patches if self.select_feature == "patch" else torch.cat([hidden[:, :1], patches], dim=1)
 
     def checksum(self) -> str:

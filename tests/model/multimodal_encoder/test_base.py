@@ -13,6 +13,8 @@ from transformers import AutoModel
 from llava.config.video import VideoSpec
 from llava.model.builder import add_visual_tokens, load_language_model
 from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.siglip_encoder import SigLIPVisionTower
 from tests.conftest import SPEC
 from tests.model.multimodal_encoder.towers import ALONE, PREFIX, edit_config, save_tower
 
@@ -131,6 +133,19 @@ def test_the_cost_is_what_torch_counts(folders, kind):
         assert tower.flops(56) == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_autocast_of_a_training_step_does_not_change_a_frozen_tower(folders, kind, precision):
+    tower = load_vision_tower(folders[kind])
+    plain = tower(PIXELS)
+    tower.precision = precision
+    alone = tower(PIXELS)
+    assert ((alone - plain).norm() / plain.norm() < 0.02) and torch.equal(alone, plain) == (precision == "fp32")
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(tower(PIXELS), alone)
+
+
 def test_a_size_that_patches_do_not_fill_is_refused_unless_the_tower_was_made_for_it(tmp_path):
     """SigLIP so400m has patches of 14 and frames of 384, and 27 x 27 positions."""
     tower = load_vision_tower(str(save_tower("siglip", tmp_path, image_size=60)))
@@ -155,6 +170,12 @@ def test_a_tower_that_cannot_be_right_is_refused(kind, changes, message, tmp_pat
     folder = edit_config(save_tower(kind, tmp_path), **changes)
     with pytest.raises(ValueError, match=f"--vision_tower .*{message}"):
         load_vision_tower(str(folder))
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("siglip", CLIPVisionTower), ("clip", SigLIPVisionTower)])
+def test_a_class_that_counts_other_tokens_is_an_error(folders, kind, wrong):
+    with pytest.raises(ValueError, match=f"tokens a frame, expected .* 16 patches: {wrong.__name__} is the class of"):
+        wrong.from_pretrained(folders[kind])(PIXELS)
 
 
 def test_a_layer_and_a_token_that_do_not_exist_are_named_together(folders):
