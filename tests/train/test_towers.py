@@ -47,11 +47,12 @@ def test_siglip_trains_on_images_and_videos_from_the_cache_and_in_the_loop(
         "vision_tower": tower, "data_path": data, "video_folder": folder, "image_folder": folder,
         "image_aspect_ratio": "square", "mm_vision_select_layer": -2,
     }  # fmt: skip
-    assert extract.main([
+    argv = [
         "--data_path", str(data), "--video_folder", str(folder), "--image_folder", str(folder), "--vision_tower",
         str(tower), "--feature_cache", str(tmp_path / "feature_cache"), "--num_frames", "2", "--force_sample", "True",
         "--image_aspect_ratio", "square", "--num_workers", "1", "--vision_precision", "fp32",
-    ]) == 0  # fmt: skip
+    ]  # fmt: skip
+    assert extract.main(argv) == 0 and extract.main([*argv, "--verify", "9"]) == 0
 
     def never(*args, **kwargs):
         raise AssertionError("nothing is left to extract")
@@ -69,6 +70,7 @@ def test_siglip_trains_on_images_and_videos_from_the_cache_and_in_the_loop(
     captioner = Captioner.from_pretrained(tmp_path / "cached", "cpu")
     assert captioner.model.vision_tower.checksum() == load_vision_tower(str(tower)).checksum()
     assert captioner.model.config.mm_processor["image_mean"] == [0.5] * 3
+    assert len(captioner([folder / "clip0.mp4", folder / "clip1.mp4"])) == 2
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov3_vit"])
