@@ -24,7 +24,7 @@ from llava.data.features.store import TOLERANCES
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import is_message
 from llava.model.builder import select_parts
-from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
+from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
 

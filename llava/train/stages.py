@@ -33,7 +33,8 @@ from llava.data.records import (
 from llava.errors import Stopped
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
+from llava.model.multimodal_encoder.base import resolve_precision
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.train.run_flags import Arguments, tunable_parts
 
 logger = logging.getLogger(__name__)
@@ -99,16 +100,17 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
     if model_args.vision_tower is not None:
         spec = video_spec(model_args, data_args)
         if model.config.mm_hidden_size is None:
-            tower = DINOv2VisionTower.from_pretrained(
+            tower = load_vision_tower(
                 model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
             )
+            logger.info("%s", tower.describe(tower.processor.image_size))
             # An absolute path, so that the checkpoint finds its tower from any folder.
             place = Path(model_args.vision_tower)
             model.initialize_vision_modules(
                 tower,
                 str(place.resolve()) if place.is_dir() else model_args.vision_tower,
                 spec,
-                processor_spec(model_args.vision_tower),
+                tower.processor,
                 model_args.mm_projector_type,
                 model_args.mm_resampler_type,
                 model_args.mm_perceiver_depth,
