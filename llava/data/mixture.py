@@ -162,7 +162,7 @@ def open_sources(
         times[name] += 1
         nth = times[name]
         videos, images = (video_folder, image_folder) if entry.data_folder is None else (entry.data_folder,) * 2
-        path, draw = str(Path(entry.path)), f"{own_seed}/{os.path.basename(entry.path)}/{nth}"
+        path, draw = str(Path(entry.path)), f"{own_seed}/{show(os.path.basename(entry.path))}/{nth}"
         unique = name if nth == 1 else f"{name} ({nth})"
         sources.append(Source(unique, path, entry.strategy, str(videos or ""), str(images or ""), draw))
     return sources

@@ -166,6 +166,12 @@ def test_what_is_wrong_with_records_that_are_not_taken_does_not_matter(folder: P
     assert [r.id for r in read(mixture("datasets: [{json_path: a.json, sampling_strategy: first:2}]"))] == ["r0", "r1"]
 
 
+def test_any_name_of_a_file_can_be_drawn_from(folder: Path) -> None:
+    Path("a.json").rename("\udce8\n.json")
+    records = read(mixture('datasets: [{json_path: "\\udce8\\n.json", sampling_strategy: random:2}]'))
+    assert len(records) == 2 and records[0].origin and records[0].origin.name == "\\udce8\\n.json"
+
+
 def test_random_follows_the_seed(folder: Path) -> None:
     text = "datasets: [{json_path: a.json, sampling_strategy: random:50%}]\n"
 
@@ -199,6 +205,8 @@ WRONG = [
     ),
     ("datasets: [{json_path: c.json}]", r"datasets\[0\]: json_path 'c.json': no such file"),
     ("datasets: [{json_path: a}]", r"datasets\[0\]: json_path 'a': is a folder"),
+    ('datasets: [{json_path: "\\0.json"}]', r"datasets\[0\]: json_path .*null"),
+    ('datasets: [{json_path: "\\ud800.json", data_folder: "\\ud800"}]', r"datasets\[0\]: json_path "),
     ("datasets: [{path: a.json}]", r"datasets\[0\]: key 'path' is not read.*use json_path, sampling_strategy, data_f"),
     (
         "datasets: [{json_path: a.json}, {json_pth: b.json}]",
