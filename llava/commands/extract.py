@@ -56,7 +56,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m llava.data.extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data_path", required=True, nargs="+", help="records, LLaVA JSON or JSONL; several files share clips")
+    add(
+        "--data_path",
+        required=True,
+        nargs="+",
+        help="records, LLaVA JSON or JSONL, or mixtures of them (YAML); several share clips",
+    )
     add_folder_flags(parser)
     add("--vision_tower", required=True, help="folder or hub name of a DINOv2, DINOv3, SigLIP or CLIP")
     add("--mm_vision_select_layer", type=int, default=-2, help="index into the tower's hidden states")
@@ -88,7 +93,7 @@ def read_all(args: argparse.Namespace) -> tuple[list[Record], list[Problem]]:
     problems: list[Problem] = []
     for path in args.data_path:
         some, wrong = load_records(
-            path, args.image_folder, args.video_folder, allow_absolute_paths=args.allow_absolute_paths
+            path, args.image_folder, args.video_folder, allow_absolute_paths=args.allow_absolute_paths, seed=args.seed
         )
         records, problems = records + some, problems + wrong
     problems += missing_files(records)

@@ -66,8 +66,13 @@ class ModelArguments:
 class DataArguments:
     """Flags that describe the data."""
 
-    data_path: str = field(metadata={"help": "Training records, LLaVA JSON or JSONL."})
-    eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, the same format."})
+    data_path: str = field(
+        metadata={
+            "help": "Training records, LLaVA JSON or JSONL: a file, several (a.json,b.json or {a,b}.json), or a YAML "
+            "mixture."
+        }
+    )
+    eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, in the same forms."})
     text_only: bool = field(
         default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
     )
