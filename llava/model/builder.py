@@ -15,7 +15,7 @@ from llava.data.prompt import visual_token_ids
 from llava.foreign import check_sizes, config_values, load_tokenizer
 from llava.model.capabilities import attention_for, embedding_names
 from llava.model.language_model.causal_lm import OWN_FILES, PREFIX, causal_lm_class, language_type
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.vlm import VisionCausalLM
 
 logger = logging.getLogger(__name__)
@@ -88,9 +88,7 @@ def check_stored_tower(model: VisionCausalLM, name_or_path: str) -> None:
         ValueError: naming both towers and their checksums.
     """
     config = model.config
-    other = DINOv2VisionTower.from_pretrained(
-        name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature
-    )
+    other = load_vision_tower(name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature)
     checksum = other.checksum()
     if not other.has_checksum(config.mm_vision_tower_checksum):
         raise ValueError(

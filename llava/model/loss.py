@@ -98,7 +98,7 @@ def _cross_entropy(
 
 
 def head_logits(states: torch.Tensor, head: nn.Module | ClassHead, multiple: int = 1) -> torch.Tensor:
-    """(N, D) -> (N, V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
+    """(..., D) -> (..., V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
     are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
     """
     if isinstance(head, ClassHead):
@@ -107,4 +107,4 @@ def head_logits(states: torch.Tensor, head: nn.Module | ClassHead, multiple: int
     spread = head.weight.shape[0] != head.out_features  # ZeRO-3 brings a module's weights together when it is called.
     if not short or head.bias is not None or spread:
         return head(states)
-    return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[:, :-short]
+    return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[..., :-short]

@@ -52,10 +52,11 @@ def prepare(
     run_record = run_flags.make_run_record(args) if run_record is None else run_record
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
-    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer)
+    data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer, data_seed)
     eval_records, eval_problems = [], []
     if data_args.eval_data_path:
-        eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer)
+        eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer, data_seed)
 
     with built_whole(training_args):
         model = stages.make_model(args, tokenizer)
@@ -75,12 +76,14 @@ def prepare(
     dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
     stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
+    stages.report_sources("training", run_record["data"]["train"])
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, eval_lengths = stages.make_dataset(
             eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
         )
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
+        stages.report_sources("evaluation", run_record["data"]["eval"])
         run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, tokenizer)
 
     trainer = LlavaTrainer(
@@ -94,6 +97,6 @@ def prepare(
         modalities=[modality(r) for r in dataset.records],
         run_record=run_record,
     )
-    trainer.record_digests = resume.record_digests(dataset.records, data_args)
+    trainer.record_digests = resume.record_digests(dataset.records)
     run_record["fingerprint"] = resume.fingerprint(trainer.record_digests)
     return Run(trainer, tokenizer, run_flags.tunable_parts(model_args), exempt, model_args.from_scratch)

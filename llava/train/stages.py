@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llava.config.video import VideoSpec
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     Problem,
@@ -30,11 +31,13 @@ from llava.data.records import (
     text_alone,
     without,
 )
+from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.errors import Stopped
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.capabilities import keeps_samples_apart, max_positions
 from llava.model.language_model.causal_lm import language_type
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
+from llava.model.multimodal_encoder.base import resolve_precision
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.vlm import VisionCausalLM
 from llava.train.run_flags import Arguments, tunable_parts
 
@@ -61,15 +64,20 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
 
 
 def read_records(
-    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int = DEFAULT_SEED
 ) -> tuple[list[Record], list[Problem]]:
-    """Records of a file and the problems that need no file to be opened."""
+    """Records of a `--data_path` and the problems that need no file of theirs to be opened.
+
+    Args:
+        seed: of what a mixture takes at random.
+    """
     records, problems = load_records(
         path,
         data_args.image_folder,
         data_args.video_folder,
         reserved_tokens(tokenizer),
         data_args.allow_absolute_paths,
+        seed,
     )
     if data_args.text_only:
         return [text_alone(r) for r in records], problems
@@ -101,16 +109,17 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> VisionCau
     if model_args.vision_tower is not None:
         spec = video_spec(model_args, data_args)
         if model.config.mm_hidden_size is None:
-            tower = DINOv2VisionTower.from_pretrained(
+            tower = load_vision_tower(
                 model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
             )
+            logger.info("%s", tower.describe(tower.processor.image_size))
             # An absolute path, so that the checkpoint finds its tower from any folder.
             place = Path(model_args.vision_tower)
             model.initialize_vision_modules(
                 tower,
                 str(place.resolve()) if place.is_dir() else model_args.vision_tower,
                 spec,
-                processor_spec(model_args.vision_tower),
+                tower.processor,
                 model_args.mm_projector_type,
                 model_args.mm_resampler_type,
                 model_args.mm_perceiver_depth,
@@ -278,14 +287,22 @@ def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str,
 
 
 def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
-    """Counts of a data set for the run's record: records by modality, distinct clips, longest sample."""
+    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample."""
     kinds = [modality(r) for r in records]
     return {
         "records": len(records),
         "by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "clips": len({(r.videos, r.images, r.split) for r in records if r.videos or r.images}),
         "longest": max(lengths, default=0),
+        "sources": [asdict(count) for count in count_sources(records)],
     }
+
+
+def report_sources(what: str, summary: Mapping[str, Any]) -> None:
+    """Logs the sources of a data set and what of them was seen, where there are several."""
+    counts = [SourceCount(**values) for values in summary["sources"]]
+    if len(counts) > 1:
+        logger.info("%s: %s", what, format_sources(counts))
 
 
 def make_dataset(

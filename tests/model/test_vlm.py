@@ -42,3 +42,12 @@ def test_the_modules_stay_in_their_places():
     with pytest.raises(RuntimeError):
         model.logits_of(model.states(torch.zeros(1, 2, 32)), torch.zeros(1, 2, 5))
     assert model.model is before["model"] and "model" not in vars(model)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("gemma2", {"final_logit_softcapping": 0.1})])
+def test_rows_of_the_head_that_are_padded_leave_the_logits_as_they_are(kind, changes):
+    """What CUDA's kernels want; 60 entries are no multiple of 64."""
+    model = tiny(kind, vocab_size=60, **changes)
+    output = model.states(model.get_input_embeddings()(torch.tensor([[2, 3, 4]])))
+    states = output.last_hidden_state[0]
+    torch.testing.assert_close(model.logits_of(output, states, 64), model.logits_of(output, states))

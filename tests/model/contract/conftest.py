@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from tests.conftest import PROCESSOR, SPEC, make_tokenizer
 from tests.model.contract.families import FAMILIES, tiny_config
 
@@ -50,7 +50,7 @@ def made(assets: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
             tokenizer.save_pretrained(folder)
             model = load_language_model(str(folder))
             add_visual_tokens(tokenizer, model)
-            tower = DINOv2VisionTower.from_pretrained(str(assets.tower))
+            tower = load_vision_tower(str(assets.tower))
             model.initialize_vision_modules(tower, str(assets.tower), SPEC, PROCESSOR)
         set_trainable(model, "mm_language_model,mm_mlp_adapter,mm_vision_resampler")
         return Family(name, folder, plain, model.eval(), tokenizer)

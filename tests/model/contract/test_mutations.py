@@ -60,3 +60,12 @@ def test_rows_of_another_spread_than_the_words_are_noticed(made, monkeypatch):
     monkeypatch.setattr(norm, "weight", type(norm.weight)(norm.weight * 10))
     with pytest.raises(AssertionError):
         contract.test_fresh_rows_have_the_spread_of_the_words_beside_them(family)
+
+
+@pytest.mark.parametrize(("name", "lost"), [("mixtral", "experts"), ("gpt_neox", "lm_head")])
+def test_weights_that_are_not_converted_would_be_lost(made, name, lost):
+    """Why they are copied from transformers' own class: a model of our type does not get them from the same folder."""
+    family = made(name)
+    config = type(family.model).config_class.from_dict(family.plain.config.to_dict() | {"model_type": f"llava_{name}"})
+    with pytest.raises(ValueError, match=f"weights do not fit the config .*{lost}"):
+        type(family.model).from_pretrained(family.folder, config=config)

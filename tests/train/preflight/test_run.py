@@ -283,7 +283,7 @@ def test_the_experiments_flag_needs_its_confirmation_and_is_hidden(assets, tmp_p
 def test_a_sound_run_passes_and_is_not_changed(assets, tmp_path, experiment):
     checked = train(assets, tmp_path / "a", experiment, preflight="full", learning_rate=1e-2)
     assert checked == train(assets, tmp_path / "b", experiment, preflight="off", learning_rate=1e-2)
-    assert not (tmp_path / "b" / "preflight.json").exists()
+    assert json.loads((tmp_path / "b" / "preflight.json").read_text()) == {"mode": "off", "checks": []}
     result = json.loads((tmp_path / "a" / "preflight.json").read_text())
     assert result["passed"] and {c["status"] for c in result["checks"]} == {"ok"}
     checks = {c["check"] for c in result["checks"]}
