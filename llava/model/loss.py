@@ -98,8 +98,8 @@ def _cross_entropy(
 
 
 def head_logits(states: torch.Tensor, head: nn.Module | ClassHead, multiple: int = 1) -> torch.Tensor:
-    """(..., D) -> (..., V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
-    are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
+    """(..., D) -> (..., V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as
+    they are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
     """
     if isinstance(head, ClassHead):
         return head.to_logits(states, multiple)

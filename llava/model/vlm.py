@@ -74,7 +74,8 @@ class VisionCausalLM(LlavaMetaForCausalLM):
     def __init__(self, config: Any) -> None:
         check_sizes(config.to_dict(), config.name_or_path or "the model")
         super().__init__(config)
-        if self.base_model is self or self.get_output_embeddings() is None:
+        head = self.get_output_embeddings()
+        if self.base_model is self or not any(module is head for module in self.children()):
             raise ValueError(
                 f"{type(self).__name__}: the class has no body ({self.base_model_prefix!r}) or no head of its own, so "
                 "it cannot be given vision here: use another architecture"

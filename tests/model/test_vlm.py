@@ -33,6 +33,11 @@ def test_logits_and_loss_are_those_of_the_class(kind, changes):
     torch.testing.assert_close(trained.loss, found.loss, rtol=1e-5, atol=1e-6)
 
 
+def test_a_class_whose_head_lies_within_another_module_is_refused():
+    with pytest.raises(ValueError, match="LlavaBertForCausalLM: the class has no body .* or no head of its own"):
+        tiny("bert", is_decoder=True)
+
+
 def test_the_modules_stay_in_their_places():
     model = tiny("llama")
     before = dict(model.named_modules())
