@@ -139,6 +139,14 @@ class ModelArguments:
             "mm_vision_tower. Default: all that exist but the tower."
         },
     )
+    version: str = field(
+        default="plain",
+        metadata={
+            "help": "Format of the text, by LLaVA's names: plain (no template, all text is learnt), or chatml, "
+            "llama_3, llama_2, mistral_instruct, gemma_instruct, vicuna_v1, tokenizer (its own template), where "
+            "answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
+        },
+    )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
     vision_precision: str = field(
@@ -208,8 +216,8 @@ class DataArguments:
     clip_timeout: float = field(
         default=120.0, metadata={"help": "Seconds that decoding one clip may take before it counts as unreadable."}
     )
-    use_plain_lm: bool = field(
-        default=True, metadata={"help": "Plain language modelling, no chat template; the only mode there is."}
+    use_plain_lm: bool | None = field(
+        default=None, metadata={"help": "Plain language modelling, no chat template: the same as --version plain."}
     )
 
 

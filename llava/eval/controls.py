@@ -29,6 +29,7 @@ from llava.data.features import open_cache
 from llava.data.paths import add_folder_flags
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
+from llava.data.text_format import recorded_format
 from llava.errors import run_command
 from llava.eval.clip_gains import clips_that_help_less
 from llava.eval.data import read_for_evaluation
@@ -311,8 +312,6 @@ def _interval(triple: Sequence[float | None]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream."""
-    from llava.train.train import preprocess_plain_lm
-
     parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--data_path", required=True, help="LLaVA JSON file with videos that were not trained on")
@@ -333,8 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_absolute_paths=args.allow_absolute_paths,
     )  # fmt: skip
     length = model.config.max_position_embeddings
+    form = recorded_format(model.config, tokenizer)
     dataset = LazySupervisedDataset(
-        records, tokenizer, preprocess_plain_lm, length, model.video_spec, model.processor_spec, cache
+        records, tokenizer, form.preprocess, length, model.video_spec, model.processor_spec, cache, text_format=form
     )
     chosen, others = choose_samples(records, args.limit)
     if len(chosen) < len(records):

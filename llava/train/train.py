@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from llava.data.chat_formats import PLAIN
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
-from llava.data.prompt import pad_token_id, plain_lm_sample
+from llava.data.prompt import pad_token_id, preprocess_plain_lm
 from llava.data.records import modality, without
+from llava.data.text_format import preprocess as preprocess
 from llava.errors import run_command
 from llava.train import resume, run_flags, sight, stages
 from llava.train.checkpoints import write_errors_explained
@@ -28,30 +29,6 @@ from llava.train.sharding import built_whole
 from llava.train.stop import Stop
 
 logger = logging.getLogger("llava")
-
-
-def preprocess_plain_lm(
-    sources: Sequence[Sequence[Mapping[str, str]]], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
-) -> dict[str, list[torch.Tensor]]:
-    """Conversations to plain language-model samples: turns joined by one space, EOS at the end, all text supervised.
-
-    Args:
-        sources: conversations `[{"from": ..., "value": ...}, ...]`, placeholders already expanded to visual tokens.
-        tokenizer: one that knows the visual tokens, when there are any in the text.
-        has_image: whether the conversations show a video or an image.
-
-    Returns:
-        `input_ids` and `labels`, lists of LongTensors (L,). Labels equal the ids, apart from visual tokens, which are
-        `IGNORE_INDEX`. `llava.data.prompt.count_supervised(labels)` counts the targets.
-
-    Raises:
-        ValueError: when a visual token is not registered, when a sample has no word to learn, when `has_image` is set
-            and a text holds no visual token, or when the tokenizer has no EOS.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token, so a caption could never learn to end: set one")
-    samples = [plain_lm_sample(conversation, tokenizer, has_image) for conversation in sources]
-    return {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
 
 
 @dataclass(frozen=True)
@@ -93,6 +70,7 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     run_record = run_flags.make_run_record(args)
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
+        run_record["text_format"] = {"template": resume.pinned_template(checkpoint)}
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 
@@ -158,16 +136,22 @@ def prepare(
     run_record = run_flags.make_run_record(args) if run_record is None else run_record
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
-    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer)
+    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer, model_args.version)
     eval_records, eval_problems = [], []
     if data_args.eval_data_path:
-        eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer)
+        eval_records, eval_problems = stages.read_records(
+            data_args.eval_data_path, data_args, tokenizer, model_args.version
+        )
 
     with built_whole(training_args):
         model = stages.make_model(args, tokenizer)
+        template = run_record.get("text_format", {}).get("template")
+        text_format = stages.make_format(model_args.version, tokenizer, model, template)
+    run_record["text_format"] = model.config.text_format
     stages.check_modalities(records, model)
     exempt = stages.freeze_unused(records, model)
-    preprocess = give_faults(parse_faults(training_args.experiment_faults), model, preprocess_plain_lm)
+    plainly = preprocess_plain_lm if text_format.version == PLAIN else text_format.preprocess
+    trained = give_faults(parse_faults(training_args.experiment_faults), model, plainly)
     run_record["parameters"] = parameter_rows(model, training_args)
     logger.info("%s", parameter_table(run_record["parameters"]))
 
@@ -178,16 +162,18 @@ def prepare(
         eval_problems += stages.fill_cache(
             cache, without(eval_records, eval_problems), model, training_args, timeout, should_stop
         )
-    dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
+    dataset, lengths = stages.make_dataset(
+        records, problems, args, tokenizer, model, cache, trained, text_format=text_format
+    )
     stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, eval_lengths = stages.make_dataset(
-            eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
+            eval_records, eval_problems, args, tokenizer, model, cache, plainly, "bad_eval_samples.jsonl", text_format
         )
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
-        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, tokenizer)
+        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, text_format)
 
     trainer = LlavaTrainer(
         model=model,
