@@ -24,7 +24,7 @@ from llava.data.chat_formats import TOKENIZER, pin_template, template_of, unknow
 from llava.data.prompt import Turns, check_visible, compact, count_supervised, visual_token_ids
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PROBE = "A"
+PROBE = "Aa"
 """An answer that stands for any: what the model is asked to go on from is what stands before it in training."""
 _MARKS = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*</think>)?\s*")
@@ -72,7 +72,7 @@ class Chat:
                 show which tokens are the assistant's.
         """
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-            what = "an eos_token" if tokenizer.is_fast else "offsets (only fast tokenizers have them)"
+            what = "eos_token" if tokenizer.is_fast else "offsets (only fast ones have them)"
             raise ValueError(f"--version {version}: the tokenizer has no {what}, which chat formats need")
         missing = unknown_tokens(version, tokenizer)
         if missing:

@@ -89,7 +89,9 @@ class PlainLM:
     def encode(self, conversations: Sequence[Turns]) -> Iterator[tuple[list[int], list[int]]]:
         texts = [join_turns(self.turns(c)) for c in conversations]
         found = {marker: self.tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS.values()}
-        visual = {i for marker, i in found.items() if self.tokenizer.convert_ids_to_tokens(i) == marker}
+        visual = {
+            i for marker, i in found.items() if i is not None and self.tokenizer.convert_ids_to_tokens(i) == marker
+        }
         for tokens in tokenized(self.tokenizer, texts):
             ids = [*tokens, self.tokenizer.eos_token_id]
             yield ids, [IGNORE_INDEX if i in visual else i for i in ids]

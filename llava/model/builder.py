@@ -166,10 +166,9 @@ def load_language_model(
     config.pop("model_type")
     llava_config = LlavaGPT2Config(**config)
     if from_scratch:
-        # The vision modules of an earlier model are not part of a fresh one.
-        language_only = {
-            k: v for k, v in config.items() if not k.startswith("mm_") and k not in ("video_spec", "text_format")
-        }
+        # The vision modules of an earlier model are not part of a fresh one, nor is the format of its text.
+        others = ("video_spec", "text_format")
+        language_only = {k: v for k, v in config.items() if not k.startswith("mm_") and k not in others}
         fresh = LlavaGPT2Config(**language_only)
         fresh._attn_implementation = attn_implementation
         return LlavaGPT2ForCausalLM(fresh).float()
