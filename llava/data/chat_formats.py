@@ -132,5 +132,5 @@ def without_prefix_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
 def _pre_tokenizers(backend: Any) -> list[Any]:
     first = getattr(backend, "pre_tokenizer", None)
     if type(first).__name__ == "Sequence":
-        return [first[i] for i in range(len(first))]
+        return [*first]
     return [first]
