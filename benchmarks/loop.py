@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from benchmarks.models import SIZES, WORDS, Size
 from benchmarks.timing import Row, in_turns, now, pass_of, row, to_device
 from llava.train import run_flags
-from llava.train.train import Run, prepare
+from llava.train.setup import Run, prepare
 from scripts import make_model
 
 STEPS, SETTLING = 12, 3

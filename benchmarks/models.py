@@ -12,7 +12,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from benchmarks.timing import Batch, to_device
-from llava.config import ProcessorSpec, VideoSpec
+from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import video_tokens

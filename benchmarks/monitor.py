@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks.models import SIZES, Size, make_model, make_samples
-from llava.config import TrainingArguments
+from llava.config.flags import TrainingArguments
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.train.llava_trainer import LlavaTrainer
+from llava.train.trainer import LlavaTrainer
 
 BLOCK = 10
 RUNS = {"demo": SIZES["demo"], "12x768": replace(SIZES["12x768"], batch=1)}

@@ -83,7 +83,7 @@ def measure(flags: list[str], profile: bool) -> dict[str, Any]:
     import torch
 
     from llava.train import run_flags
-    from llava.train.preflight import run_preflight
+    from llava.train.preflight.run import run_preflight
     from llava.train.train import prepare
 
     torch.set_num_threads(1)

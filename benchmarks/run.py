@@ -28,8 +28,8 @@ from transformers import Dinov2Config, Dinov2Model
 from benchmarks import loop, training
 from benchmarks.models import SIZES, WORDS, make_step
 from benchmarks.timing import Row, full_logits, in_turns, pass_of, row
-from llava.config import ProcessorSpec, VideoSpec
-from llava.data.features import FeatureCache, extract_features
+from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.records import Record
 from llava.data.video import decoder_problem, probe_video, read_frames, select_frames
 from llava.model.language_model import llava_gpt2

@@ -17,8 +17,8 @@ from benchmarks.models import SIZES, Size, make_model, make_step, make_texts
 from benchmarks.timing import Row, full_logits, in_turns, now, pass_of, row, to_device
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator
+from llava.data.sampler import grouped_order
 from llava.model.language_model import llava_gpt2
-from llava.train.sampler import grouped_order
 
 
 def packing(repeats: int, device: str) -> list[Row]:

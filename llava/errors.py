@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 OUT_OF_MEMORY = (
     "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by the same factor, which gives the "
@@ -34,6 +35,22 @@ EXHAUSTED = (
 """What libraries say when something ran out (a pattern), and the cause with its remedy."""
 STOPPED_STATUS = 85
 """Exit status of what stopped because it was told to, and goes on when it is started again."""
+
+
+class Watch(Protocol):
+    """Knows which file the processes that it watches read."""
+
+    def path_of(self, pid: int) -> str | None:
+        """The file that a process reads, or read when it died; None when it read none."""
+
+
+WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+"""Those of the data workers of this process, which say what a worker was at when it died."""
+
+
+def path_of(pid: int) -> str | None:
+    """The file that a data worker of this process reads, or read when it died."""
+    return next((path for watch in list(WATCHES) if (path := watch.path_of(pid))), None)
 
 
 JOINERS = "\u200c\u200d"
@@ -128,8 +145,6 @@ def _dead_worker(text: str) -> str | None:
     found = re.match(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*)", text, re.DOTALL)
     if found is None:
         return None
-    from llava.data.watch import path_of
-
     path, how = path_of(int(found[1])), found[2].strip().splitlines()[0]
     if path:
         cause = (

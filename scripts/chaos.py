@@ -37,8 +37,8 @@ from transformers.trainer_pt_utils import safe_globals
 from llava.errors import STOPPED_STATUS, run_command
 from llava.train import stages
 from llava.train import train as training
-from llava.train.checkpoints import list_checkpoints
-from llava.train.llava_trainer import LlavaTrainer
+from llava.train.checkpoint.files import list_checkpoints
+from llava.train.trainer import LlavaTrainer
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR1")
 PHASES = {1: ("train", "evaluate", "save"), 2: ("train", "evaluate", "save", "extract")}

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from llava.config import ProcessorSpec
+from llava.config.video import ProcessorSpec
 from llava.constants import PLACEHOLDERS
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records

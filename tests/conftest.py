@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llava.config import ProcessorSpec, VideoSpec
+from llava.config.video import ProcessorSpec, VideoSpec
 from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 

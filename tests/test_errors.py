@@ -7,8 +7,8 @@ import json
 import pytest
 
 from llava.errors import Stopped, run_command, show
-from llava.eval.report import main as report
-from llava.train.preflight import main as preflight
+from llava.report.page import main as report
+from llava.train.preflight.run import main as preflight
 
 
 def test_an_error_raised_on_purpose_is_a_message(tmp_path):

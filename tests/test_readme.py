@@ -1,4 +1,4 @@
-"""The README keeps its promises: its file tree is the disk's, its commands and links lead somewhere."""
+"""README and docs keep their promises: the file tree is the disk's, commands and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+FILES = ROOT / "docs" / "files.md"
 HEADING = "## Files"
 # Folders named by one line for all that is in them.
 WHOLE_FOLDERS = ("tests/assets",)
@@ -70,9 +71,9 @@ def repository_files() -> list[str]:
     return [str(p) for p in paths if not any(fnmatch(part, pattern) for part in p.parts for pattern in ignored)]
 
 
-def readme_tree() -> tuple[list[str], list[str]]:
-    text = README.read_text(encoding="utf-8")
-    assert f"\n{HEADING}\n" in text, f"README.md has no heading {HEADING!r}"
+def file_tree() -> tuple[list[str], list[str]]:
+    text = FILES.read_text(encoding="utf-8")
+    assert f"\n{HEADING}\n" in text, f"docs/files.md has no heading {HEADING!r}"
     block = FENCE.search(text.split(f"\n{HEADING}\n")[1].split("\n## ")[0])
     assert block, f"no fenced block under {HEADING!r}"
     return parse_tree(block[1])
@@ -93,16 +94,15 @@ def test_parse_tree_refuses(block: str) -> None:
 
 
 def test_file_tree_equals_the_disk() -> None:
-    named, folders = readme_tree()
+    named, folders = file_tree()
     expected = {
         path
         for path in repository_files()
-        if not path.startswith(tuple(f"{folder}/" for folder in WHOLE_FOLDERS))
-        and not (path.endswith("__init__.py") and (ROOT / path).stat().st_size == 0)
+        if not path.startswith(tuple(f"{folder}/" for folder in WHOLE_FOLDERS)) and not path.endswith("__init__.py")
     }
     gone = [p for p in named if not (ROOT / p).is_file()] + [f for f in folders if not (ROOT / f).is_dir()]
-    assert gone == [], "the README's file tree names what is not there"
-    assert sorted(expected - set(named)) == [], "the README's file tree lacks these files"
+    assert gone == [], "docs/files.md names what is not there"
+    assert sorted(expected - set(named)) == [], "docs/files.md lacks these files"
 
 
 def test_commands_exist() -> None:

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from transformers import GPT2Config, PreTrainedTokenizerBase
 from transformers.hf_argparser import string_to_bool
 
-from llava.config import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
+from llava.config.video import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import PLAIN, add_tokens, resolve
 from llava.data.chat_formats import reserved as reserved_of
 from llava.data.dataset import LazySupervisedDataset, length_problems, sequence_lengths
-from llava.data.features import Clip, distinct_clips
+from llava.data.features.extract import Clip, distinct_clips
+from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.paths import add_folder_flags
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
@@ -48,7 +49,6 @@ from llava.data.video import (
     segment_bounds,
     select_frames,
 )
-from llava.data.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.errors import run_command
 from llava.foreign import config_values, load_tokenizer
 

@@ -13,15 +13,15 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llava.config import ProcessorSpec, VideoSpec
+from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import FILLER_ID, FILLER_INDEX, IGNORE_INDEX
-from llava.data.features import FeatureCache
+from llava.data.features.extract import FeatureCache
+from llava.data.features.workers import CLIP_TIMEOUT
 from llava.data.prompt import Spans
 from llava.data.records import Problem, Record
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.data.watch import ClipWatch
-from llava.data.workers import CLIP_TIMEOUT
 from llava.errors import show
 
 Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]

@@ -19,8 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.model.loss import supervised_positions
-from llava.model.splice import check_positions, visual_positions
+from llava.data.positions import check_positions, supervised_positions, visual_positions
 
 ATTENTION_LENGTH = 1536
 """Row length at which attention costs as much as the rest of a block: 6 times the width, here of a width of 256."""

@@ -26,11 +26,11 @@ from llava.data.captions import (
     remarks_on,
     without_placeholders,
 )
+from llava.data.json_records import DatasetError, NotJSON, RepeatedKeys, read_values
 from llava.data.keys import UNREAD, files_under, unread_keys
 from llava.data.lookup import wrong_with_files
 from llava.data.paths import OUTSIDE, leaves_folder, place
 from llava.data.prompt import lay_out, reserved_tokens
-from llava.data.reading import DatasetError, NotJSON, RepeatedKeys, read_values
 from llava.errors import show
 
 ROLES = ("human", "gpt", "system", "user", "assistant")

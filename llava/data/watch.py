@@ -1,7 +1,8 @@
 """Which file each process reads, and for how long: a file that hangs or crashes the decoder can then be named.
 
-Extraction and checks decode in processes of their own (`llava.data.workers`). Training without a feature cache decodes
-in the workers of a DataLoader, which have no time limit for a file and cannot say what they were at when they died.
+Extraction and checks decode in processes of their own (`llava.data.features.workers`). Training without a feature cache
+decodes in the workers of a DataLoader, which have no time limit for a file and cannot say what they were at when they
+died.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from llava.errors import exhausted, show
+from llava.errors import WATCHES, exhausted, show
 
 SLOTS = 256
 PATH_BYTES = 4096
-
-_WATCHES: weakref.WeakSet[ClipWatch] = weakref.WeakSet()
 
 
 class ClipWatch:
@@ -38,7 +36,7 @@ class ClipWatch:
         self.timeout = timeout
         self.pids = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()
         self.paths = torch.zeros(SLOTS, PATH_BYTES, dtype=torch.uint8).share_memory_()
-        _WATCHES.add(self)
+        WATCHES.add(self)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:
@@ -63,11 +61,6 @@ class ClipWatch:
         """The file that a process reads, or read when it died; None when it read none."""
         slots = (self.pids == pid).nonzero()
         return os.fsdecode(bytes(self.paths[slots[0, 0]].tolist()).rstrip(b"\0")) if len(slots) else None
-
-
-def path_of(pid: int) -> str | None:
-    """The file that a data worker of this process reads, or read when it died."""
-    return next((path for watch in list(_WATCHES) if (path := watch.path_of(pid))), None)
 
 
 def end_on_lost_batch(worker_id: int, then: Callable[[int], Any] | None = None) -> None:

@@ -18,7 +18,7 @@ from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.features import FeatureCache, open_cache
+from llava.data.features.extract import FeatureCache, open_cache
 from llava.data.paths import add_folder_flags
 from llava.data.prompt import Spans, Turns, join_turns, pad_token_id, plain_turns, reserved_tokens
 from llava.data.records import Record

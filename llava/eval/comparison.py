@@ -8,7 +8,7 @@ from typing import Any
 
 def predicted(run: Any) -> tuple[str | None, int | None]:
     """(hash of the words of the evaluation set, number of tokens that both experiments predict) of a
-    `llava.eval.report.Run`; None for what it does not say.
+    `llava.report.page.Run`; None for what it does not say.
     """
     evaluation = (run.record.get("data") or {}).get("eval") or {}
     counts = [int(n) for _, n in run.values("eval_common_tokens") if n == n]

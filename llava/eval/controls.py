@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from llava.config import ProcessorSpec, VideoSpec
+from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.features import open_cache
+from llava.data.features.extract import open_cache
 from llava.data.paths import add_folder_flags
+from llava.data.positions import visual_positions
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
@@ -36,7 +37,6 @@ from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.eval.statistics import bootstrap_ratio
 from llava.model.builder import load_pretrained_model
-from llava.model.splice import visual_positions
 
 GAINS = {"video": "other", "time": "shuffled", "blank": "blank", "fast": "no_fast", "slow": "no_slow"}
 """Each gain and the condition that it takes from the true video's loss."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.chat_formats import PLAIN, reserved
-from llava.data.features import FeatureCache, extract_features
+from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from llava.config import ProcessorSpec, VideoSpec
+from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.positions import check_positions, visual_positions
 from llava.data.prompt import image_tokens, video_tokens
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from llava.model.multimodal_projector.builder import build_projector
 from llava.model.multimodal_resampler.fast_slow import build_resampler
-from llava.model.splice import check_positions, splice, visual_positions
+from llava.model.splice import splice
 
 TOWER_STORAGE = ("reference", "checkpoint")
 

@@ -10,20 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llava.constants import IGNORE_INDEX
+from llava.data.positions import supervised_positions
 
 CHUNK_LOGITS = 1 << 27
 """Logits (N x V) that are in memory at once: 512 MiB in fp32. More are computed in pieces, and again in the backward
 pass."""
 ALIGNMENT = 64
 """Multiple that the head's rows are padded to where matrix kernels want it (CUDA)."""
-
-
-def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Places (N,) of the targets in the flattened `labels` (B, L); position 0 of a row is never a target."""
-    supervised = labels != IGNORE_INDEX
-    supervised[:, 0] = False
-    return supervised.flatten().nonzero().squeeze(1)
 
 
 def supervised_loss(

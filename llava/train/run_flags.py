@@ -20,33 +20,22 @@ from transformers import HfArgumentParser, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 import llava
-from llava.config import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.ranges import out_of_range
 from llava.data.chat_formats import PLAIN, resolve
-from llava.data.feature_store import TOLERANCES
+from llava.data.features.store import TOLERANCES
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import is_message
 from llava.model.builder import select_parts
 from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
-from llava.train import sharding
+from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
-from llava.train.flag_ranges import out_of_range
 
 logger = logging.getLogger(__name__)
 
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, OSError, NotImplementedError)
 """What transformers raises for flags that it cannot take."""
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
-
-# Flags that may differ between a run and its resumption: they change where and how it runs, not what it computes.
-FREE_FLAGS = {
-    "output_dir", "logging_dir", "run_name", "report_to", "resume_from_checkpoint", "logging_steps", "logging_strategy",
-    "save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_data_path",
-    "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
-    "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
-    "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
-    "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes", "video_decoder",
-}  # fmt: skip
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Arguments:

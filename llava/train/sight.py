@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
-from llava.data.content_hashes import ContentHashes
+from llava.data.features.content import ContentHashes
+from llava.data.features.names import clip_names
 from llava.data.records import Record
 from llava.eval.controls import (
     CONTROLS_FILE,
@@ -24,13 +25,12 @@ from llava.eval.controls import (
     control_losses,
     format_controls,
 )
-from llava.train.alarms import PATIENCE, blind
-from llava.train.held_out import clip_names
-from llava.train.monitor import keep_until
-from llava.train.sharding import weights_are_spread
+from llava.train.checkpoint.sharding import weights_are_spread
+from llava.train.monitor.alarms import PATIENCE, blind
+from llava.train.monitor.run_monitor import keep_until
 
 if TYPE_CHECKING:
-    from llava.train.llava_trainer import LlavaTrainer
+    from llava.train.trainer import LlavaTrainer
 
 logger = logging.getLogger(__name__)
 

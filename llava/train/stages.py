@@ -13,11 +13,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava import foreign
-from llava.config import DataArguments, ModelArguments, TrainingArguments, VideoSpec, video_spec
+from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.video import VideoSpec
 from llava.data.chat_formats import PLAIN, add_tokens, has_prefix_space, reserved, without_prefix_space
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
-from llava.data.features import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     Problem,

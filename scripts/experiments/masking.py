@@ -15,7 +15,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from llava.eval.report import Run, read_run
+from llava.report.page import Run, read_run
 
 VARIANTS = {
     "masked_trainable": ("masked, vocabulary trains", "#009E73"),

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.forms import differing_forms
 from llava.data.prompt import expand_turns, plain_lm_sample, visual_token_ids
 from llava.data.records import Record, load_records
 from llava.eval.comparison import different_targets
-from llava.eval.report import Run, read_run
 from llava.eval.statistics import paired_interval
+from llava.report.page import Run, read_run
 
 TARGET_SLACK = 1.05
 LAST_NORMS = 10

@@ -11,15 +11,15 @@ from torch import nn
 from llava.data import packing
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.features import FeatureCache
+from llava.data.features.extract import FeatureCache
+from llava.data.sampler import ModalityLengthSampler
 from llava.model import llava_arch
 from llava.model.language_model import llava_gpt2
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.train import stages
 from llava.train import train as training
-from llava.train.llava_trainer import LlavaTrainer
-from llava.train.sampler import ModalityLengthSampler
+from llava.train.trainer import LlavaTrainer
 
 Patch = pytest.MonkeyPatch
 plain_preprocess = training.preprocess_plain_lm

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from llava.errors import message_of
-from llava.train.llava_trainer import LlavaTrainer
 from llava.train.train import main
+from llava.train.trainer import LlavaTrainer
 from tests.train.runs import flags
 
 PLACES = {

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.constants import IGNORE_INDEX, VISUAL_TOKENS
 from llava.data.chat import Chat
 from llava.data.chat_formats import FORMATS, TOKENIZER, add_tokens

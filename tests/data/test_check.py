@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.config import VIDEO_DECODERS, VideoSpec
+from llava.config.video import VIDEO_DECODERS, VideoSpec
 from llava.data import check
 from llava.data.check import FileReport, check_files, open_all
 from llava.data.prompt import expand_placeholders
@@ -242,7 +242,7 @@ def test_wrong_flags_are_an_error(
 
 
 def test_lengths_are_those_of_training(assets: SimpleNamespace) -> None:
-    from llava.train.train import preprocess_plain_lm  # the reference; llava.data itself never imports llava.train
+    from llava.data.prompt import preprocess_plain_lm
 
     records, _ = load_records(assets.video_json, video_folder=assets.clips)
     tokenizer, _ = check._tokenizer(str(assets.gpt2), None)

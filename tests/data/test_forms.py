@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from llava.constants import IGNORE_INDEX
 from llava.data.dataset import LazySupervisedDataset, sequence_lengths
 from llava.data.forms import common_targets, differing_forms, text_targets
+from llava.data.prompt import preprocess_plain_lm
 from llava.data.records import Record, text_alone
-from llava.train.train import preprocess_plain_lm
 from tests.conftest import SPEC
 from tests.data.test_captions import talk
 

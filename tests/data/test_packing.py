@@ -16,8 +16,8 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator, pack_rows
 from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
-from llava.train.monitor import batch_sums
-from llava.train.preflight_model import check_layout, look
+from llava.train.monitor.run_monitor import batch_sums
+from llava.train.preflight.model import check_layout, look
 from tests.conftest import SPEC
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.constants import IGNORE_INDEX, VISUAL_TOKENS
 from llava.data.prompt import (
     count_supervised,

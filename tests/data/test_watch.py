@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from llava.data.watch import ClipWatch, path_of
+from llava.data.watch import ClipWatch
+from llava.errors import path_of
 
 HANG = """
 import threading

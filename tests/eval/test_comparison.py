@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval.comparison import comparable, different_targets
-from llava.eval.report import Run, write_report
+from llava.report.page import Run, write_report
 
 
 def run(video: bool, tokens: int | None = None, targets: str | None = None) -> Run:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.prompt import pad_token_id, video_tokens
+from llava.data.prompt import pad_token_id, preprocess_plain_lm, video_tokens
 from llava.data.records import load_records
 from llava.eval.controls import (
     ControlLosses,
@@ -28,7 +28,6 @@ from llava.eval.controls import (
     stream_mask,
 )
 from llava.eval.loss import after_first_token, caption_losses, token_losses
-from llava.train.train import preprocess_plain_lm
 from tests.conftest import PROCESSOR, SPEC, record
 from tests.train.runs import train
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llava.data import check, features, video
+from llava.data import check, video
+from llava.data.features import extract as features
 from tests.conftest import CAPTIONS, record
 from tests.data.video.clips import cut, damage, write_gray
 

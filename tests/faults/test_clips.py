@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava.data import check, dataset, features
+from llava.data import check, dataset
+from llava.data.features import extract as features
 from llava.data.records import DatasetError
 from llava.data.video import VideoError
 from llava.errors import run_command

@@ -15,7 +15,7 @@ from llava.data import check
 from llava.data.records import DatasetError
 from llava.eval import captioning, controls
 from llava.eval.captioning import Captioner
-from llava.eval.report import main as report
+from llava.report.page import main as report
 from tests.conftest import CAPTIONS, EOS, record
 from tests.train.runs import train
 

@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import get_worker_info
 
 from llava.data import dataset
-from llava.data.workers import run_tasks
+from llava.data.features.workers import run_tasks
 from llava.errors import run_command
-from llava.train.llava_trainer import LlavaTrainer
 from llava.train.train import main
-from tests.data.test_workers import double_or_fail
+from llava.train.trainer import LlavaTrainer
+from tests.data.features.test_workers import double_or_fail
 from tests.train.runs import flags, train
 
 

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.data.prompt import expand_placeholders
+from llava.data.prompt import expand_placeholders, preprocess_plain_lm
 from llava.model.builder import add_visual_tokens, load_language_model, load_pretrained_model, set_trainable
 from llava.model.language_model.llava_gpt2 import CACHE, LlavaGPT2ForCausalLM
 from llava.model.loss import head_logits, supervised_loss
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
-from llava.train.train import preprocess_plain_lm
 from tests.conftest import SPEC, save_tower
 
 PIXELS = torch.Generator().manual_seed(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llava.config import VideoSpec, grid
+from llava.config.video import VideoSpec, grid
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler, StreamResampler, build_resampler, region_mask
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava.model.splice import check_positions, splice, visual_positions
+from llava.data.positions import check_positions, visual_positions
+from llava.model.splice import splice
 
 TEMPLATE = [90, 91, 91, 92]
 VISUAL = sorted(set(TEMPLATE))

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from llava.train import sharding
+from llava.train.checkpoint import sharding
 from llava.train.train import main
 
 prepare = AcceleratorState.__init__

@@ -98,8 +98,8 @@ def test_captions_are_asked_for_in_the_runs_format(assets, run, questions, tmp_p
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_resuming_equals_never_having_stopped(assets, questions, tmp_path, accumulation):
     options = {
-        "model_max_length": 128, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "data_path": questions, "version": "chatml",
-        "gradient_accumulation_steps": accumulation,
+        "model_max_length": 128, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "data_path": questions,
+        "version": "chatml", "gradient_accumulation_steps": accumulation,
     }  # fmt: skip
     whole = train(assets, tmp_path / "whole", **options)
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "cut" / "checkpoint-4")

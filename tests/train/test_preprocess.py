@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.constants import IGNORE_INDEX
 from llava.data.prompt import count_supervised, expand_placeholders, image_span, video_span
 from llava.train.train import preprocess_plain_lm

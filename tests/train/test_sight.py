@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from llava.data.content_hashes import ContentHashes
+from llava.data.features.content import ContentHashes
 from llava.data.records import Record
 from llava.train.sight import measured_on
 from tests.conftest import CAPTIONS, record
@@ -42,7 +42,7 @@ def test_captions_of_wrong_clips_do_not_pass_for_sound(assets, tmp_path, caplog)
 
 
 def test_a_run_that_does_not_see_its_training_clips_is_blind(assets, tmp_path, monkeypatch):
-    from llava.data.features import FeatureCache
+    from llava.data.features.extract import FeatureCache
 
     read = FeatureCache.read
     monkeypatch.setattr(FeatureCache, "read", lambda self, *clip: read(self, *clip) * 0 + 1)

@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from llava.data.feature_store import DamagedFeatures
+from llava.data.features.store import DamagedFeatures
 from llava.errors import Stopped
 from llava.eval.captioning import Captioner
 from llava.train import stages
 from llava.train.run_flags import parse_arguments
-from llava.train.train import main, prepare
+from llava.train.setup import prepare
+from llava.train.train import main
 from tests.train.runs import flags, train
 
 

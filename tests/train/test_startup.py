@@ -14,7 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from llava.train import run_flags
-from llava.train.train import prepare
+from llava.train.setup import prepare
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags
 

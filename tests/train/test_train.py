@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava.config import TrainingArguments
-from llava.data.features import open_cache
+from llava.config.flags import TrainingArguments
+from llava.data.features.extract import open_cache
 from llava.data.records import DatasetError, Record
 from llava.data.video import VideoError
 from llava.eval.captioning import Captioner
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
-from llava.train.checkpoints import write_manifest
-from llava.train.llava_trainer import LlavaTrainer
+from llava.train.checkpoint.files import write_manifest
 from llava.train.stages import freeze_unused
 from llava.train.train import main
+from llava.train.trainer import LlavaTrainer
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags, losses, train
 

@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video.container import open_container, video_stream
 from llava.data.video.errors import REENCODE, VideoError, cause
 from llava.data.video.files import file_name
@@ -47,7 +47,7 @@ def decoder_of(info: VideoInfo, asked: str = "auto") -> str:
     """The decoder that `read_frames` starts with: decord, torchcodec or pyav.
 
     Args:
-        asked: one of `llava.config.VIDEO_DECODERS`; auto is decord where there is one.
+        asked: one of `llava.config.video.VIDEO_DECODERS`; auto is decord where there is one.
 
     Raises:
         ValueError: when the decoder that is asked for cannot be imported.

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.Image import DecompressionBombError
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video.container import open_container
 from llava.data.video.errors import VideoError
 from llava.data.video.probe import ROTATIONS, decoded_times, display_matrix, probe_video
@@ -24,7 +24,7 @@ SOUGHT_CODECS = ("h264", "vp9")
 
 
 def same_as_before(clip: tuple[str, tuple[float, float] | None, bool], spec: VideoSpec) -> bool:
-    """Whether rule 1 gave exactly the frames and pixels of today for a `llava.data.features.Clip`.
+    """Whether rule 1 gave exactly the frames and pixels of today for a `llava.data.features.extract.Clip`.
 
     False when in doubt: where the file cannot be read or holds several tracks of pictures.
     """

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 
 FRAME_RULE = 2
 """Raised when another frame may be chosen for the same file and settings; part of the feature cache's key."""

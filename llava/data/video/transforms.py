@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava.config import ProcessorSpec
+from llava.config.video import ProcessorSpec
 
 
 def frames_to_pixels(frames: np.ndarray, processor: ProcessorSpec, image_aspect_ratio: str) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava.config import ProcessorSpec
+from llava.config.video import ProcessorSpec
 from llava.foreign import check_sizes, config_values
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")

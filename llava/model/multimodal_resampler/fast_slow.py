@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava.config import VideoSpec, grid
+from llava.config.video import VideoSpec, grid
 
 OUTPUT_GAIN = 0.1
 """Initial scale of the normalised rows: the order of a fresh word embedding plus a position."""

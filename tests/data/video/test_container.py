@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video import VideoError, container, probe_video, read_frames
 from tests.data.video.clips import shown, write_gray
 

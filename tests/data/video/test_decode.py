@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video import VideoError, decode, decoder_of, probe_video, read_frames, reader_versions, select_frames
 from llava.data.video.decode import as_shown, decoder_problem
 from tests.data.video.clips import damage, faulty, numbers, remux, set_matrix, shown, write_gray

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video import VideoError, probe_video, read_frames, read_image
 from tests.data.video.clips import FASTSTART, cut, damage, write_audio, write_gray
 

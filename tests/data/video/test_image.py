@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video import VideoError, read_frames, read_image
 from llava.data.video.image import on_white
 from tests.data.video.clips import write_gray

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video import legacy, probe_video, select_frames
 from llava.data.video.legacy import count_changed, same_as_before, select_by_rate
 from tests.data.video.clips import faulty, set_matrix, write_gray

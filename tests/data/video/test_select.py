@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.config import VideoSpec
+from llava.config.video import VideoSpec
 from llava.data.video import select_frames
 from llava.data.video.select import milliseconds
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from llava.config import ProcessorSpec
+from llava.config.video import ProcessorSpec
 from llava.data.video import frames_to_pixels
 
 

@@ -1,0 +1,196 @@
+"""The flags of a run: three argument classes, whose fields are the flags' names."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from typing import cast
+
+import transformers
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from llava.config.video import VideoSpec
+
+# Flags that may differ between a run and its resumption: they change where and how it runs, not what it computes.
+FREE_FLAGS = {
+    "output_dir", "logging_dir", "run_name", "report_to", "resume_from_checkpoint", "logging_steps", "logging_strategy",
+    "save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_data_path",
+    "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
+    "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
+    "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
+    "confirm_changes", "video_decoder",
+}  # fmt: skip
+
+
+@dataclass
+class ModelArguments:
+    """Flags that describe the model."""
+
+    model_name_or_path: str = field(metadata={"help": "A GPT-2 or llava_gpt2 folder or hub name."})
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Keep the model's config and tokenizer and draw fresh weights."}
+    )
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the language model."})
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "A DINOv2 folder or hub name; none trains on text alone."}
+    )
+    mm_tunable_parts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Comma-separated parts that train: mm_language_model, mm_mlp_adapter, mm_vision_resampler, "
+            "mm_vision_tower. Default: all that exist but the tower."
+        },
+    )
+    version: str = field(
+        default="plain",
+        metadata={
+            "help": "Format of the text, by LLaVA's names: plain (no template, all text is learnt), or chatml, "
+            "llama_3, llama_2, mistral_instruct, gemma_instruct, vicuna_v1, tokenizer (its own template), where "
+            "answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
+        },
+    )
+    mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
+    mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
+    vision_precision: str = field(
+        default="auto",
+        metadata={"help": "Precision of a frozen tower: fp32, bf16, or auto, which is bf16 where the device has it."},
+    )
+    mm_vision_tower_storage: str = field(
+        default="reference",
+        metadata={"help": "reference: checkpoints name the tower and its checksum; checkpoint: they hold its weights."},
+    )
+    mm_projector_type: str = field(default="mlp2x_gelu", metadata={"help": "linear, identity or mlp<N>x_gelu."})
+    mm_resampler_type: str = field(default="fast_slow_resampler", metadata={"help": "fast_slow_resampler."})
+    mm_perceiver_latents: int = field(default=81, metadata={"help": "Latents of a frame in the slow stream."})
+    mm_perceiver_latents_fast: int = field(default=9, metadata={"help": "Latents of a frame in the fast stream."})
+    mm_perceiver_depth: int = field(
+        default=1, metadata={"help": "Cross-attention blocks of each stream; 0 is pooling alone."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Flags that describe the data."""
+
+    data_path: str = field(metadata={"help": "Training records, LLaVA JSON or JSONL."})
+    eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, the same format."})
+    text_only: bool = field(
+        default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
+    )
+    image_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' image paths."})
+    video_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' video paths."})
+    allow_absolute_paths: bool = field(
+        default=False, metadata={"help": "Records may name files outside these folders, by absolute paths or by `..`."}
+    )
+    num_frames: int = field(default=4, metadata={"help": "Frames of a video that the model sees."})
+    video_fps: float = field(
+        default=1.0, metadata={"help": "Candidate frames per second of video; 0 takes every frame."}
+    )
+    frames_upbound: int = field(default=0, metadata={"help": "At most this many candidate frames; 0 is no bound."})
+    force_sample: bool = field(
+        default=False, metadata={"help": "Ignore video_fps and take frames uniformly over the whole clip."}
+    )
+    image_aspect_ratio: str = field(
+        default="pad", metadata={"help": "How a frame becomes square: pad, square (squeeze) or crop (DINOv2's own)."}
+    )
+    video_decoder: str = field(
+        default="auto",
+        metadata={"help": "decord, torchcodec, pyav, or auto: decord where it is installed. Where seeking would give "
+                  "other frames, PyAV decodes the whole clip whatever is asked for."},
+    )  # fmt: skip
+    on_bad_sample: str = field(
+        default="stop", metadata={"help": "stop, or skip: leave bad records out, counted and listed in the run folder."}
+    )
+    feature_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Where features of a frozen tower are kept: a folder, auto (feature_cache beside output_dir), "
+            "or off."
+        },
+    )
+    feature_dtype: str = field(
+        default="float16", metadata={"help": "What cached features are stored as: float16, or int8 in half the room."}
+    )
+    repair_features: bool = field(
+        default=False,
+        metadata={"help": "Check the checksum of every cached feature at the start and compute damaged ones again."},
+    )
+    clip_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds that decoding one clip may take before it counts as unreadable."}
+    )
+    use_plain_lm: bool | None = field(
+        default=None, metadata={"help": "Plain language modelling, no chat template: the same as --version plain."}
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """`transformers.TrainingArguments` with the project's own flags and a few other defaults."""
+
+    model_max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
+    mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
+    mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
+    mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Learning rate of the tower."})
+    group_by_modality_length: bool = field(
+        default=True, metadata={"help": "Batches of one modality and of similar lengths."}
+    )
+    packing: bool = field(
+        default=True, metadata={"help": "Samples share rows, apart from each other, where that saves padding."}
+    )
+    preflight: str = field(
+        default="quick",
+        metadata={"help": "Checks before the first step: quick, full (also over-fits a batch) or off."},
+    )
+    show_samples: int = field(
+        default=1, metadata={"help": "Samples of each modality that pre-flight shows token by token."}
+    )
+    run_monitor: bool = field(
+        default=True, metadata={"help": "Losses by modality, gradients by group, and alarms while training."}
+    )
+    controls: bool = field(
+        default=True, metadata={"help": "At evaluation, the loss under other, shuffled, blank and halved videos."}
+    )
+    controls_samples: int = field(default=256, metadata={"help": "Evaluation records that the controls use at most."})
+    confirm_changes: bool = field(
+        default=False, metadata={"help": "Resume with the flags or training records that changed, where that can work."}
+    )
+    run_report: bool = field(default=True, metadata={"help": "Write report.html into output_dir at the end."})
+    experiment_faults: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
+    experiment_faults_confirmed: bool = field(default=False, metadata={"help": argparse.SUPPRESS})
+    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "tensorboard, wandb, none."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: samples carry videos."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay False: it would replace a NaN loss by an average of earlier ones."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "False: all that trains has a gradient in every step."},
+    )
+    dataloader_persistent_workers: bool = field(default=True, metadata={"help": "Data workers outlive an epoch."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # There is nothing to pin it for, and torch would warn.
+        if self.device.type == "cuda" and self.dataloader_pin_memory:
+            # Pinned memory is copied while the device computes.
+            cast(AcceleratorConfig, self.accelerator_config).non_blocking = True
+
+
+def video_spec(model_args: ModelArguments, data_args: DataArguments) -> VideoSpec:
+    """The `VideoSpec` that the flags describe."""
+    return VideoSpec(
+        num_frames=data_args.num_frames,
+        fast_latents=model_args.mm_perceiver_latents_fast,
+        slow_latents=model_args.mm_perceiver_latents,
+        video_fps=data_args.video_fps,
+        frames_upbound=data_args.frames_upbound,
+        force_sample=data_args.force_sample,
+        image_aspect_ratio=data_args.image_aspect_ratio,
+        video_decoder=data_args.video_decoder,
+    )

@@ -1,0 +1,1 @@
+"""Features of a frozen tower: computed once, kept on disk, served to every epoch."""

@@ -1,0 +1,288 @@
+"""The files of a feature cache: checked shards of features, memory-mapped.
+
+A cache folder holds one subfolder for each fingerprint of settings, and in it pairs of files: `NAME.npy`, the features
+of some clips, one row of bytes each, and `NAME.json`, their index with a checksum for each row. The index is renamed
+into place after its array is complete, so a killed extraction leaves nothing that is ever read; a row is served after
+its checksum, which covers the clip's key, was found right, so neither damage on disk nor another clip's row is ever
+trained on. An index may name an array of another subfolder, whose rows an earlier commit wrote (`old_features.py`).
+
+Letters in shapes: C clips, T frames, P patches, Dv width of the tower.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from llava.data.features.content import ContentHashes, load_json, replace_file
+from llava.data.features.shards import Entry, damage, decode, encode, read_index, row_checksum
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
+"""Of the files, and of the rule that chooses frames; part of the fingerprint, so that files of another format are never
+taken for ours. 2 had checksums without keys, and frames by their number (`llava.data.video.legacy`)."""
+TOLERANCES = {"float16": 0.02, "int8": 0.05}
+"""Types that features are stored as, and the relative error that computing them again may show.
+
+Kernels, batches of another size and bf16 round differently from run to run, by 0.01 at most; int8 alone errs by 0.005
+on features without outliers and 0.018 with some.
+"""
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""Errors of writing where there is room."""
+
+Split = tuple[int, int] | None
+
+Clip = tuple[str, Split, bool]
+"""(path, segment, is it an image)."""
+
+
+class DamagedFeatures(ValueError):
+    """A row of a shard is not what was written."""
+
+
+class FeatureCache:
+    """Features of one tower under one set of settings.
+
+    Args:
+        root: the cache folder, shared by any number of runs.
+        settings: everything that determines a feature apart from the clip itself; a difference in any of it leads to
+            another subfolder. `dtype` is the type that features are stored as.
+        repair: whether extraction first checks all that it would reuse, and computes damaged features again.
+    """
+
+    def __init__(self, root: str | Path, settings: dict[str, Any], repair: bool = False) -> None:
+        self.settings = {"format": FORMAT, **settings}
+        self.dtype = settings.get("dtype", "float16")
+        self.repair = repair
+        self.fingerprint = fingerprint(self.settings)
+        self.folder = Path(root) / self.fingerprint
+        self.contents = ContentHashes(Path(root) / "contents")
+        self._entries: dict[str, Entry] = {}
+        self._sound: set[str] = set()
+        self._ignored: set[str] = set()
+        self.reload()
+
+    _damage = staticmethod(damage)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def reload(self) -> None:
+        """Reads the indexes on disk, those of other processes included.
+
+        An index or array that is malformed is ignored with a warning: its clips count as not extracted.
+        """
+        self.contents.reload()
+        self._entries.clear()
+        self._sound.clear()  # A clip that two runs extracted may now be served from the other shard.
+        for index in sorted(self.folder.glob("*.json")):
+            if index.name == "settings.json":
+                continue
+            try:
+                self._entries |= read_index(index, self.dtype)
+            except (ValueError, OSError) as error:
+                if index.name not in self._ignored:
+                    self._ignored.add(index.name)
+                    logger.warning(
+                        "%s: damaged, ignored; extraction computes its features again, and then it and %s can be "
+                        "deleted (%s: %s)", index, index.with_suffix(".npy").name, type(error).__name__, error
+                    )  # fmt: skip
+
+    def key(self, path: str, split: Split, is_image: bool = False) -> str:
+        """Key of a clip: the hash of its content, the segment, and whether it is read as an image. Reads the file when
+        it is new or has changed.
+        """
+        return join_key(self.contents.hash(path), split, is_image)
+
+    def has(self, path: str, split: Split, is_image: bool = False) -> bool:
+        return self.key(path, split, is_image) in self._entries
+
+    def place(self, path: str, split: Split, is_image: bool = False) -> tuple[str, int]:
+        """The file (without suffix) and the row of a clip's features; an error when there are none."""
+        entry = self._entries[self.key(path, split, is_image)]
+        return entry.shard.name, entry.row
+
+    def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
+        """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
+
+        Raises:
+            LookupError: when the clip as it is now was never extracted.
+            DamagedFeatures: when what is on disk is not what was written; found when a process first reads the row.
+            FileNotFoundError: when the clip is gone.
+        """
+        try:
+            key = self.key(path, split, is_image)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: gone since the run started, so that nobody can say whether its features in {self.folder} are "
+                "those of this record; put the file back, or leave its records out"
+            ) from error
+        entry = self._entries.get(key)
+        if entry is None:
+            raise LookupError(
+                f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction: start "
+                "again, which extracts it"
+            )
+        if key not in self._sound:
+            problem = self._damage(entry)
+            if problem:
+                raise DamagedFeatures(
+                    f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
+                    "compute them again with the flags of this run and --repair_features (training or python -m "
+                    "llava.commands.extract), and have the disk checked"
+                )
+            self._sound.add(key)
+        return decode(entry.bytes(), self.dtype, entry.shard.shape)
+
+    def check_writable(self) -> None:
+        """Before work that fills the cache.
+
+        Raises:
+            OSError: when the folder cannot be made or written, with the remedy.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno or errno.EIO, self._cannot_write(0, error)) from error
+
+    def write(self, clips: Sequence[tuple[str, str]], features: np.ndarray) -> None:
+        """Adds a shard: `clips` (key, path) and their features (C, T, P, Dv) in fp16.
+
+        Raises:
+            OSError: when the disk is full or the folder cannot be written; nothing half-written is ever read.
+        """
+        rows = encode(features, self.dtype)
+        shape = features.shape[1:]
+        entries = [
+            {"key": key, "path": os.path.abspath(path), "crc32": row_checksum(zlib.crc32(row.tobytes()), key, shape)}
+            for (key, path), row in zip(clips, rows, strict=True)
+        ]
+        array = self.folder / f"{uuid.uuid4().hex}.npy"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            size = replace_file(array, lambda f: np.save(f, rows))
+            self._publish(array.with_suffix(".json"), {"shape": shape, "size": size, "entries": entries})
+        except OSError as error:
+            with suppress(OSError):
+                array.unlink(missing_ok=True)
+            raise OSError(error.errno or errno.EIO, self._cannot_write(rows.nbytes, error)) from error
+
+    def adopt(self, found: Mapping[str, Entry]) -> None:
+        """Serves rows of another subfolder's arrays, which stay where they lie: {key: entry with the checksum of the
+        row's bytes alone}.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        shards: dict[str, dict[int, tuple[str, Entry]]] = {}
+        for key, entry in found.items():
+            shards.setdefault(entry.shard.file, {})[entry.row] = key, entry
+        for rows in shards.values():
+            shard = next(iter(rows.values()))[1].shard
+            entries = [
+                {"key": rows[n][0], "crc32": row_checksum(rows[n][1].checksum, rows[n][0], shard.shape)}
+                if n in rows else None
+                for n in range(shard.rows)
+            ]  # fmt: skip
+            index = {"shape": shard.shape, "size": shard.size, "entries": entries,
+                     "array": "/".join(Path(shard.file).parts[-2:])}  # fmt: skip
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._publish(self.folder / f"{uuid.uuid4().hex}.json", index)
+            except OSError as error:
+                raise OSError(error.errno or errno.EIO, self._cannot_write(100 * len(entries), error)) from error
+
+    def _publish(self, path: Path, index: dict[str, Any]) -> None:
+        if not (self.folder / "settings.json").exists():
+            replace_file(self.folder / "settings.json", partial(_dump, self.settings))
+        replace_file(path, partial(_dump, index))
+        self._entries |= read_index(path, self.dtype)
+
+    def _cannot_write(self, size: int, error: OSError) -> str:
+        place = next(p for p in (self.folder, *self.folder.parents) if os.path.exists(p))
+        free, reason = shutil.disk_usage(place).free, error.strerror or error
+        if error.errno in FORBIDDEN:
+            return (
+                f"cannot write vision features to {self.folder} ({reason}), and the cache lacks some that are needed: "
+                "make it writable for this user, name another folder with --feature_cache, or have its owner extract "
+                "them (python -m llava.data.extract)"
+            )
+        return (
+            f"cannot write {size / 1e6:.1f} MB of vision features to {self.folder} ({reason}; "
+            f"{free / 1e6:.1f} MB free): make room, name another disk with --feature_cache, or take half the room with "
+            "--feature_dtype int8; what was written before is kept, and the same command goes on from there"
+        )
+
+    def remove_damaged(self, keys: Iterable[str]) -> int:
+        """Checks the rows of `keys` on disk and strikes the damaged ones from their indexes; returns their number."""
+        damaged: dict[str, set[int]] = {}
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is not None and self._damage(entry):
+                damaged.setdefault(entry.shard.name, set()).add(entry.row)
+        for name, rows in damaged.items():
+            path = self.folder / f"{name}.json"
+            index = load_json(path)
+            index["entries"] = [None if row in rows else entry for row, entry in enumerate(index["entries"])]
+            replace_file(path, partial(_dump, index))
+        if damaged:
+            self.reload()
+        return sum(len(rows) for rows in damaged.values())
+
+    def siblings(self) -> list[tuple[Path, str, Any, Any]]:
+        """Caches beside this one that differ in a single setting: folder, setting, its value there and here."""
+        found = []
+        here = json.loads(json.dumps(self.settings))  # Tuples as lists, as they are on disk.
+        for folder, there in caches_beside(self.folder):
+            differing = [k for k in {*there, *here} if there.get(k) != here.get(k)]
+            if len(differing) == 1:
+                name = differing[0]
+                found.append((folder, name, there.get(name), here.get(name)))
+        return found
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """The name of the subfolder for some settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def caches_beside(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The subfolders of a cache with their settings; those whose settings are not theirs are left out."""
+    found = []
+    for path in sorted(folder.parent.glob("*/settings.json")):
+        with suppress(ValueError, OSError, RecursionError):
+            there = load_json(path)
+            if isinstance(there, dict) and fingerprint(there) == path.parent.name:
+                found.append((path.parent, there))
+    return found
+
+
+def join_key(content: str, split: Split, is_image: bool = False) -> str:
+    """A clip's key: an image and a video of the same bytes are read by other decoders, and are two."""
+    key = f"{content}:{split[0]}-{split[1]}" if split else content
+    return f"image:{key}" if is_image else key
+
+
+def _dump(value: Any, file: IO[bytes]) -> None:
+    file.write(json.dumps(value).encode())

@@ -1,0 +1,127 @@
+"""The files of a run's folder, read and checked for the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.report.plots import number
+
+MAKE = {
+    "llava_run.json": "training writes it into its output folder",
+    "trainer_state.json": "training writes it at its end and into every checkpoint",
+    "alarms.jsonl": "training with --run_monitor True writes a line into it for each alarm, so there was none",
+    "preflight.json": "training writes it before its first step, with --preflight quick or full",
+    "controls.jsonl": "training with --controls True writes a line into it at each evaluation "
+    "(--eval_data_path) and at its end",
+    "captions.json": "python -m llava.eval.captioning --model-path RUN --data_path FILE --video_folder DIR "
+    "--feature_cache DIR --control --output RUN/captions.json",
+}
+"""The files of a run and what makes them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run's folder; None (or an empty dict) stands for a file that is not there."""
+
+    folder: Path
+    record: dict[str, Any]
+    state: dict[str, Any] | None
+    alarms: list[dict[str, Any]] | None
+    preflight: dict[str, Any] | None
+    controls: list[dict[str, Any]] | None
+    captions: dict[str, Any] | None
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        return self.record.get("flags") or {}
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return (self.state or {}).get("log_history") or []
+
+    def values(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of each entry of the log that has `key`; values may be NaN."""
+        return [(number(e.get("step")), number(e[key])) for e in self.log if key in e]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads what there is in a run's folder.
+
+    Raises:
+        FileNotFoundError: when the folder is no run.
+        ValueError: for a malformed file, naming it and the line.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in ("llava_run.json", "trainer_state.json")):
+        raise FileNotFoundError(
+            f"{folder}: no run (neither llava_run.json nor trainer_state.json); name the --output_dir of a training run"
+        )
+    run = Run(
+        folder,
+        _read_json(folder / "llava_run.json") or {},
+        _read_json(folder / "trainer_state.json"),
+        _read_lines(folder / "alarms.jsonl"),
+        _read_json(folder / "preflight.json"),
+        _read_lines(folder / "controls.jsonl"),
+        _read_json(folder / "captions.json"),
+    )
+    _check_shapes(run)
+    return run
+
+
+def _parse(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); mend the file, or remove it and make it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a JSON object was expected, found {type(value).__name__}; make the file again")
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return _parse(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    lines = path.read_bytes().split(b"\n")
+    return [_parse(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _check_shapes(run: Run) -> None:
+    """Refuses JSON that is well formed but not what the page reads."""
+
+    def objects(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+
+    def gains(line: dict[str, Any]) -> bool:
+        named = line.get("gains") or {}
+        units = [g or {} for g in named.values()] if isinstance(named, dict) else [None]
+        return all(isinstance(u, dict) and all(not v or len(v) == 3 for v in u.values()) for u in units)
+
+    def less(line: dict[str, Any]) -> bool:
+        named = line.get("help_less")
+        return not named or (
+            isinstance(named, dict)
+            and all(isinstance(named.get(k), int) for k in ("clips", "less"))
+            and objects(named.get("listed"))
+            and all(isinstance(clip.get("ids"), list) for clip in named["listed"])
+        )
+
+    sets = (run.captions or {}).get("captions") or {}
+    found = {
+        "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in ("flags", "versions", "data"))
+        and objects(run.record.get("parameters") or []),
+        "trainer_state.json": objects(run.log),
+        "preflight.json": objects((run.preflight or {}).get("checks", [])),
+        "controls.jsonl": all(gains(line) and less(line) for line in run.controls or []),
+        "captions.json": isinstance(sets, dict) and all(map(objects, sets.values())),
+    }
+    for name, good in found.items():
+        if not good:
+            raise ValueError(f"{run.folder / name}: the fields are not a run's; remove the file or make it again")

@@ -1,0 +1,313 @@
+"""When a run is in trouble: pure rules over what the monitor measures, each with the words for a tired reader.
+
+Every alarm sounds once for each thing that it names.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PLATEAU = 0.95
+"""A loss above this share of ln(vocabulary) is no better than chance."""
+PATIENCE = 50
+"""Steps that a run is given to leave chance; its warm-up, when that is longer."""
+COLLAPSE = 0.97
+"""A smoothed loss above this share of the words' unigram entropy knows no more than how frequent each word is."""
+COLLAPSE_PATIENCE = 200
+"""Steps that a run is given to know more, as long as its loss stands still; its warm-up, when that is longer."""
+FALLING, FALLING_PATIENCE = 0.95, 3
+"""A smoothed loss below this share of what it was at half the steps still falls, which is waited for so many times as
+long: a GPT-2 of 4 x 128 on real captions needs 180 steps at a learning rate of 5e-4, and 500 at 1e-4."""
+SMOOTHING = 0.95
+"""What a step leaves of the smoothed loss before it: 20 steps are its memory."""
+LEAST_ENTROPY = 0.5
+"""Nats below which a smoothed loss cannot be told from the entropy: targets that are nearly all the same token."""
+SPIKE = 6.0
+"""Standard deviations above the mean that make a spike (OLMo-core, `SkipStepOptimizer`, has the same)."""
+LEAST_SHARE, LEAST_SPIKE = 0.1, {"loss": 0.1, "gradient norm": 0.0}
+"""A spike is also this share of the mean, and this much (nats per token; norm), above the mean: a curve that is flat to
+the last digit has no deviation, and a loss of 1e-4 that doubles is no trouble."""
+MOST_SPIKES = 20
+"""Spikes that are reported; data that are known by then to be uneven fill no log."""
+SPIKE_STEPS = 128
+"""Steps that they are taken over, and that a run has before one can sound."""
+SILENT = 3
+"""Measurements in a row before a group without gradient or update is reported."""
+WAITING = 0.3
+"""Share of the time that may be spent waiting for data."""
+WAITING_STEPS = 20
+"""Steps over which that share is taken."""
+BASELINE = 3
+"""Measurements that the start and the present of a curve are averaged over."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the monitor measured at one step; losses are in nats per token, averaged since the last observation.
+
+    Attributes:
+        loss: over all targets.
+        caption_loss: over the words of samples with a video or image; None when there were none.
+        text_loss: over the words of samples without; None when there were none.
+        visual_targets: targets that are visual tokens, of which there must be none.
+        other_targets: targets that `caption_loss` leaves out.
+        videos, images: how many the step's batches had.
+        grad_norms, update_ratios, learning_rates: of each group, at this step alone. The update ratio is the norm of
+            the change of the weights over the norm of the weights; it belongs to the learning rate of the same step.
+        waited: share of the time since the last observation that went into waiting for data, over `waited_steps`.
+    """
+
+    step: int
+    loss: float
+    caption_loss: float | None = None
+    text_loss: float | None = None
+    visual_targets: int = 0
+    other_targets: int = 0
+    videos: int = 0
+    images: int = 0
+    grad_norms: Mapping[str, float] = field(default_factory=dict)
+    update_ratios: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    waited: float = 0.0
+    waited_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """`kind` is one of plateau, zero gradient, no update, visual targets, captions left behind, waiting for data,
+    spike, blind and not finite.
+    """
+
+    step: int
+    kind: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"ALARM at step {self.step}, {self.kind}: {self.message} Remedy: {self.remedy}"
+
+
+class AlarmRules:
+    """Takes observations in order and says what is wrong.
+
+    Args:
+        vocabulary: entries of the output distribution; ln of it is the loss of guessing.
+        warmup_steps: steps before the learning rate is at its height.
+        entropies: unigram entropy in nats of the supervised tokens of each of "captions" and "text"; one that is not
+            there is not judged by it.
+    """
+
+    def __init__(self, vocabulary: int, warmup_steps: int = 0, entropies: Mapping[str, float] | None = None) -> None:
+        self.chance = math.log(vocabulary)
+        self.warmup_steps = warmup_steps
+        self.entropies = dict(entropies or {})
+        self.curve: list[tuple[float, float]] = []
+        self.lowest: dict[str, float] = {}
+        self.smoothed: dict[str, list[tuple[int, float]]] = {}
+        self.recent: dict[str, deque[float]] = {}
+        self.spiking, self.spikes = False, 0
+        self.silent: dict[tuple[str, str], int] = {}
+        self.sounded: set[str] = set()
+
+    def update(self, seen: Observation) -> list[Alarm]:
+        """The alarms that this observation gives rise to."""
+        found = [*self._targets(seen), *self._groups(seen), *self._plateau(seen), *self._left_behind(seen)]
+        found += self._waiting(seen)
+        new = []
+        for name, alarm in found:
+            if name not in self.sounded:
+                self.sounded.add(name)
+                new.append(alarm)
+        return new
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen so far, as JSON takes it."""
+        return {
+            "curve": self.curve,
+            "lowest": self.lowest,
+            "smoothed": self.smoothed,
+            "recent": {what: list(values) for what, values in self.recent.items()},
+            "spiking": self.spiking,
+            "spikes": self.spikes,
+            "silent": [[*key, count] for key, count in self.silent.items()],
+            "sounded": sorted(self.sounded),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up a `state`, also one of an earlier commit, which had one lowest loss and no more than that."""
+        self.curve = [(total, captions) for total, captions in state["curve"]]
+        lowest = state["lowest"]
+        self.lowest = dict(lowest) if isinstance(lowest, Mapping) else dict.fromkeys(("captions", "text"), lowest)
+        self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
+        self.recent = {what: deque(values, SPIKE_STEPS) for what, values in state.get("recent", {}).items()}
+        self.spiking, self.spikes = state.get("spiking", False), state.get("spikes", 0)
+        self.sounded = set(state["sounded"])
+        self.silent = {(what, group): count for what, group, count in state["silent"]}
+
+    def _targets(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        if not seen.visual_targets:
+            return []
+        message = (
+            f"{seen.visual_targets} visual tokens are targets of the loss beside the words; predicting a constant "
+            "placeholder is trivial, so the total loss says nothing about captions."
+        )
+        remedy = "labels at visual tokens must be -100: preprocess with llava.train.train.preprocess_plain_lm."
+        return [("visual targets", Alarm(seen.step, "visual targets", message, remedy))]
+
+    def _groups(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        alarms = []
+        for group, norm in seen.grad_norms.items():
+            if not _takes_part(group, seen):
+                continue
+            if self._stays("gradient", group, norm == 0.0):
+                message = f"no gradient reaches the {group}, so it does not learn."
+                remedy = (
+                    "something between it and the loss is detached, frozen or not used; "
+                    "python -m llava.train.preflight with the run's flags shows where."
+                )
+                alarms.append((f"zero gradient {group}", Alarm(seen.step, "zero gradient", message, remedy)))
+            rate = seen.learning_rates.get(group, 0.0)
+            still = group in seen.update_ratios and seen.update_ratios[group] == 0.0 and norm > 0.0 and rate > 0.0
+            if self._stays("update", group, still):
+                message = f"the {group} has a gradient and a learning rate of {rate:g}, but does not move."
+                remedy = "the optimiser does not hold these weights, or the rate is too small for their precision."
+                alarms.append((f"no update {group}", Alarm(seen.step, "no update", message, remedy)))
+        return alarms
+
+    def _stays(self, what: str, group: str, holds: bool) -> bool:
+        self.silent[what, group] = self.silent.get((what, group), 0) + 1 if holds else 0
+        return self.silent[what, group] >= SILENT
+
+    def spike(self, step: int, loss: float, grad_norm: float | None, samples: Sequence[str]) -> Alarm | None:
+        """The alarm of one step, all of which are shown in their order; a spike of several steps sounds at its first.
+
+        Args:
+            loss: nats per supervised token of the step alone.
+            grad_norm: before clipping; None where it is not known.
+            samples: ids of the step's samples.
+        """
+        above = []
+        for what, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if value is None or not math.isfinite(value):
+                continue
+            recent = self.recent.setdefault(what, deque(maxlen=SPIKE_STEPS))
+            if len(recent) == SPIKE_STEPS:
+                mean, deviation = _mean(recent), statistics.stdev(recent)
+                if value > mean + max(SPIKE * deviation, LEAST_SPIKE[what], LEAST_SHARE * mean):
+                    above.append(f"the {what} is {value:.3g}, that of the {SPIKE_STEPS} steps before {mean:.3g} "
+                                 f"± {deviation:.2g}")  # fmt: skip
+            recent.append(value)
+        began, self.spiking = bool(above) and not self.spiking, bool(above)
+        if not began or self.spikes >= MOST_SPIKES:
+            return None
+        self.spikes += 1
+        shown = ", ".join(map(repr, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
+        remedy = (
+            "look at these samples (a caption that is no sentence, a clip that is broken); if they are sound and the "
+            "loss does not come back, lower --learning_rate or --max_grad_norm, or warm up longer."
+        )
+        return Alarm(step, "spike", f"{'; '.join(above)}. The batch: {shown}.", remedy)
+
+    def _plateau(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        alarms = []
+        for words, loss in (("captions", seen.caption_loss), ("text", seen.text_loss)):
+            if loss is None:
+                continue
+            self.lowest[words] = min(self.lowest.get(words, math.inf), loss)
+            curve = self.smoothed.setdefault(words, [])
+            last, before = curve[-1] if curve else (seen.step, loss)
+            kept = SMOOTHING ** max(seen.step - last, 0)
+            curve.append((seen.step, kept * before + (1 - kept) * loss))
+            said = self._stuck(words, seen.step, loss)
+            if said:
+                remedy = (
+                    "look whether the vocabulary (embeddings, tied to the head) trains and gets a gradient, and "
+                    "whether learning rate, weight decay and dropout are what you mean; python -m "
+                    "llava.train.preflight.run checks the first two."
+                )
+                alarms.append((f"plateau {words}", Alarm(seen.step, "plateau", said, remedy)))
+        return alarms
+
+    def _stuck(self, words: str, step: int, loss: float) -> str:
+        """What is to be said of a loss that shows nothing learned; empty when it does, or when it is too early."""
+        if step >= max(PATIENCE, self.warmup_steps) and self.lowest[words] >= PLATEAU * self.chance:
+            return (
+                f"after {step} steps the loss of {words} is {loss:.2f}, still at ln(vocabulary) = {self.chance:.2f}: "
+                "the model guesses."
+            )
+        curve, entropy = self.smoothed[words], self.entropies.get(words, 0.0)
+        smoothed, patience = curve[-1][1], max(COLLAPSE_PATIENCE, self.warmup_steps)
+        waited = step >= FALLING_PATIENCE * patience
+        if waited:
+            del curve[:-1]  # What it fell from is asked no more.
+        if step < patience or entropy < LEAST_ENTROPY or smoothed < COLLAPSE * entropy:
+            return ""
+        earlier = next((value for s, value in reversed(curve) if s <= step / 2), math.inf)
+        if not waited and smoothed < FALLING * earlier:
+            return ""
+        return (
+            f"after {step} steps the loss of {words} is {smoothed:.2f} (smoothed), not below their unigram entropy of "
+            f"{entropy:.2f}: the model knows at most how frequent each word is, and nothing of what stands before it."
+        )
+
+    def _left_behind(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        """The total falls by far more than the caption loss: on a log scale, more than twice as far."""
+        if seen.caption_loss is None or not seen.other_targets or min(seen.loss, seen.caption_loss) <= 0:
+            return []
+        self.curve.append((math.log(seen.loss), math.log(seen.caption_loss)))
+        if len(self.curve) < 2 * BASELINE:
+            return []
+        total, captions = (_mean(c[:BASELINE]) - _mean(c[-BASELINE:]) for c in zip(*self.curve, strict=True))
+        if total < 0.5 or captions > total / 2:
+            return []
+        message = (
+            f"the total loss fell by a factor of {math.exp(total):.1f}, the caption loss by "
+            f"{math.exp(captions):.2f}: other targets are learned, captions are not."
+        )
+        remedy = "judge the run by caption_loss; if the other targets are text alone, change the mixture of the data."
+        return [("left behind", Alarm(seen.step, "captions left behind", message, remedy))]
+
+    def _waiting(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        if seen.waited_steps < WAITING_STEPS or seen.waited < WAITING:
+            return []
+        message = f"{seen.waited:.0%} of the time goes into waiting for data."
+        remedy = "raise --dataloader_num_workers, or let --feature_cache keep the vision features."
+        return [("waiting", Alarm(seen.step, "waiting for data", message, remedy))]
+
+
+def blind(step: int, gain: Sequence[float | None], clips: str = "evaluation clips") -> Alarm | None:
+    """The alarm of a finished run whose visual information gain (mean, low, high; nats a caption) may be 0.
+
+    Args:
+        clips: what it was measured on.
+    """
+    mean, low, high = gain
+    if mean is None or low is None or high is None or low > 0:
+        return None
+    message = (
+        f"at the end, on {clips}, another clip's video costs a caption {mean:+.3f} nats [{low:+.3f}, {high:+.3f}]: "
+        "nothing shows that the model uses the video."
+    )
+    remedy = (
+        "train longer, see whether the captions say what their clips show, and compare the gradients of projector and "
+        "resampler with those of the language model (--mm_projector_lr, --mm_vision_resampler_lr)."
+    )
+    return Alarm(step, "blind", message, remedy)
+
+
+def _takes_part(group: str, seen: Observation) -> bool:
+    """Whether the step's samples bring the group a gradient: the fast stream serves videos, the rest images too."""
+    if group == "resampler fast":
+        return seen.videos > 0
+    if group in ("projector", "resampler slow", "tower"):
+        return seen.videos + seen.images > 0
+    return True
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)

@@ -1,0 +1,349 @@
+"""Pre-flight: what must hold before the first step, checked on the run's own data, model and optimiser.
+
+Runs before every training (`--preflight quick`, `full` or `off`), and alone with the flags of the run:
+`python -m llava.train.preflight --same-flags`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from llava.data.packing import pack_rows
+from llava.data.records import modality
+from llava.train import run_flags
+from llava.train.monitor.invariants import schedule_of
+from llava.train.optimizer import part_learning_rates
+from llava.train.preflight import features as preflight_features
+from llava.train.preflight import isolation as preflight_isolation
+from llava.train.preflight import model as on_model
+from llava.train.preflight import training as on_training
+from llava.train.preflight import words as preflight_words
+from llava.train.preflight.captions import check_captions
+from llava.train.preflight.clips import check_clips
+from llava.train.preflight.data import (
+    Finding,
+    check_format,
+    check_labels,
+    check_remarks,
+    check_text_form,
+    check_tokens,
+    show_samples,
+    spread,
+)
+from llava.train.preflight.held_out import check_held_out
+from llava.train.setup import prepare
+from llava.train.trainer import LlavaTrainer
+
+logger = logging.getLogger(__name__)
+
+PREFLIGHT_FILE = "preflight.json"
+SAMPLES_FILE = "preflight_samples.html"
+LAYOUT_SAMPLES, LAYOUT_POSITIONS = 8, 1600
+"""Samples of all lengths whose layouts are compared, and positions that they may take."""
+QUICK_SAMPLES, QUICK_POSITIONS, GRADIENT_POSITIONS = 4, 800, 400
+"""Samples of a modality that go through the whole model, and positions that they may take, two samples at least; and
+positions of the backward pass, one sample at least."""
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
+
+
+class PreflightError(ValueError):
+    """A run that must not start; says every failed check and its remedy."""
+
+
+def run_preflight(
+    trainer: LlavaTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[str],
+    exempt: Mapping[str, str],
+    fresh: bool,
+) -> list[Finding]:
+    """Every check that `trainer.args.preflight` asks for, printed as a table and written to `preflight.json`.
+
+    Args:
+        parts: the parts that the flags let train.
+        exempt: parameters of those parts that cannot learn from this data, with the reason.
+        fresh: whether the language model's weights were just drawn.
+
+    Raises:
+        PreflightError: when a check fails, on every rank.
+    """
+    args = trainer.args
+    findings: list[Finding] = []
+    started = time.perf_counter()
+    if trainer.is_world_process_zero():
+        devices = [args.device] if args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            with preflight_words.remembered_tokens(trainer.train_dataset):
+                findings = _check_data(trainer, tokenizer)
+            # A batch with wrong labels or tokens would fail every later check for the same reason.
+            if not any(f.status == "FAIL" and f.check == "visual tokens" for f in findings):
+                findings += _check_model(trainer, parts, exempt, fresh)
+        seconds = time.perf_counter() - started
+        _write(Path(args.output_dir), args.preflight, findings, seconds)
+        print_table(findings, args.preflight, seconds)
+    if args.world_size > 1:
+        shared = [findings]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        findings = shared[0]
+    failed = [f for f in findings if f.status == "FAIL"]
+    if failed:
+        listed = "\n".join(f"  - {f.check}: {f.finding}\n    remedy: {f.remedy}" for f in failed)
+        raise PreflightError(f"pre-flight found {len(failed)} reason(s) not to train:\n{listed}")
+    return findings
+
+
+def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    dataset, config = trainer.train_dataset, trainer.model.config
+    ids = config.visual_token_ids or {}
+    tokens = check_tokens(tokenizer, ids, trainer.model.get_input_embeddings().num_embeddings)
+    if tokens.status == "FAIL":
+        return [tokens]
+    texts, page = show_samples(dataset, tokenizer, list(ids.values()), trainer.args.show_samples)
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SAMPLES_FILE).write_text(page, encoding="utf-8")
+    console = Console(stderr=True)
+    for text in texts:
+        console.print(text)
+    findings = [tokens, *check_format(dataset.text_format, tokenizer)]
+    findings += [*check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+    findings += check_remarks(dataset.records)
+    text_form = check_text_form(dataset, tokenizer, list(ids.values()))
+    findings += [text_form] if text_form is not None else []
+    evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
+    findings += [*check_captions(dataset.records, evaluation, tokenizer, dataset.text_format), *check_clips(dataset)]
+    if not any(f.status == "FAIL" for f in findings):
+        findings += preflight_words.check_words(dataset, tokenizer)
+    if trainer.eval_dataset is not None:
+        held_out = check_held_out(
+            dataset.records, trainer.eval_dataset.records, getattr(dataset.cache, "contents", None)
+        )
+        findings += [held_out] if held_out is not None else []
+    return findings
+
+
+def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[str, str], fresh: bool) -> list[Finding]:
+    # DeepSpeed and FSDP spread the weights when training starts; until then each process has the whole model.
+    args, model = trainer.args, trainer.model
+    findings = on_training.check_trainable(model, parts, exempt)
+    model.to(args.device)
+    context = trainer.accelerator.autocast
+    trained = model.training
+    model.eval()
+    dataset = trainer.train_dataset
+    seen = any(r.videos or r.images for r in dataset.records)
+    if dataset.cache is not None and seen and model.vision_tower is not None:
+        findings.append(preflight_features.check_cache(dataset, model.vision_tower.to(args.device)))
+    gradient_batches = {}
+    for kind, samples in real_samples(trainer).items():
+        found = _check_kind(trainer, kind, samples, fresh, parts)
+        findings += found
+        if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
+            some = _within(list(samples.values())[:QUICK_SAMPLES], GRADIENT_POSITIONS, least=1)
+            gradient_batches[kind] = _on_device(trainer, trainer.data_collator(some))
+    if not any(f.status == "FAIL" for f in findings):
+        findings.append(_check_layout(trainer))
+    model.train()
+    if gradient_batches:
+        wanted = on_training.expected_to_train(model, parts, exempt)
+
+        def loss_of(batch: dict[str, Any]) -> torch.Tensor:
+            with context():
+                return trainer.compute_loss(model, batch)
+
+        scale = 1024.0 if args.fp16 else 1.0
+        findings += on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+    findings += _check_optimizer(trainer)
+    if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
+        for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():
+            findings.append(
+                on_training.check_overfit(
+                    model, batch, kind, lambda twin: _optimizer_of(trainer, twin), context, args.max_grad_norm
+                )
+            )
+    model.train(trained)
+    return findings
+
+
+def _check_kind(
+    trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str, Any]], fresh: bool, parts: Sequence[str]
+) -> list[Finding]:
+    """The checks of one modality that need no gradient; `samples` by their index in the training set."""
+    model, context, full = trainer.model, trainer.accelerator.autocast, trainer.args.preflight == "full"
+    served = list(samples.values())
+    findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator(), kind)]
+    if findings[0].status == "FAIL":
+        return findings
+    findings += on_model.check_vision_inputs(_on_device(trainer, trainer.data_collator(served)), kind)
+    if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
+        return findings
+    some = served[: QUICK_SAMPLES * 4] if full else _within(served[:QUICK_SAMPLES], QUICK_POSITIONS, least=2)
+    plain, training = both_layouts(trainer, some)
+    numerics, reference = on_model.check_numerics(model, plain, kind, context)
+    findings.append(numerics)
+    if numerics.status == "FAIL":
+        return findings
+    layout, loss = on_model.check_layout(model, reference, training, context)
+    findings += [layout] if layout.status == "FAIL" else []
+    findings.append(on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size))
+    if kind != "text":
+        findings += on_model.check_use_of_video(model, reference, kind, context)
+    if any(f.status == "FAIL" for f in findings):
+        return findings
+    own = trainer.args.per_device_train_batch_size
+    batch, number = served[:own], min(own, len(served))
+    if not full:
+        number = preflight_isolation.samples_within(model, max(len(s["input_ids"]) for s in batch), number)
+    findings += preflight_isolation.check_apart(
+        model, both_layouts(trainer, batch[:number])[1], kind, context,
+        None if full else preflight_isolation.QUICK_BLOCKS, own,
+    )  # fmt: skip
+    return findings
+
+
+def _check_layout(trainer: LlavaTrainer) -> Finding:
+    """Layouts of samples of all lengths and modalities together."""
+    size = LAYOUT_SAMPLES
+    by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
+    while size > 2 and sum(trainer.lengths[i] for i in spread(by_length, size)) > LAYOUT_POSITIONS:
+        size -= 1
+    chosen = spread(by_length, size)
+    lengths = [trainer.lengths[i] for i in chosen]
+    alone = not trainer.args.packing or len(pack_rows(lengths)) == len(chosen)
+    if alone and len(set(trainer.modalities)) == 1:
+        words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
+        return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
+    plain, training = layouts(trainer, size)
+    context = trainer.accelerator.autocast
+    return on_model.check_layout(trainer.model, on_model.look(trainer.model, plain, context), training, context)[0]
+
+
+def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
+    """The optimiser that the trainer would make for a model; the trainer keeps none."""
+    trainer.optimizer = None
+    try:
+        return trainer.create_optimizer(model)
+    finally:
+        trainer.optimizer = None
+
+
+def _check_optimizer(trainer: LlavaTrainer) -> list[Finding]:
+    args = trainer.args
+    optimizer = _optimizer_of(trainer, trainer.model)
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / per_step))
+    steps = args.max_steps if args.max_steps > 0 else epochs
+    scheduler = schedule_of(args, optimizer, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
+    peak, area = on_training.schedule_shape(scheduler, steps)
+    return on_training.check_optimizer(optimizer, trainer.model, part_learning_rates(args), peak, area)
+
+
+def real_samples(trainer: LlavaTrainer, size: int | None = None) -> dict[str, dict[int, dict[str, Any]]]:
+    """Training samples of each modality by their index, of different clips where there are; by default as many as a
+    batch of the run has, or `QUICK_SAMPLES`.
+    """
+    dataset = trainer.train_dataset
+    size = max(trainer.args.per_device_train_batch_size, QUICK_SAMPLES) if size is None else size
+    kinds = [modality(r) for r in dataset.records]
+    found = {}
+    for kind in sorted(set(kinds)):
+        first_of_clip: dict[Any, int] = {}
+        members = [i for i, k in enumerate(kinds) if k == kind]
+        for index in members:
+            record = dataset.records[index]
+            first_of_clip.setdefault((record.videos, record.images, record.split) if kind != "text" else index, index)
+        chosen = spread(list(first_of_clip.values()), size)
+        found[kind] = {i: dataset[i] for i in chosen}
+    return found
+
+
+def real_batches(trainer: LlavaTrainer, size: int) -> dict[str, dict[str, Any]]:
+    """`real_samples` as one batch of each modality on the trainer's device."""
+    return {
+        kind: _on_device(trainer, trainer.data_collator(list(samples.values())))
+        for kind, samples in real_samples(trainer, size).items()
+    }
+
+
+def _within(samples: Sequence[dict[str, Any]], positions: int, least: int) -> list[dict[str, Any]]:
+    """The first samples that take no more than some positions, but `least` of them."""
+    longest = max(len(s["input_ids"]) for s in samples)
+    return list(samples[: max(least, positions // longest)])
+
+
+def layouts(trainer: LlavaTrainer, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch of training samples one a row, and in the layout of training; samples of all lengths, in one order."""
+    by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
+    return both_layouts(trainer, [trainer.train_dataset[i] for i in spread(by_length, size)])
+
+
+def both_layouts(trainer: LlavaTrainer, samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch of samples one a row, and in the layout of training; in one order."""
+    placed = [{**sample, "sample_id": str(n)} for n, sample in enumerate(samples)]  # Ids of records may repeat.
+    training = trainer.training_collator()(placed)
+    order = [int(n) for n in training["sample_ids"]]
+    plain = trainer.data_collator([placed[n] for n in order])
+    for batch in (plain, training):
+        batch["sample_ids"] = [samples[n]["sample_id"] for n in order]
+    return _on_device(trainer, plain), _on_device(trainer, training)
+
+
+def _on_device(trainer: LlavaTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def _write(folder: Path, mode: str, findings: Sequence[Finding], seconds: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "mode": mode,
+        "passed": not any(f.status == "FAIL" for f in findings),
+        "seconds": round(seconds, 2),
+        "checks": [asdict(f) for f in findings],
+    }
+    (folder / PREFLIGHT_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_table(findings: Sequence[Finding], mode: str, seconds: float) -> None:
+    """The findings as a table on standard error."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Pre-flight ({mode}, {seconds:.1f} s)", title_justify="left")
+    for column in ("check", "status", "finding"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        remedy = f"\nremedy: {f.remedy}" if f.remedy else ""
+        table.add_row(f.check, f"[{COLOURS[f.status]}]{f.status}[/]", Text(f.finding + remedy))
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pre-flight alone: takes the flags of `llava/train/train.py` and trains nothing."""
+    args = run_flags.parse_arguments(argv)
+    training_args = args[2]
+    logging.basicConfig(
+        level=logging.INFO if training_args.process_index == 0 else logging.WARNING, format="%(message)s"
+    )
+    if training_args.preflight == "off":
+        raise ValueError("--preflight off: there is nothing to do; use quick or full")
+    run = prepare(args)
+    try:
+        run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
+    except PreflightError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0

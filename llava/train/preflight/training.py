@@ -1,0 +1,237 @@
+"""Pre-flight of what training changes: who trains, who gets a gradient, the optimiser, learning one batch by heart.
+
+Every check leaves weights, gradients and random state as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.model.builder import GROUPS, group_of, part_of
+from llava.train.preflight.data import Finding
+from llava.train.preflight.model import Batch, Context
+from llava.train.preflight.reach import check_reach, watched
+
+LOWEST_PEAK = 0.5
+"""Share of its learning rate that a schedule should reach."""
+LOWEST_AREA = 0.2
+"""Share of its learning rate that a schedule should give on the mean of the run's steps."""
+SLOWEST = 1e-3
+"""Learning rate of a part, as a share of the largest, that looks like a slip."""
+OVERFIT_STEPS = 100
+OVERFIT_SHARE = 0.5
+"""Share of the first loss that an over-fitted batch must come below."""
+
+
+def expected_to_train(model: nn.Module, parts: Sequence[str], exempt: Mapping[str, str]) -> set[str]:
+    """Names of the parameters that the flags let train; `exempt` are left out for the reason given there."""
+    return {n for n, _ in model.named_parameters() if part_of(n) in parts and n not in exempt}
+
+
+def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str, str]) -> list[Finding]:
+    """Whether exactly what the flags name trains, and tied weights are tied."""
+    wanted = expected_to_train(model, parts, exempt)
+    trains = {n for n, p in model.named_parameters() if p.requires_grad}
+    findings = []
+    for names, words, remedy in (
+        (
+            wanted - trains,
+            "frozen, though --mm_tunable_parts lets it train",
+            "requires_grad_(True) was undone somewhere",
+        ),
+        (trains - wanted, "training, though --mm_tunable_parts freezes it", "freeze after loading (set_trainable)"),
+    ):
+        for group, listed in _by_group(names).items():
+            found, mend = f"{', '.join(listed[:3])} is {words}", remedy
+            if group == "embeddings" and "frozen" in words:
+                found += ": the vocabulary cannot learn and the loss will stay near ln(vocabulary)"
+                mend = "the head is tied to the embeddings; freezing one freezes both"
+            findings.append(Finding(f"what trains, {group}", "FAIL", found, mend))
+    tied = getattr(model.config, "tie_word_embeddings", True)
+    same = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if tied != same:
+        words = (
+            "the config ties head and embeddings, but they are two tensors" if tied else "head and embeddings are tied"
+        )
+        findings.append(Finding("tied weights", "FAIL", words, "call model.tie_weights() after loading and resizing"))
+    if not findings:
+        number = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        left = f"; {len(exempt)} tensors are left out: {'; '.join(sorted(set(exempt.values())))}" if exempt else ""
+        words = f"{number:,} parameters in {len(trains)} tensors; head tied to the embeddings: {same}{left}"
+        findings.append(Finding("what trains", "ok", words))
+    return findings
+
+
+def check_gradients(
+    model: nn.Module,
+    batches: Mapping[str, Batch],
+    wanted: set[str],
+    loss_of: Callable[[Batch], torch.Tensor],
+    scale: float = 1.0,
+) -> list[Finding]:
+    """One forward and backward pass for each modality: who gets a gradient and who must not, and what reaches a word.
+
+    Args:
+        wanted: names of the parameters that must get a finite gradient that is not zero, from one modality at least.
+        loss_of: the loss of a batch as training computes it.
+        scale: what the loss is multiplied by, so that small gradients of fp16 do not vanish.
+    """
+    reached: dict[str, float] = {}
+    findings: list[Finding] = []
+    for kind, batch in batches.items():
+        model.zero_grad(set_to_none=True)
+        with watched(model, batch, kind) as seen:
+            (loss_of(seen.batch) * scale).backward()
+        findings += check_reach(model, seen, kind)
+        for name, parameter in model.named_parameters():
+            grad = parameter.grad
+            if grad is None:
+                continue
+            size = float(grad.float().norm()) / scale
+            if not math.isfinite(size):
+                words, remedy = f"the gradient of {name} is not finite", "train in --bf16 or fp32"
+                findings.append(Finding(f"gradients, {kind}", "FAIL", words, remedy))
+            elif name not in wanted and size > 0:
+                words = f"{name} is frozen but gets a gradient"
+                findings.append(Finding(f"gradients, {kind}", "FAIL", words, "freeze it with requires_grad_(False)"))
+            reached[name] = max(reached.get(name, 0.0), size)
+    model.zero_grad(set_to_none=True)
+    # Softmax does not change with a key's bias, so its gradient is 0 but for rounding.
+    silent = _by_group({n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith("key.bias")})
+    members = _by_group(wanted)
+    for group in GROUPS:
+        if group in silent:
+            whole = "none of it" if len(silent[group]) == len(members[group]) else ", ".join(silent[group][:3])
+            words = f"no gradient reaches {whole} ({len(silent[group])} of {len(members[group])} tensors)"
+            remedy = "something between it and the loss is detached, frozen or unused; or leave it out of training"
+            findings.append(Finding(f"gradients, {group}", "FAIL", words, remedy))
+        elif group in members:
+            norm = math.sqrt(sum(reached.get(n, 0.0) ** 2 for n in members[group]))
+            words = f"all {len(members[group])} tensors get one; norm {norm:.2g}"
+            findings.append(Finding(f"gradients, {group}", "ok", words))
+    return findings
+
+
+def check_optimizer(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    rates: Mapping[str, float],
+    peak: float = 1.0,
+    area: float = 1.0,
+) -> list[Finding]:
+    """Whether every trainable tensor is in one group, with the learning rate of its part, and that is not zero; and
+    whether the schedule lets it act.
+
+    Args:
+        rates: learning rate of each part.
+        peak, area: the largest and the mean factor that the schedule will put on it.
+    """
+    names = {id(p): n for n, p in model.named_parameters()}
+    seen: dict[str, list[dict[str, Any]]] = {}
+    problems = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            seen.setdefault(names.get(id(parameter), "a tensor that is not the model's"), []).append(group)
+    for name, parameter in model.named_parameters():
+        groups = seen.get(name, [])
+        rate = rates[part_of(name)]
+        if parameter.requires_grad and len(groups) != 1:
+            problems.append(f"{name} is in {len(groups)} groups")
+        elif parameter.requires_grad and groups[0]["lr"] != rate:
+            problems.append(f"{name} ({part_of(name)}) has learning rate {groups[0]['lr']:g} instead of {rate:g}")
+        elif parameter.requires_grad and (groups[0]["lr"] == 0 or peak == 0):
+            problems.append(f"{name} ({part_of(name)}) has learning rate 0")
+        elif not parameter.requires_grad and groups:
+            problems.append(f"{name} is frozen, but in a group")
+    if problems:
+        words = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        remedy = "give the part a learning rate above 0 (--learning_rate, --mm_projector_lr, ...) or take it out of "
+        remedy += "--mm_tunable_parts; groups are made by LlavaTrainer.create_optimizer"
+        return [Finding("optimiser", "FAIL", words, remedy)]
+    words = (
+        f"{len(seen)} tensors, each in one of {len(optimizer.param_groups)} groups with the learning rate of its part"
+    )
+    findings = [Finding("optimiser", "ok", words)]
+    words = f"the schedule reaches {peak:.0%} of the learning rate, and gives {area:.0%} on the mean of the steps"
+    if peak < LOWEST_PEAK:
+        words = f"the schedule reaches only {peak:.0%} of the learning rate within the run"
+        findings = [Finding("optimiser", "warning", words, "shorten the warm-up (--warmup_steps) or train longer")]
+    elif area < LOWEST_AREA:
+        words += ": most steps hardly change a weight"
+        remedy = "give the decay as many steps as the run has (--lr_scheduler_type, --lr_scheduler_kwargs)"
+        findings.append(Finding("schedule", "warning", words, remedy))
+    elif not math.isnan(peak):
+        findings.append(Finding("schedule", "ok", words))
+    else:
+        words = "not measured: it follows what is measured in the run, not the step alone"
+        findings.append(Finding("schedule", "note", words))
+    used = {part_of(n): rates[part_of(n)] for n, p in model.named_parameters() if p.requires_grad}
+    fastest = max(used.values(), default=0.0)
+    slow = [f"{part} ({rate:g})" for part, rate in used.items() if rate <= SLOWEST * fastest]
+    if slow:
+        words = f"{', '.join(slow)} has a thousandth of the largest learning rate ({fastest:g}) or less"
+        remedy = "it will hardly learn: is an exponent wrong in --mm_projector_lr, --mm_vision_resampler_lr, "
+        remedy += "--mm_vision_tower_lr or --learning_rate?"
+        findings.append(Finding("learning rates", "warning", words, remedy))
+    return findings
+
+
+def schedule_shape(scheduler: Any, steps: int) -> tuple[float, float]:
+    """The largest and the mean share of the learning rate that a schedule gives in `steps` steps; NaN when it cannot
+    be told.
+    """
+    factors = getattr(scheduler, "lr_lambdas", None)
+    if not factors or steps < 1:
+        return math.nan, math.nan
+    places = sorted({round(i * (steps - 1) / 200) for i in range(201)})
+    shapes = [[float(factor(step)) for step in places] for factor in factors]
+    return max(map(max, shapes)), max(sum(shape) / len(shape) for shape in shapes)
+
+
+def check_overfit(
+    model: nn.Module,
+    batch: Batch,
+    kind: str,
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+    context: Context,
+    max_grad_norm: float,
+) -> Finding:
+    """Trains a copy of the model on one batch, for at most `OVERFIT_STEPS`, at the run's learning rates."""
+    twin = copy.deepcopy(model).train()
+    start = {n: p.detach().clone() for n, p in twin.named_parameters() if p.requires_grad}
+    optimizer = optimizer_of(twin)
+    losses: list[float] = []
+    for _ in range(OVERFIT_STEPS):
+        with context():
+            loss = twin(**batch, return_logits=False, use_cache=False).loss
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]) or losses[-1] < 0.1 * losses[0]:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if max_grad_norm > 0:
+            nn.utils.clip_grad_norm_(twin.parameters(), max_grad_norm)
+        optimizer.step()
+    still = _by_group({n for n, p in twin.named_parameters() if n in start and torch.equal(p.detach(), start[n])})
+    if kind == "text":
+        still = {g: n for g, n in still.items() if GROUPS[g][0].startswith(("transformer.", "lm_head."))}
+    words = f"loss {losses[0]:.2f} → {losses[-1]:.2f} on one batch in {len(losses)} steps"
+    if not losses[-1] < OVERFIT_SHARE * losses[0]:
+        stuck = f"; weights that did not move: {', '.join(still)}" if still else "; all groups move"
+        remedy = "raise the learning rate (or lower it when the loss rises); a batch that cannot be learned by heart"
+        remedy += " is a fault of the model or the labels"
+        return Finding(f"over-fit, {kind}", "FAIL", words + stuck, remedy)
+    return Finding(f"over-fit, {kind}", "ok", words)
+
+
+def _by_group(names: set[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(group_of(name), []).append(name)
+    return groups

@@ -1,0 +1,176 @@
+"""Pre-flight of the words: what is supervised reads as the record does, in the sample and in the training batch.
+
+Letters in shapes: L positions of a sample, R rows of a batch.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import IGNORE_INDEX, PLACEHOLDERS
+from llava.data.collator import VISION_KEYS
+from llava.data.positions import supervised_positions
+from llava.data.records import Record, modality
+from llava.data.text_format import PlainLM, TextFormat
+from llava.train.preflight.data import Finding, spread
+
+READ_RECORDS = 256
+
+
+@contextmanager
+def remembered_tokens(dataset: Any) -> Iterator[None]:
+    """While active, a record is tokenised once, however many checks look at it."""
+    make, known = dataset.tokens, {}
+
+    def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index not in known:
+            known[index] = make(index)
+        return known[index]
+
+    dataset.tokens = tokens
+    try:
+        yield
+    finally:
+        del dataset.tokens
+
+
+def record_words(record: Record, text_format: TextFormat) -> str:
+    """What a record has to be learnt, without placeholders, composed (NFC), with single spaces."""
+    text = text_format.words(record.conversations)
+    for placeholder in PLACEHOLDERS:
+        text = text.replace(placeholder, " ")
+    return plain(text)
+
+
+def plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def supervised_words(labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the supervised ids of `labels` (L,), without special tokens; a space for masked ones between them."""
+    runs = (list(run) for masked, run in groupby(labels.tolist(), lambda label: label == IGNORE_INDEX) if not masked)
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return plain(" ".join(map(decode, runs)))
+
+
+def reads_as(found: str, wanted: str, cut: bool) -> bool:
+    """Whether supervised text is the wanted one, or its beginning where it was `cut`, which may split a character."""
+    if cut:
+        return wanted.startswith(found.rstrip("\ufffd").rstrip())
+    return found == wanted
+
+
+def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words.
+
+    A tokenizer that changes text (unknown characters, lower case) is judged by what it makes of the text itself.
+    """
+    findings = []
+    text_format = getattr(dataset, "text_format", PlainLM(tokenizer))
+    kinds = [modality(r) for r in dataset.records]
+    for kind in sorted(set(kinds)):
+        chosen = spread([i for i, k in enumerate(kinds) if k == kind], READ_RECORDS)
+        wrong: list[str] = []
+        changed = 0
+        for index in chosen:
+            record = dataset.records[index]
+            ids, labels = dataset.tokens(index)
+            found, wanted, cut = (
+                supervised_words(labels, tokenizer),
+                record_words(record, text_format),
+                len(ids) == dataset.max_length,
+            )
+            if reads_as(found, wanted, cut):
+                continue
+            again = plain(
+                tokenizer.decode(
+                    tokenizer(wanted, add_special_tokens=False)["input_ids"],
+                    skip_special_tokens=True,
+                    clean_up_tokenization_spaces=False,
+                )
+            )
+            # Some tokenizers put their own spaces between words and marks.
+            if reads_as(*("".join(text.split()) for text in (found, again)), cut):
+                changed += again != wanted
+            else:
+                wrong.append(f"record {record.id!r}: {found[:60]!r} instead of {wanted[:60]!r}")
+        name = f"words, {kind}"
+        if wrong:
+            words = f"{len(wrong)} of {len(chosen)} samples supervise other words than their record has ({wrong[0]})"
+            remedy = "text must reach the labels whole: look at preprocess, truncation and the tokenizer"
+            findings.append(Finding(name, "FAIL", words, remedy))
+        elif changed:
+            words = f"the tokenizer itself changes the text of {changed} of {len(chosen)} samples"
+            findings.append(Finding(name, "note", words, "train one on the captions (scripts/make_model.py)"))
+        else:
+            findings.append(Finding(name, "ok", f"the supervised ids of {len(chosen)} samples decode to their record"))
+    return findings
+
+
+def check_samples(
+    dataset: Any,
+    samples: Mapping[int, dict[str, Any]],
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    kind: str,
+) -> Finding:
+    """Whether samples as they are served, and the training batch made of them, hold the ids, labels and vision of their
+    records.
+
+    Args:
+        samples: `dataset[i]` by index.
+        collate: of training batches.
+    """
+    problems = []
+    for index, sample in samples.items():
+        name = dataset.records[index].id
+        ids, labels = dataset.tokens(index)
+        if sample["sample_id"] != name:
+            problems.append(f"record {name!r} is served as {sample['sample_id']!r}")
+        if not torch.equal(sample["input_ids"], ids) or not torch.equal(sample["labels"], labels):
+            problems.append(f"record {name!r} is served with other ids or labels than its text gives")
+    # Ids of records may repeat; places do not.
+    listed = [{**sample, "sample_id": str(place)} for place, sample in enumerate(samples.values())]
+    batch = collate(listed)
+    order = [int(name) for name in batch["sample_ids"]]
+    if sorted(order) != list(range(len(listed))):
+        problems.append(f"the training batch holds samples {order} of {len(listed)}")
+    else:
+        problems += _collated(batch, [listed[n] for n in order])
+    name = f"training batch, {kind}"
+    if problems:
+        remedy = "a sample must be that of its record, and the training collator only lay it out"
+        return Finding(name, "FAIL", "; ".join(dict.fromkeys(problems[:3])), remedy)
+    words = (
+        f"{len(listed)} samples in {len(batch['input_ids'])} rows: ids, labels and vision are those of their records"
+    )
+    return Finding(name, "ok", words)
+
+
+def _collated(batch: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[str]:
+    """What in a training batch is not that of its `samples`, in its order."""
+    problems = []
+    segments = batch["segment_ids"]
+    for place, sample in enumerate(samples):
+        own = segments == place
+        labels = sample["labels"].clone()
+        labels[0] = IGNORE_INDEX  # Nothing comes before it.
+        for key, wanted in (("input_ids", sample["input_ids"]), ("labels", labels)):
+            if not torch.equal(batch[key][own], wanted):
+                problems.append(f"{key} of a sample change in the training batch")
+    if not torch.equal(batch["supervised_positions"], supervised_positions(batch["labels"])):
+        problems.append("the training batch names other targets than its labels")
+    if bool((batch["labels"][segments < 0] != IGNORE_INDEX).any()):
+        problems.append("padding of the training batch is supervised")
+    for key in VISION_KEYS:
+        tensors = [s[key] for s in samples if key in s]
+        if tensors and not torch.equal(torch.cat(tensors).nan_to_num(), batch[key].nan_to_num()):
+            problems.append(f"{key} of the training batch are not those of its samples in their order")
+    return problems

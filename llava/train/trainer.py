@@ -1,0 +1,360 @@
+"""`transformers.Trainer` with parts: learning rates for each, grouped batches, complete checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, ProgressCallback
+from transformers.integrations import TensorBoardCallback
+
+from llava.constants import IGNORE_INDEX
+from llava.data.packing import TrainingCollator
+from llava.data.sampler import ModalityLengthSampler
+from llava.data.target_words import target_entropies
+from llava.eval.loss import after_first_token, token_scores
+from llava.model.builder import part_of
+from llava.train import sight
+from llava.train.checkpoint.reload import ReloadError, compare_saved
+from llava.train.checkpoint.resumable import RUN_RECORD, ResumableTrainer
+from llava.train.checkpoint.sharding import (
+    kinds_in_step,
+    not_finite,
+    pickle_stage_by_value,
+    weights_are_spread,
+    without_tied,
+)
+from llava.train.monitor.alarms import Alarm
+from llava.train.monitor.finite_guard import FiniteGuard
+from llava.train.monitor.invariants import Invariants
+from llava.train.monitor.logs import FreshLogs, ShortPrinter, ShortProgress
+from llava.train.monitor.run_monitor import RunMonitor
+from llava.train.optimizer import part_learning_rates
+
+logger = logging.getLogger(__name__)
+
+BAD_BATCH_FILE = "nonfinite_batch.json"
+
+
+class LlavaTrainer(ResumableTrainer):
+    """Args beyond `Trainer`'s: `lengths` and `modalities` of the training samples, and `run_record`, which every
+    checkpoint keeps as `llava_run.json`.
+    """
+
+    def __init__(
+        self, *args: Any, lengths: list[int], modalities: list[str], run_record: dict[str, Any], **kwargs: Any
+    ) -> None:
+        self.lengths, self.modalities, self.run_record = lengths, modalities, run_record
+        super().__init__(*args, **kwargs)
+        # The model smooths the labels itself: transformers would take the logits of every position.
+        self.label_smoother = None
+        for printer, short in ((PrinterCallback, ShortPrinter), (ProgressCallback, ShortProgress)):
+            if self.pop_callback(printer) is not None:
+                self.add_callback(short)
+        self.add_callback(FreshLogs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self.model.in_step = kinds_in_step(self.model, self.train_dataset, self.eval_dataset)
+        if self.is_deepspeed_enabled:
+            pickle_stage_by_value()
+        self.monitor = None
+        self.invariants: Invariants | None = None
+        self.loaded_again = False
+        self.guard: FiniteGuard | None = None
+        self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
+        if self.args.run_monitor:
+            records = getattr(self.train_dataset, "records", None)
+            self.monitor = monitor = RunMonitor(
+                self.model,
+                self.args.output_dir,
+                reduce=lambda sums: self.accelerator.reduce(sums, "sum"),
+                write_text=self._write_text,
+                is_main=self.is_world_process_zero(),
+                sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+                entropies=target_entropies(
+                    records or [], self.processing_class, getattr(self.train_dataset, "text_format", None)
+                ),
+            )
+            self.add_callback(self.monitor)
+            self.invariants = Invariants(
+                self.model,
+                self.args,
+                part_learning_rates(self.args),
+                None if records is None else [r.id for r in records],
+                sound=monitor.sound,
+                reduce=lambda values: self.accelerator.reduce(values, "sum"),
+                gather=gather_object,
+                told=lambda: monitor.rules.sounded,
+                step_losses=lambda: (float(self.accelerator.reduce(self._tr_loss, "mean")), monitor.observed_loss),
+                sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+            )
+            self.add_callback(self.invariants)
+
+    def get_train_dataloader(self) -> Any:
+        """As in transformers; training batches are laid out for speed, those of evaluation stay one sample a row."""
+        plain, self.data_collator = self.data_collator, self.training_collator()
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def training_collator(self) -> TrainingCollator:
+        """What collates training batches."""
+        return TrainingCollator(
+            self.data_collator.pad_token_id, templates=self.model.visual_templates(), pack=self.args.packing
+        )
+
+    def _write_text(self, tag: str, text: str, step: int) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_text(tag, text, step)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the time it takes is time spent waiting for data."""
+        start = time.perf_counter()
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
+        self.last_batches.append((self.state.global_step + 1, kept))
+        if self.invariants is not None:
+            self.invariants.add_batches(batches)
+        if self.monitor is not None:
+            self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
+        return batches, items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As in transformers; the monitor sees the loss of every token, and labels are smoothed in training alone."""
+        if self.is_in_train:
+            inputs["label_smoothing"] = self.args.label_smoothing_factor
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.monitor is not None and self.is_in_train:
+            self.monitor.add_batch(outputs["token_losses"], inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
+        loss = super().training_step(*args, **kwargs)
+        if self.monitor is not None and self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            self.monitor.measure_gradients(scaler.get_scale() if scaler is not None else 1.0)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers; a norm that is not finite ends the run before the weights are touched.
+
+        Raises:
+            FloatingPointError: naming the step, the checkpoint of the weights before it, and the batch.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.monitor is not None:
+            self.monitor.grad_norm = norm
+        # Loss scaling meets infinite gradients on purpose and skips those steps itself.
+        if norm is None or self.args.fp16:
+            return norm
+        if self.guard is None:
+            self.guard = FiniteGuard(getattr(self.optimizer, "optimizer", self.optimizer))
+        bad = self.guard.bad_step(norm, self.state.global_step + 1)
+        if bad is not None:
+            self._stop_at(bad, model)
+        return norm
+
+    def _stop_at(self, step: int, model: nn.Module) -> None:
+        """Ends a run at a step whose gradient is not finite: saves the weights from before it and the batch's ids."""
+        folder = Path(self.args.output_dir)
+        batches = next((b for s, b in self.last_batches if s == step), [])
+        ids = [name for batch in batches for name in batch["sample_ids"]]
+        if self.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            dump = {
+                "step": step,
+                "sample_ids": ids,
+                "input_ids": [row.tolist() for batch in batches for row in batch["input_ids"]],
+            }
+            (folder / BAD_BATCH_FILE).write_text(json.dumps(dump, ensure_ascii=False) + "\n", encoding="utf-8")
+        saved = ""
+        if self.is_deepspeed_enabled:
+            saved = "; DeepSpeed has updated the weights with it, so go on from the checkpoint before"
+        elif self.state.global_step > 0:
+            self._save_checkpoint(model, trial=None)
+            saved = f"; the weights from before it are in checkpoint-{self.state.global_step}"
+        message = f"the gradient of step {step} is not finite (samples {', '.join(ids[:4])}, all in {BAD_BATCH_FILE})"
+        remedy = "lower --learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
+        if self.monitor is not None:
+            self.monitor.sound(Alarm(step, "not finite", message + saved + ".", remedy + "."))
+        raise FloatingPointError(f"{message}{saved}: {remedy}")
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
+        self.sampler = ModalityLengthSampler(
+            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share
+        )
+        return self.sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """Groups of one part and one weight decay each, so that every part has its own learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        rates = part_learning_rates(self.args)
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((part_of(name), name in decayed), []).append(parameter)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = optimizer_class(
+            [
+                {
+                    "params": parameters,
+                    "lr": rates[part],
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                    "name": f"{part}{'' if decay else ', no decay'}",
+                }
+                for (part, decay), parameters in groups.items()
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss of the evaluation set in nats per supervised token: the sum over all tokens of all samples, each
+        counted once, over their number; not a mean of batch means.
+        """
+        loader = self.get_eval_dataloader(eval_dataset)
+        self.model.eval()
+        visual_ids = (self.model.config.visual_token_ids or {}).values()
+        nats = tokens = samples = common_nats = common_tokens = common_hits = 0.0
+        for batch in self.until_stopped(loader):
+            batch = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                losses, hits = token_scores(self.model, batch)
+            supervised = batch["labels"][:, 1:] != IGNORE_INDEX
+            common = after_first_token(batch["input_ids"], batch["labels"], visual_ids)
+            rows = [losses.sum(1), supervised.sum(1), (losses * common).sum(1), common.sum(1), (hits & common).sum(1)]
+            gathered = self.accelerator.gather_for_metrics(torch.stack([r.double() for r in rows], dim=1))
+            sums = gathered.sum(dim=0).tolist()
+            nats, tokens, samples = nats + sums[0], tokens + sums[1], samples + len(gathered)
+            common_nats, common_tokens = common_nats + sums[2], common_tokens + sums[3]
+            common_hits += sums[4]
+        metrics = {
+            f"{metric_key_prefix}_loss": nats / tokens,
+            f"{metric_key_prefix}_nats_per_caption": nats / samples,
+            f"{metric_key_prefix}_tokens": int(tokens),
+            f"{metric_key_prefix}_samples": int(samples),
+        }
+        if common_tokens:
+            # What a text-only and a video run both predict, for their comparison.
+            metrics[f"{metric_key_prefix}_common_loss"] = common_nats / common_tokens
+            metrics[f"{metric_key_prefix}_common_accuracy"] = common_hits / common_tokens
+            metrics[f"{metric_key_prefix}_common_tokens"] = int(common_tokens)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics |= sight.measure(self, dataset, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a loss or gradient norm that is not finite ends the run.
+
+        Raises:
+            FloatingPointError: naming the step and the remedy.
+        """
+        if self.monitor is not None and self.invariants is not None and "loss" in logs:
+            logs |= self.monitor.metrics()
+            self.invariants.check_log(self.state.global_step, logs["loss"])
+        super().log(logs, *args, **kwargs)
+        # Under fp16 the loss scaler skips steps whose gradients overflow, so their norm may be infinite.
+        for name in ("loss", "train_loss", "eval_loss", *([] if self.args.fp16 else ["grad_norm"])):
+            value = logs.get(name)
+            if value is not None and not math.isfinite(float(value)):
+                raise FloatingPointError(
+                    f"{name} is {value} at step {self.state.global_step}: lower --learning_rate or --max_grad_norm, "
+                    "or train in --bf16 or fp32 instead of --fp16"
+                )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in transformers, with the run's record; weights that are not finite are never written.
+
+        Raises:
+            FloatingPointError: naming the step and the weights, whose last good values are in an earlier checkpoint.
+        """
+        broken = not_finite(self.model, state_dict)
+        if broken:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {', '.join(broken[:3])} are not finite and were not saved: lower "
+                "--learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
+            )
+        super()._save(output_dir, without_tied(self.model, state_dict))
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / RUN_RECORD).write_text(
+                json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in `ResumableTrainer`; the first one is loaded again."""
+        super()._save_checkpoint(model, trial)
+        self._load_again(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `ResumableTrainer`; loaded again in a run that saved no checkpoint."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self._load_again(Path(output_dir or self.args.output_dir))
+
+    def _load_again(self, folder: Path) -> None:
+        """Compares the first checkpoint of the run with the live model, on the first process.
+
+        Raises:
+            ReloadError: when it is another model.
+        """
+        if self.loaded_again or self.invariants is None or (self.stop is not None and self.stop.reason is not None):
+            return
+        self.loaded_again = True
+        if weights_are_spread(self.args) or self.invariants.sharded:
+            logger.info("%s was not loaded again to compare it: its weights are spread over the processes", folder)
+        elif self.is_world_process_zero():
+            dataset = self.train_dataset
+            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in range(min(2, len(dataset)))]))
+            try:
+                loss = compare_saved(folder, self.model, batch, self.compute_loss_context_manager)
+            except ReloadError:
+                if folder.name.startswith("checkpoint-"):
+                    # Under its own name the next run would go on from it.
+                    folder.rename(folder.with_name(f"wrong-{folder.name}"))
+                raise
+            logger.info("%s was loaded again: its loss of a batch, %.4f, is that of the live model", folder, loss)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint that lacks weights, or has others, is not resumed from.
+
+        Raises:
+            ValueError: naming the keys; a tower kept by reference and tied weights may be absent.
+        """
+        tied = (
+            set(self.model.all_tied_weights_keys)
+            if hasattr(self.model, "all_tied_weights_keys")
+            else {"lm_head.weight"}
+        )
+        apart = "vision_tower." if self.model.config.mm_vision_tower_storage == "reference" else ()
+        missing = [k for k in load_result.missing_keys if not k.startswith(apart) and k not in tied]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected "
+                f"{load_result.unexpected_keys[:5]}; resume with the flags that the run was started with"
+            )
+        self.model.tie_weights()

@@ -1,0 +1,211 @@
+"""Each alarm, and the runs that must not sound it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from llava.train.monitor.alarms import AlarmRules, Observation, blind
+
+CHANCE = math.log(1000)
+
+
+def kinds(rules, observations):
+    return [(a.step, a.kind) for o in observations for a in rules.update(o)]
+
+
+def falling(steps=300, every=1, **values):
+    """A sound run: the loss falls from chance to 1, and every group learns."""
+    for step in range(every, steps + 1, every):
+        loss = 1 + (CHANCE - 1) * math.exp(-step / 40)
+        sound = {
+            "caption_loss": loss, "videos": 4, "grad_norms": {"embeddings": 1.0, "resampler fast": 0.1},
+            "update_ratios": {"embeddings": 1e-3, "resampler fast": 1e-3},
+            "learning_rates": {"embeddings": 1e-3, "resampler fast": 1e-3},
+        }  # fmt: skip
+        yield Observation(**{"step": step, "loss": loss, **sound, **values})
+
+
+def test_a_sound_run_raises_no_alarm():
+    assert kinds(AlarmRules(1000), falling()) == []
+    text = {"caption_loss": None, "text_loss": 3.0, "videos": 0, "grad_norms": {"resampler fast": 0.0}}
+    assert kinds(AlarmRules(1000), falling(**text)) == []
+
+
+def test_a_loss_at_chance_is_a_plateau_once_and_after_the_warmup():
+    stuck = {"loss": 0.99 * CHANCE, "caption_loss": 0.99 * CHANCE}
+    assert kinds(AlarmRules(1000), falling(**stuck)) == [(50, "plateau")]
+    assert kinds(AlarmRules(1000, warmup_steps=120), falling(**stuck)) == [(120, "plateau")]
+    text = {"loss": 0.99 * CHANCE, "caption_loss": None, "text_loss": 0.99 * CHANCE}
+    assert kinds(AlarmRules(1000), falling(**text)) == [(50, "plateau")]
+
+
+def at(level, steps, words="caption_loss", every=10, noise=0.1):
+    """A run whose loss moves around `level(step)`, as batches do."""
+    for step in range(every, steps + 1, every):
+        loss = level(step) + noise * math.sin(step)
+        yield Observation(step=step, loss=loss, **{words: loss})
+
+
+@pytest.mark.parametrize("words", ["captions", "text"])
+def test_a_loss_at_the_unigram_entropy_is_a_plateau(words):
+    """Far below ln(vocabulary), and still nothing is learned but how frequent each word is."""
+    key = {"captions": "caption_loss", "text": "text_loss"}[words]
+
+    def found(level, steps=400, **options):
+        return kinds(AlarmRules(1000, entropies={words: 3.6}, **options), at(level, steps, key))
+
+    assert found(lambda _: 3.6) == found(lambda _: 4.9) == [(200, "plateau")]
+    assert found(lambda _: 3.6, warmup_steps=300) == [(300, "plateau")]
+    assert found(lambda _: 3.3) == found(lambda _: 3.6, steps=190) == []
+    assert kinds(AlarmRules(1000), at(lambda _: 4.9, 400, key)) == [], "an entropy that is not known judges nothing"
+    assert kinds(AlarmRules(1000, entropies={words: 0.1}), at(lambda _: 0.4, 400, key)) == []
+
+
+def test_a_slow_run_that_still_falls_is_waited_for():
+    def slow(step):
+        return 3.0 + 3.5 * math.exp(-step / 250)
+
+    rules = AlarmRules(1000, entropies={"captions": 3.6})
+    assert kinds(rules, at(slow, 1500)) == []
+    # Slower still: nothing is known of what it would become, but after three times the patience it must be below.
+    assert kinds(AlarmRules(1000, entropies={"captions": 3.6}), at(lambda s: 3 + 3.5 * 0.999**s, 900)) == [
+        (600, "plateau")
+    ]
+
+
+def test_a_run_that_collapses_later_is_a_plateau():
+    assert kinds(AlarmRules(1000, entropies={"captions": 3.6}), at(lambda s: 2.0 if s < 500 else 3.7, 1000)) == [
+        (530, "plateau")
+    ]
+
+
+def steps(rules, values, norms=None):
+    """(step, message) of each spike of a run with these losses, all gradient norms being 1 or as given."""
+    alarms = [rules.spike(i, v, 1.0 if norms is None else norms[i], [f"s{i}"]) for i, v in enumerate(values)]
+    return [(a.step, a.message) for a in alarms if a is not None]
+
+
+WAVE = [2.0 + 0.2 * math.sin(i) for i in range(300)]
+
+
+def test_a_spike_sounds_once_with_its_samples():
+    assert steps(AlarmRules(9), WAVE) == []
+    spiked = [*WAVE[:200], 6.0, 6.5, *WAVE[:20], 9.0, *WAVE[:20]]
+    ((first, message), (second, _)) = steps(AlarmRules(9), spiked)
+    assert (first, second) == (200, 222), "two steps of one spike, and another spike"
+    assert message.startswith("the loss is 6, that of the 128 steps before 2") and "'s200'" in message
+    early = [*WAVE[:127], 6.0, *WAVE[:20]]
+    assert steps(AlarmRules(9), early) == [], "128 steps are needed to know what is usual"
+    norms = [*WAVE[:200], 50.0, *WAVE[201:]]
+    ((step, message),) = steps(AlarmRules(9), WAVE, norms)
+    assert step == 200 and message.startswith("the gradient norm is 50")
+    assert steps(AlarmRules(9), WAVE, [math.inf] * 300) == steps(AlarmRules(9), WAVE, [None] * 300) == []
+    alarm = AlarmRules(9)
+    for value in WAVE[:128]:
+        alarm.spike(0, value, None, [])
+    assert "and 12 more" in alarm.spike(128, 9.0, None, [f"s{i}" for i in range(20)]).message
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [2.0] * 200 + [2.0 + 1e-7] + [2.0] * 50,
+        [1e-4 + 1e-6 * (i % 3) for i in range(200)] + [1e-3] + [1e-4] * 50,
+        [2.0 + 1e-4 * (i % 3) for i in range(200)] + [2.05] + [2.0] * 50,
+    ],
+    ids=["flat", "learned by heart", "nearly flat"],
+)
+def test_a_rise_that_is_no_trouble_is_no_spike(curve):
+    assert steps(AlarmRules(9), curve) == []
+
+
+def test_spikes_of_uneven_data_fill_no_log():
+    curve = [*WAVE[:128], *([9.0, *WAVE[:128]] * 30)]
+    assert len(steps(AlarmRules(9), curve)) == 20
+
+
+def test_spikes_go_on_from_a_state():
+    whole, cut = AlarmRules(9), AlarmRules(9)
+    spiked = [*WAVE[:150], 6.0, 6.5, 2.0, 7.0]
+    expected, found = [], []
+    for i, value in enumerate(spiked):
+        expected.append(whole.spike(i, value, 1.0, []))
+        found.append(cut.spike(i, value, 1.0, []))
+        state = json.loads(json.dumps(cut.state()))
+        cut = AlarmRules(9)
+        cut.restore(state)
+    assert found == expected and sum(a is not None for a in found) == 2
+
+
+def test_a_state_of_an_earlier_commit_is_taken_up():
+    rules = AlarmRules(1000, entropies={"captions": 3.6})
+    rules.restore({"curve": [[1.0, 1.0]], "lowest": 2.0, "silent": [], "sounded": ["plateau"]})
+    assert kinds(rules, at(lambda _: 2.0, 300)) == []
+    assert rules.spike(300, 2.0, 1.0, []) is None
+
+
+def test_a_group_without_gradient_is_named_within_the_first_steps():
+    rules = AlarmRules(1000)
+    alarms = [a for o in falling(grad_norms={"embeddings": 1.0, "resampler fast": 0.0}) for a in rules.update(o)]
+    assert [(a.step, a.kind) for a in alarms] == [(3, "zero gradient")]
+    assert "resampler fast" in alarms[0].message and alarms[0].remedy
+    assert "resampler fast" in str(alarms[0])
+
+
+def test_a_group_that_does_not_move_is_named():
+    still = {"embeddings": 1e-3, "resampler fast": 0.0}
+    assert kinds(AlarmRules(1000), falling(update_ratios=still)) == [(3, "no update")]
+    # A learning rate of 0, as in the first step of a warm-up, moves nothing by right.
+    rates = {"embeddings": 1e-3, "resampler fast": 0.0}
+    assert kinds(AlarmRules(1000), falling(update_ratios=still, learning_rates=rates)) == []
+
+
+def test_visual_targets_sound_at_once():
+    assert kinds(AlarmRules(1000), falling(visual_targets=5, other_targets=5))[0] == (1, "visual targets")
+
+
+def test_captions_left_behind_by_the_total():
+    observations = [
+        Observation(step=s, loss=6.9 * math.exp(-s / 20), caption_loss=6.9 * math.exp(-s / 80), other_targets=100)
+        for s in range(1, 60)
+    ]
+    assert [k for _, k in kinds(AlarmRules(1000), observations)] == ["captions left behind"]
+    level = [Observation(step=o.step, loss=o.loss, caption_loss=o.loss, other_targets=100) for o in observations]
+    assert kinds(AlarmRules(1000), level) == []
+
+
+def test_a_finished_run_that_does_not_see_is_blind():
+    assert blind(9, [0.1, -0.1, 0.3]).kind == "blind"
+    assert "+0.100 nats [-0.100, +0.300]" in blind(9, [0.1, -0.1, 0.3]).message
+    assert blind(9, [0.3, 0.1, 0.5]) is None
+    assert blind(9, [0.3, None, None]) is None, "one clip says nothing"
+
+
+@pytest.mark.parametrize(("waited", "steps", "sounds"), [(0.5, 20, True), (0.5, 5, False), (0.2, 50, False)])
+def test_a_starving_loader(waited, steps, sounds):
+    found = kinds(AlarmRules(1000), falling(waited=waited, waited_steps=steps))
+    assert found == ([(1, "waiting for data")] if sounds else [])
+
+
+def test_rules_go_on_from_a_state():
+    """Silent groups, a falling curve and what has sounded: the same alarms as without an interruption."""
+
+    def observe(step: int) -> Observation:
+        return Observation(
+            step, loss=5.0 / step, caption_loss=5.6, other_targets=3, videos=1, grad_norms={"embeddings": 0.0},
+            update_ratios={"projector": 0.0},
+        )  # fmt: skip
+
+    entropies = {"captions": 5.7}
+    whole, cut = AlarmRules(300, entropies=entropies), AlarmRules(300, entropies=entropies)
+    expected, found = [], []
+    for step in range(1, 80):
+        expected += whole.update(observe(step))
+        found += cut.update(observe(step))
+        state = json.loads(json.dumps(cut.state()))
+        cut = AlarmRules(300, entropies=entropies)
+        cut.restore(state)
+    assert found == expected and {a.kind for a in found} == {"zero gradient", "plateau", "captions left behind"}

@@ -1,0 +1,47 @@
+"""What is supervised reads as the record does, whatever its white space, a cut and the tokenizer's own changes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from llava.data.prompt import preprocess_plain_lm
+from llava.data.records import Record
+from llava.train.preflight.words import check_words, reads_as, remembered_tokens
+from tests.conftest import record
+
+
+def dataset_of(texts, tokenizer, max_length=100, change=lambda ids: ids):
+    records = []
+    for i, text in enumerate(texts):
+        row = record(f"t{i}", text)
+        made = Record(row["id"], row["conversations"], (), (), split=None, meta={}, source=f"x.json[{i}]")
+        records.append(made)
+
+    def tokens(index):
+        sample = preprocess_plain_lm([records[index].conversations], tokenizer)
+        return change(sample["input_ids"][0])[:max_length], change(sample["labels"][0])[:max_length]
+
+    return SimpleNamespace(records=records, tokens=tokens, max_length=max_length)
+
+
+def test_white_space_accents_and_cuts_are_no_other_words(tokenizer):
+    assert reads_as("Un gat\ufffd", "Un gatto", cut=True) and not reads_as("Un gat", "Un gatto", cut=False)
+    texts = ["Un  gatto\nnero.", "Perche\u0301 no?", "Città è già qui."]
+    (found,) = check_words(dataset_of(texts, tokenizer), tokenizer)
+    assert found.status == "ok", found
+    assert check_words(dataset_of(texts, tokenizer, max_length=4), tokenizer)[0].status == "ok"
+
+
+def test_words_that_are_lost_are_named(tokenizer):
+    (found,) = check_words(dataset_of(["Un gatto."], tokenizer, change=lambda ids: ids[2:]), tokenizer)
+    assert found.status == "FAIL" and "'t0'" in found.finding and "instead of 'Un gatto.'" in found.finding
+
+
+def test_a_record_is_tokenised_once():
+    calls = []
+    dataset = type("Data", (), {"tokens": lambda self, i: (calls.append(i), torch.tensor([i]))[1]})()
+    with remembered_tokens(dataset):
+        assert dataset.tokens(3) is dataset.tokens(3)
+    assert calls == [3] and "tokens" not in vars(dataset)
