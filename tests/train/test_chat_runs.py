@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -56,17 +57,14 @@ def test_a_run_keeps_its_format_and_trains_in_silence(run):
 
 
 def test_samples_are_shown_in_the_colours_of_who_speaks(run):
-    page = (run / "preflight_samples.html").read_text()
-    spans = re.findall(r'<span style="color: (#[0-9a-f]+)[^>]*>([^<]*)</span>', page)
-    colour = {name: next(c for c, text in spans if name in text) for name in ("vid_patch", "assistant", "im_start")}
-    words = {}
-    for code, text in spans:
-        words.setdefault(code, []).append(text)
-    (predicted,) = {c for c, text in spans if "im_end" in text} - {colour["im_start"]}
-    joined = {code: "".join(texts) for code, texts in words.items()}
-    asked = next(code for code, text in joined.items() if "cosa" in text)
-    assert "Un" in joined[predicted] and "cosa" not in joined[predicted]
-    assert len({predicted, asked, colour["vid_patch"], colour["im_start"]}) == 4
+    page = html.unescape((run / "preflight_samples.html").read_text())
+    said: dict[str, str] = {}
+    for code, text in re.findall(r'<span style="color: (#[0-9a-f]+);[^>]*>([^<]*(?:<\|?\w+\|?>[^<]*)*)</span>', page):
+        said[code] = said.get(code, "") + text
+    assert said["#008000"] == f"{CAPTIONS[0]}<|im_end|>", "green is what the assistant says and where it ends"
+    assert said["#808000"].strip() == QUESTION, "yellow is the question"
+    assert "<vid_patch>×6" in said["#008080"], "cyan is the clip"
+    assert said["#808080"].startswith("<|im_start|>user\\n<|im_end|>\\n<|im_start|>assistant"), "grey is markup"
 
 
 def test_captions_are_asked_for_in_the_runs_format(assets, run, questions, tmp_path, capsys):
