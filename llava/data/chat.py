@@ -175,16 +175,18 @@ class Chat:
     def _rendered(
         self, messages: Sequence[Mapping[str, str]], marked: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
+        names: Mapping[str, Any] = self.tokenizer.special_tokens_map
         try:
-            texts, marks = render_jinja_template(
+            found: Any = render_jinja_template(
                 [[dict(message) for message in messages]],
                 chat_template=self.template,
                 return_assistant_tokens_mask=marked,
-                **self.tokenizer.special_tokens_map,
+                **names,
             )
         except (TemplateError, TypeError, ValueError) as error:
             message = f"--version {self.version}: the chat template refuses the conversation: {error}"
             raise ValueError(message) from error
+        texts, marks = found
         return texts[0], marks[0] if marked else []
 
     def _labels(

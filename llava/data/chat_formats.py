@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
@@ -132,5 +132,5 @@ def without_prefix_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
 def _pre_tokenizers(backend: Any) -> list[Any]:
     first = getattr(backend, "pre_tokenizer", None)
     if type(first).__name__ == "Sequence":
-        return [*first]
+        return list(cast(Any, first))
     return [first]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
+from llava.data.prompt import compact
 from llava.data.records import Record
 from llava.data.text_format import PlainLM, TextFormat
 
@@ -30,7 +31,8 @@ def count_targets(
     text_format = PlainLM(tokenizer) if text_format is None else text_format
     chosen = records[:: max(1, math.ceil(len(records) / limit))]
     counts: dict[str, Counter[int]] = {}
-    for record, (_, labels) in zip(chosen, text_format.encode([r.conversations for r in chosen]), strict=True):
+    texts = [[{**turn, "value": compact(turn["value"])} for turn in r.conversations] for r in chosen]
+    for record, (_, labels) in zip(chosen, text_format.encode(texts), strict=True):
         count = counts.setdefault("captions" if record.videos or record.images else "text", Counter())
         # Nothing stands before the first token, so it is no target.
         count.update(label for label in labels[1:] if label != IGNORE_INDEX)

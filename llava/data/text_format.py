@@ -34,11 +34,17 @@ class TextFormat(Protocol):
     of videos and images.
     """
 
-    version: str
-    template: str | None
-    """The chat template; none for plain LM."""
-    end_ids: tuple[int, ...]
-    """Where generation stops: the end of text, and the end of a turn."""
+    @property
+    def version(self) -> str:
+        """Its name, by `llava.data.chat_formats.resolve`."""
+
+    @property
+    def template(self) -> str | None:
+        """The chat template; none for plain LM."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Where generation stops: the end of text, and the end of a turn, which are the same in some."""
 
     def turns(self, conversation: Turns) -> Turns:
         """The turns with markers for placeholders, as `preprocess` takes them."""
