@@ -285,3 +285,17 @@ def test_the_module_runs_with_worker_processes(assets: SimpleNamespace) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("no problem in 6 records")
     assert "Warning" not in result.stderr
+
+
+def test_segments_that_end_beyond_their_clip_are_remarked_on_one_by_one(
+    assets: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads(assets.video_json.read_text())
+    for raw, split in zip(records, ([0, 7], [2, 8], [0, 50]), strict=False):
+        raw["meta"] = {"split": split}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    argv = ["--data_path", str(tmp_path / "data.json"), "--video_folder", str(assets.clips), "--num_workers", "0"]
+    assert check.main([*argv, "--num_frames", "2", "--force_sample"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 remarks in 2 records" in shown and "segment beyond the end: 2" in shown
+    assert "id 'v1'" in shown and "[2, 8] of frames 0 to 7" in shown and "id 'v0'" not in shown
