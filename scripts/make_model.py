@@ -29,6 +29,7 @@ from transformers import Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel,
 
 from llava.config.video import ProcessorSpec
 from llava.constants import PLACEHOLDERS
+from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
 from llava.foreign import check_sizes
@@ -38,8 +39,11 @@ EOS, PAD = "<|endoftext|>", "<pad>"
 PATCH_SIZE = 14
 
 
-def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> list[str]:
-    """The text of every record of LLaVA JSON or JSONL files: all turns, without placeholders.
+def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop", seed: int = DEFAULT_SEED) -> list[str]:
+    """The text of every record of LLaVA JSON or JSONL files, or mixtures: all turns, without placeholders.
+
+    Args:
+        seed: of what a mixture takes at random.
 
     Raises:
         DatasetError: as `apply_policy`, for bad records, and for files that cannot be read.
@@ -48,7 +52,7 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> l
     for path in paths:
         # No file is opened here, so that none can lie in a wrong place.
         reserved = (*reserved_tokens(None), PAD)
-        records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True)
+        records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True, seed=seed)
         for record in apply_policy(records, problems, on_bad_sample):
             text = join_turns(record.conversations)
             for placeholder in PLACEHOLDERS:
@@ -209,14 +213,19 @@ def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Ca
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     language = parser.add_argument_group("language model (defaults: GPT-2 small)")
-    language.add_argument("--data_path", nargs="+", type=Path, help="LLaVA JSON or JSONL files with the captions")
+    language.add_argument("--data_path", nargs="+", help="LLaVA JSON or JSONL files with the captions, or mixtures")
     language.add_argument("--output_dir", type=Path, help="folder for tokenizer and GPT-2")
     language.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     for name, value in (("vocab_size", 30000), ("min_frequency", 2), ("n_layer", 12), ("n_embd", 768), ("n_head", 12)):
         language.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
     language.add_argument("--n_positions", type=int, default=1024, help="longest sequence (default: %(default)s)")
     language.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
-    language.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
+    language.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights, and of what a mixture takes at random (default: %(default)s)",
+    )
     vision = parser.add_argument_group("vision tower (random weights: for the demo and for tests)")
     vision.add_argument("--make_vision_tower", type=Path, metavar="DIR", help="folder for a random DINOv2")
     for name, value in (("hidden_size", 192), ("layers", 1), ("heads", 3), ("seed", 0)):
@@ -245,7 +254,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_language_model(args: argparse.Namespace) -> str:
     """Makes or reuses the GPT-2 folder; returns what to print."""
-    captions = read_captions(args.data_path, args.on_bad_sample)
+    captions = read_captions(args.data_path, args.on_bad_sample, args.seed)
     names = ("vocab_size", "min_frequency", "n_layer", "n_embd", "n_head", "n_positions", "dropout", "seed")
     settings = {name: getattr(args, name) for name in names}
     settings["captions_sha256"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()

@@ -36,6 +36,7 @@ from llava.data.records import (
     unusable_paths,
     without,
 )
+from llava.data.sources import count_sources, format_sources
 from llava.data.text_format import text_format
 from llava.data.video import (
     REENCODE,
@@ -221,7 +222,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="python -m llava.data.check", description=__doc__)
     add = parser.add_argument
-    add("--data_path", required=True, help="records, LLaVA JSON or JSONL")
+    add("--data_path", required=True, help="records, LLaVA JSON or JSONL: a file, several (a.json,b.json or "
+        "{a,b}.json), or a mixture (YAML)")  # fmt: skip
     add_folder_flags(parser)
     add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
     add("--version", default=PLAIN, help="the format of the text, as in training (default: %(default)s)")
@@ -252,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         records, problems = load_records(
             args.data_path, args.image_folder, args.video_folder,
-            (*reserved_tokens(tokenizer), *reserved_of(version)), args.allow_absolute_paths, version != PLAIN,
+            (*reserved_tokens(tokenizer), *reserved_of(version)), args.allow_absolute_paths, args.seed,
+            version != PLAIN,
         )  # fmt: skip
     except DatasetError as error:
         print(error)
@@ -265,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length, version)
         problems += too_long
     problems += file_problems
+    if len(sources := count_sources(records)) > 1:
+        print(format_sources(sources))
     if doubtful := remarks(records) + cut_segments(records, reports):
         print(format_problems(doubtful, noun="remark"))
     if problems:

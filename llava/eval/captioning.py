@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Captions every record of one or more files and prints their scores; with `--output` writes all as JSON."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.captioning", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos")
+    parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos, or mixtures")
     add_folder_flags(parser)
     parser.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in args.data_path:
         records = read_for_evaluation(
             path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-            args.limit, args.on_bad_sample, args.allow_absolute_paths,
+            args.limit, args.on_bad_sample, args.allow_absolute_paths, args.seed,
         )  # fmt: skip
         captioned = [r for r in records if len(r.videos) == 1 and not r.images and answer_of(r) is not None]
         if len(captioned) < len(records):

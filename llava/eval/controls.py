@@ -314,7 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument("--data_path", required=True, help="LLaVA JSON file with videos that were not trained on")
+    parser.add_argument(
+        "--data_path", required=True, help="LLaVA JSON file with videos that were not trained on, or mixture"
+    )
     add_folder_flags(parser)
     parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
     parser.add_argument("--vision-tower", help="where the model's tower lies now")
@@ -329,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = open_cache(args.feature_cache, model)
     records = read_for_evaluation(
         args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-        allow_absolute_paths=args.allow_absolute_paths,
+        allow_absolute_paths=args.allow_absolute_paths, seed=args.seed,
     )  # fmt: skip
     length = model.config.max_position_embeddings
     form = recorded_format(model.config, tokenizer)

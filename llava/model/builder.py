@@ -13,7 +13,7 @@ from llava.constants import VISUAL_TOKENS
 from llava.data.prompt import visual_token_ids
 from llava.foreign import config_values, load_tokenizer
 from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 
 MM_PARTS = {
     "mm_language_model": ("transformer.", "lm_head."),
@@ -91,9 +91,7 @@ def check_stored_tower(model: LlavaGPT2ForCausalLM, name_or_path: str) -> None:
         ValueError: naming both towers and their checksums.
     """
     config = model.config
-    other = DINOv2VisionTower.from_pretrained(
-        name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature
-    )
+    other = load_vision_tower(name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature)
     checksum = other.checksum()
     if not other.has_checksum(config.mm_vision_tower_checksum):
         raise ValueError(
