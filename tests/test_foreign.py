@@ -88,7 +88,7 @@ def test_code_of_a_model_or_tower_is_never_run(assets, tmp_path, no_questions):
 )
 def test_a_config_that_cannot_be_built_is_refused_before_it_is(assets, tmp_path, monkeypatch, changes, message):
     folder = edited(assets.gpt2, tmp_path / "gpt2", "config.json", **changes)
-    monkeypatch.setattr("llava.model.builder.LlavaGPT2ForCausalLM.__init__", None)
+    monkeypatch.setattr("llava.model.language_model.llava_gpt2.LlavaGPT2ForCausalLM.__init__", None)
     for load in (
         lambda: load_language_model(str(folder)),
         lambda: load_pretrained_model(folder),

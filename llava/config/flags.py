@@ -27,7 +27,9 @@ FREE_FLAGS = {
 class ModelArguments:
     """Flags that describe the model."""
 
-    model_name_or_path: str = field(metadata={"help": "A GPT-2 or llava_gpt2 folder or hub name."})
+    model_name_or_path: str = field(
+        metadata={"help": "A causal language model of transformers, or a checkpoint: a folder or hub name."}
+    )
     from_scratch: bool = field(
         default=False, metadata={"help": "Keep the model's config and tokenizer and draw fresh weights."}
     )

@@ -13,8 +13,9 @@ from functools import partial
 
 import numpy as np
 from tqdm import tqdm
-from transformers import GPT2Config, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import string_to_bool
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.config.video import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
 from llava.constants import VISUAL_TOKENS
@@ -299,8 +300,13 @@ def _summary(num_records: int, reports: dict[Clip, FileReport], spec: VideoSpec)
 
 def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
     values = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
-    positions = values.get("max_position_embeddings") or values.get("n_positions", GPT2Config().n_positions)
-    if max_length is not None and max_length > positions:
+    kind = str(values.pop("model_type", "")).removeprefix("llava_")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"--model_name_or_path {name_or_path}: transformers knows no model type {kind!r}")
+    positions = getattr(CONFIG_MAPPING[kind].from_dict(values), "max_position_embeddings", None)
+    if max_length is None and positions is None:
+        raise ValueError(f"--model_max_length: {name_or_path} takes sequences of any length; say how long yours may be")
+    if max_length is not None and positions is not None and max_length > positions:
         raise ValueError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
     return load_tokenizer(name_or_path), max_length or positions
 

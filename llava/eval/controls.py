@@ -37,6 +37,7 @@ from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.eval.statistics import bootstrap_ratio
 from llava.model.builder import load_pretrained_model
+from llava.model.capabilities import max_positions
 
 GAINS = {"video": "other", "time": "shuffled", "blank": "blank", "fast": "no_fast", "slow": "no_slow"}
 """Each gain and the condition that it takes from the true video's loss."""
@@ -333,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
         allow_absolute_paths=args.allow_absolute_paths, seed=args.seed,
     )  # fmt: skip
-    length = model.config.max_position_embeddings
+    length = max_positions(model)
     form = recorded_format(model.config, tokenizer)
     dataset = LazySupervisedDataset(
         records, tokenizer, form.preprocess, length, model.video_spec, model.processor_spec, cache, text_format=form

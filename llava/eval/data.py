@@ -11,13 +11,13 @@ from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
 from llava.errors import show
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.vlm import VisionCausalLM
 
 
 def read_for_evaluation(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     cache: FeatureCache,
     video_folder: str | None = None,
     image_folder: str | None = None,

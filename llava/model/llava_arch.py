@@ -14,17 +14,18 @@ from torch import nn
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.positions import check_positions, visual_positions
 from llava.data.prompt import image_tokens, video_tokens
+from llava.model.capabilities import embedding_std
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import empty_vision_tower, load_vision_tower
 from llava.model.multimodal_projector.builder import build_projector
-from llava.model.multimodal_resampler.fast_slow import build_resampler
+from llava.model.multimodal_resampler.fast_slow import StreamResampler, build_resampler
 from llava.model.splice import splice
 
 TOWER_STORAGE = ("reference", "checkpoint")
 
 
 class LlavaMetaForCausalLM:
-    """Mixin for a `PreTrainedModel` with `transformer` and `lm_head`; adds tower, projector and resampler.
+    """Mixin for a causal language model; adds tower, projector and resampler.
 
     The modules exist when `config.mm_hidden_size` is set, apart from the tower: stored by reference, it is attached
     by `attach_vision_tower`, which training from cached features never needs.
@@ -33,6 +34,8 @@ class LlavaMetaForCausalLM:
     vision_tower: VisionTower | None
     mm_projector: nn.Module | None
     vision_resampler: nn.Module | None
+    row_std: float | None = None
+    """Standard deviation that the resampler's rows begin with; None for that of the word embeddings beside them."""
     in_step: Mapping[str, bool] = {}
     """Kinds of vision (`image`, `video`) that every forward pass encodes, a blank one where the batch has none, and
     whether from pixels. Processes that gather weights module by module (ZeRO-3, FSDP) must all run the same modules.
@@ -44,7 +47,7 @@ class LlavaMetaForCausalLM:
         self.vision_tower = self.mm_projector = self.vision_resampler = None
         if config.mm_hidden_size is None:
             return
-        width = config.hidden_size
+        width = self.get_input_embeddings().embedding_dim
         self.mm_projector = build_projector(config.mm_projector_type, config.mm_hidden_size, width)
         self.vision_resampler = build_resampler(
             config.mm_resampler_type, width, self.video_spec, tuple(config.mm_patch_grid), config.mm_perceiver_depth
@@ -95,6 +98,9 @@ class LlavaMetaForCausalLM:
         config.mm_perceiver_depth = depth
         config.video_spec = spec.to_dict()
         self.build_vision_modules()
+        for module in self.vision_resampler.modules():
+            if isinstance(module, StreamResampler):
+                module.row_std = embedding_std(self) if self.row_std is None else self.row_std
         for module in (self.mm_projector, self.vision_resampler):
             module.apply(self._init_weights)
             module.to(self.device)

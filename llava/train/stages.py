@@ -35,15 +35,12 @@ from llava.data.records import (
 from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.text_format import TextFormat
 from llava.errors import Stopped
-from llava.model.builder import (
-    add_visual_tokens,
-    check_stored_tower,
-    load_language_model,
-    set_trainable,
-)
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
+from llava.model.capabilities import keeps_samples_apart, max_positions
+from llava.model.language_model.causal_lm import language_type
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.vlm import VisionCausalLM
 from llava.train.run_flags import Arguments, tunable_parts
 from llava.train.text_format import prepare_tokenizer
 
@@ -95,7 +92,7 @@ def read_records(
     return records, problems + missing_files(records)
 
 
-def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2ForCausalLM:
+def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> VisionCausalLM:
     """The language model with the visual tokens registered, and with vision when a tower is named; parts frozen.
 
     Raises:
@@ -105,11 +102,11 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
     model = load_language_model(
         model_args.model_name_or_path, model_args.from_scratch, model_args.attn_implementation, load_vision_tower=False
     )
-    positions = model.config.max_position_embeddings
+    positions = max_positions(model)
     if training_args.model_max_length > positions:
         raise ValueError(
-            f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions "
-            "(n_positions): lower it, or make a model with more positions"
+            f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions: "
+            "lower it, or make a model with more positions"
         )
     add_visual_tokens(tokenizer, model)
     if model_args.vision_tower is None and model.config.mm_hidden_size is not None:
@@ -144,10 +141,14 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
                 check_stored_tower(model, model_args.vision_tower)
             model.config.video_spec = spec.to_dict()
     set_trainable(model, tunable_parts(model_args))
+    if training_args.packing and not keeps_samples_apart(model):
+        training_args.packing = False
+        name = language_type(model.config.model_type)
+        logger.info("one sample a row: those of a row would see each other with %s", name)
     return model
 
 
-def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
+def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
     built = model.video_spec
     pairs = [
         ("num_frames", built.num_frames, spec.num_frames),
@@ -165,7 +166,7 @@ def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, 
         raise ValueError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
 
 
-def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | None:
+def make_cache(args: Arguments, model: VisionCausalLM) -> FeatureCache | None:
     """The feature cache that the flags ask for; none without a tower, or when the tower trains.
 
     A frozen tower computes in the precision of the flags from here on, with a cache or without, and the model's config
@@ -197,7 +198,7 @@ def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | N
 def fill_cache(
     cache: FeatureCache,
     records: Sequence[Record],
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     training_args: TrainingArguments,
     timeout: float,
     should_stop: Callable[[], bool] | None = None,
@@ -252,7 +253,7 @@ def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
         )
 
 
-def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:
+def check_modalities(records: Sequence[Record], model: VisionCausalLM) -> None:
     """Data and model must both have vision, or both be text alone.
 
     Raises:
@@ -269,7 +270,7 @@ def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> 
         )
 
 
-def freeze_unused(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> dict[str, str]:
+def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str, str]:
     """Freezes parameters that the flags let train but that this run could never reach; returns them with the reason.
 
     The fast stream serves videos alone, and of a tower that trains only the layers up to the selected one are used.
@@ -317,7 +318,7 @@ def make_dataset(
     problems: list[Problem],
     args: Arguments,
     tokenizer: PreTrainedTokenizerBase,
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     cache: FeatureCache | None,
     preprocess: Preprocess,
     bad_list: str = "bad_samples.jsonl",

@@ -305,10 +305,12 @@ def test_missing_weights_are_an_error(tmp_path, build):
 
 def test_another_kind_of_model_is_refused(assets, tmp_path):
     shutil.copytree(assets.gpt2, tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "llama"}
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "t5"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="'llama'"):
+    with pytest.raises(ValueError, match="'t5', which transformers has no causal language model for"):
         load_language_model(str(tmp_path / "m"))
+    with pytest.raises(ValueError, match="model type 't5', expected llava_<type>"):
+        load_pretrained_model(tmp_path / "m")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_pretrained_model(tmp_path / "nothing")
 
