@@ -55,14 +55,19 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     check_embeddings(words + len(getattr(model.config, "visual_token_ids", None) or ()), model)
     tokens = [AddedToken(t, special=True, normalized=False) for t in VISUAL_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
+    grow_embeddings(tokenizer, model)
+    ids = visual_token_ids(tokenizer)
+    model.config.visual_token_ids = ids
+    return ids
+
+
+def grow_embeddings(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Gives every entry of the tokenizer an embedding; never shrinks, keeps what is tied and what trains."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         trainable = model.get_input_embeddings().weight.requires_grad
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model.get_input_embeddings().weight.requires_grad_(trainable)
         model.get_output_embeddings().weight.requires_grad_(trainable)
-    ids = visual_token_ids(tokenizer)
-    model.config.visual_token_ids = ids
-    return ids
 
 
 def check_embeddings(entries: int, model: PreTrainedModel) -> None:
@@ -176,8 +181,9 @@ def load_language_model(
     if attention != attn_implementation:
         logger.info("%s has no %s: attention is %s", language_type(kind), attn_implementation, attention)
     if from_scratch:
-        # The vision modules of an earlier model are not part of a fresh one.
-        values = {k: v for k, v in values.items() if not k.startswith("mm_") and k != "video_spec"}
+        # The vision modules of an earlier model are not part of a fresh one, nor is the format of its text.
+        others = ("video_spec", "text_format")
+        values = {k: v for k, v in values.items() if not k.startswith("mm_") and k not in others}
     config = model_class.config_class.from_dict(values)
     check_sizes(config.to_dict(), where)  # With what the file leaves to the defaults of its type.
     if getattr(config, "output_router_logits", False):
@@ -209,7 +215,11 @@ def from_language_model(
         ValueError: when weights are missing or have other shapes.
     """
     plain, info = AutoModelForCausalLM.from_pretrained(
-        name_or_path, dtype=torch.float32, attn_implementation=attn_implementation, output_loading_info=True
+        name_or_path,
+        dtype=torch.float32,
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     problems = {k: info[k] for k in ("missing_keys", "mismatched_keys") if info.get(k)}
     if problems:
