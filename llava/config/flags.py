@@ -19,7 +19,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes", "video_decoder",
+    "confirm_changes", "video_decoder", "use_plain_lm",
 }  # fmt: skip
 
 
@@ -41,6 +41,14 @@ class ModelArguments:
         metadata={
             "help": "Comma-separated parts that train: mm_language_model, mm_mlp_adapter, mm_vision_resampler, "
             "mm_vision_tower. Default: all that exist but the tower."
+        },
+    )
+    version: str = field(
+        default="plain",
+        metadata={
+            "help": "Format of the text, by LLaVA's names: plain (no template, all text is learnt), or chatml, "
+            "llama_3, llama_2, mistral_instruct, gemma_instruct, vicuna_v1, tokenizer (its own template), where "
+            "answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
         },
     )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
@@ -120,8 +128,8 @@ class DataArguments:
     clip_timeout: float = field(
         default=120.0, metadata={"help": "Seconds that decoding one clip may take before it counts as unreadable."}
     )
-    use_plain_lm: bool = field(
-        default=True, metadata={"help": "Plain language modelling, no chat template; the only mode there is."}
+    use_plain_lm: bool | None = field(
+        default=None, metadata={"help": "Plain language modelling, no chat template: the same as --version plain."}
     )
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, PLACEHOLDERS
-from llava.data.prompt import join_turns
 from llava.data.records import Record
+from llava.data.text_format import PlainLM, TextFormat
 
 
-def record_words(record: Record) -> str:
-    """The text of a record without placeholders, composed (NFC), with single spaces."""
-    text = join_turns(record.conversations)
+def record_words(record: Record, text_format: TextFormat) -> str:
+    """What a record has to be learnt, without placeholders, composed (NFC), with single spaces."""
+    text = text_format.words(record.conversations)
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, " ")
     return plain(text)
@@ -29,9 +31,10 @@ def plain(text: str) -> str:
 
 
 def supervised_words(labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the supervised ids of `labels` (L,), without special tokens."""
-    ids = labels[labels != IGNORE_INDEX].tolist()
-    return plain(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    """The text of the supervised ids of `labels` (L,), without special tokens; a space for masked ones between them."""
+    runs = (list(run) for masked, run in groupby(labels.tolist(), lambda label: label == IGNORE_INDEX) if not masked)
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return plain(" ".join(map(decode, runs)))
 
 
 def reads_as(found: str, wanted: str, cut: bool) -> bool:
@@ -54,7 +57,11 @@ class OtherWords:
 
 
 def differing_words(
-    record: Record, labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase, cut: bool
+    record: Record,
+    labels: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    cut: bool,
+    text_format: TextFormat | None = None,
 ) -> OtherWords | None:
     """How the text of the supervised ids of `labels` (L,) differs from the record's; None where it does not.
 
@@ -63,8 +70,10 @@ def differing_words(
 
     Args:
         cut: whether the sample was cut at the maximal length.
+        text_format: what says which of the words are supervised; plain LM without it.
     """
-    found, wanted = supervised_words(labels, tokenizer), record_words(record)
+    found = supervised_words(labels, tokenizer)
+    wanted = record_words(record, PlainLM(tokenizer) if text_format is None else text_format)
     if reads_as(found, wanted, cut):
         return None
     ids = tokenizer(wanted, add_special_tokens=False)["input_ids"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from llava.data.chat_formats import PLAIN
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.prompt import pad_token_id, preprocess_plain_lm
@@ -18,6 +20,7 @@ from llava.train.checkpoint import resume
 from llava.train.checkpoint.sharding import built_whole
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
+from llava.train.text_format import make_format
 from llava.train.trainer import LlavaTrainer
 
 logger = logging.getLogger(__name__)
@@ -53,16 +56,22 @@ def prepare(
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
     data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer, data_seed)
+    version = model_args.version
+    read = partial(stages.read_records, data_args=data_args, tokenizer=tokenizer, seed=data_seed, version=version)
+    records, problems = read(data_args.data_path)
     eval_records, eval_problems = [], []
     if data_args.eval_data_path:
-        eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer, data_seed)
+        eval_records, eval_problems = read(data_args.eval_data_path)
 
     with built_whole(training_args):
         model = stages.make_model(args, tokenizer)
+        template = run_record.get("text_format", {}).get("template")
+        text_format = make_format(version, tokenizer, model, template)
+    run_record["text_format"] = model.config.text_format
     stages.check_modalities(records, model)
     exempt = stages.freeze_unused(records, model)
-    preprocess = give_faults(parse_faults(training_args.experiment_faults), model, preprocess_plain_lm)
+    preprocess = preprocess_plain_lm if text_format.version == PLAIN else text_format.preprocess
+    trained = give_faults(parse_faults(training_args.experiment_faults), model, preprocess)
     run_record["parameters"] = parameter_rows(model, training_args)
     logger.info("%s", parameter_table(run_record["parameters"]))
 
@@ -73,18 +82,21 @@ def prepare(
         eval_problems += stages.fill_cache(
             cache, without(eval_records, eval_problems), model, training_args, timeout, should_stop
         )
-    dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
+    dataset, lengths = stages.make_dataset(
+        records, problems, args, tokenizer, model, cache, trained, text_format=text_format
+    )
     stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     stages.report_sources("training", run_record["data"]["train"])
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, eval_lengths = stages.make_dataset(
-            eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
-        )
+            eval_records, eval_problems, args, tokenizer, model, cache, preprocess, "bad_eval_samples.jsonl",
+            text_format,
+        )  # fmt: skip
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
         stages.report_sources("evaluation", run_record["data"]["eval"])
-        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, tokenizer)
+        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, text_format)
 
     trainer = LlavaTrainer(
         model=model,

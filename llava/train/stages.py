@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava import foreign
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.config.video import VideoSpec
+from llava.data.chat_formats import PLAIN, reserved
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
@@ -32,12 +33,19 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
+from llava.data.text_format import TextFormat
 from llava.errors import Stopped
-from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
+from llava.model.builder import (
+    add_visual_tokens,
+    check_stored_tower,
+    load_language_model,
+    set_trainable,
+)
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.train.run_flags import Arguments, tunable_parts
+from llava.train.text_format import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +66,15 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
         ) from error
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
-    return tokenizer
+    return prepare_tokenizer(model_args.version, tokenizer)
 
 
 def read_records(
-    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int = DEFAULT_SEED
+    path: str,
+    data_args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = DEFAULT_SEED,
+    version: str = PLAIN,
 ) -> tuple[list[Record], list[Problem]]:
     """Records of a `--data_path` and the problems that need no file of theirs to be opened.
 
@@ -73,9 +85,10 @@ def read_records(
         path,
         data_args.image_folder,
         data_args.video_folder,
-        reserved_tokens(tokenizer),
+        (*reserved_tokens(tokenizer), *reserved(version)),
         data_args.allow_absolute_paths,
         seed,
+        version != PLAIN,
     )
     if data_args.text_only:
         return [text_alone(r) for r in records], problems
@@ -308,6 +321,7 @@ def make_dataset(
     cache: FeatureCache | None,
     preprocess: Preprocess,
     bad_list: str = "bad_samples.jsonl",
+    text_format: TextFormat | None = None,
 ) -> tuple[LazySupervisedDataset, list[int]]:
     """The dataset without bad samples, with the length of each sample; stops or skips as `--on_bad_sample` says.
 
@@ -328,10 +342,10 @@ def make_dataset(
         processor = model.processor_spec if spec else None
         return LazySupervisedDataset(
             chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache,
-            data_args.clip_timeout,
+            data_args.clip_timeout, text_format,
         )  # fmt: skip
 
-    lengths = sequence_lengths(good, tokenizer, spec)
+    lengths = sequence_lengths(good, tokenizer, spec, text_format)
     problems = problems + length_problems(good, lengths, build(good).tokens, training_args.model_max_length)
     if problems and training_args.process_index == 0:
         folder = Path(training_args.output_dir)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.records import Record
+from llava.data.text_format import PlainLM
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.data.words import differing_words
 
@@ -89,7 +90,8 @@ class ServedSamples:
     def __init__(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         self.dataset, self.tokenizer = dataset, tokenizer
         self.records: dict[str, Record] = {}
-        self.ends = set(tokenizer.all_special_ids)
+        self.text_format = getattr(dataset, "text_format", None) or PlainLM(tokenizer)
+        self.ends = {*tokenizer.all_special_ids, *self.text_format.end_ids}
         self.steps = self.decoded = 0
 
     def differences(self, batches: Sequence[Mapping[str, Any]]) -> list[Difference]:
@@ -128,7 +130,7 @@ class ServedSamples:
         # The collator masks the first position, which nothing comes before; where a text begins, its word is there.
         cut = len(ids) == self.dataset.max_length
         for form in (torch.cat([ids[:1], labels[1:]]), labels):
-            different = differing_words(record, form, self.tokenizer, cut)
+            different = differing_words(record, form, self.tokenizer, cut, self.text_format)
             if different is None or different.by_tokenizer:
                 break
         else:

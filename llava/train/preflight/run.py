@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.data.features.extract import distinct_clips
 from llava.data.packing import pack_rows
 from llava.data.records import modality
+from llava.data.target_words import target_entropies
 from llava.train import run_flags
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
@@ -38,6 +39,7 @@ from llava.train.preflight.captions import check_captions
 from llava.train.preflight.clips import check_clips
 from llava.train.preflight.data import (
     Finding,
+    check_format,
     check_labels,
     check_remarks,
     check_text_form,
@@ -120,12 +122,16 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     console = Console(stderr=True)
     for text in texts:
         console.print(text)
-    findings = [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+    findings = [tokens, *check_format(dataset.text_format, tokenizer)]
+    findings += [*check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
     findings += check_remarks(dataset.records)
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    entropies = trainer.monitor.entropies if trainer.monitor is not None else None
+    if trainer.monitor is not None:
+        entropies = trainer.monitor.entropies
+    else:
+        entropies = target_entropies(dataset.records, tokenizer, dataset.text_format)
     findings += [*check_captions(dataset.records, evaluation, tokenizer, entropies), *check_clips(dataset)]
     if not any(f.status == "FAIL" for f in findings):
         findings += preflight_words.check_words(dataset, tokenizer)

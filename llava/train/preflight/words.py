@@ -50,6 +50,7 @@ def remembered_tokens(dataset: Any) -> Iterator[None]:
 def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words."""
     findings = []
+    text_format = getattr(dataset, "text_format", None)
     kinds = [modality(r) for r in dataset.records]
     for kind in sorted(set(kinds)):
         chosen = spread([i for i, k in enumerate(kinds) if k == kind], READ_RECORDS)
@@ -58,7 +59,7 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
         for index in chosen:
             record = dataset.records[index]
             ids, labels = dataset.tokens(index)
-            different = differing_words(record, labels, tokenizer, len(ids) == dataset.max_length)
+            different = differing_words(record, labels, tokenizer, len(ids) == dataset.max_length, text_format)
             if different is not None and different.by_tokenizer:
                 changed += 1
             elif different is not None:
