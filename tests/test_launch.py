@@ -49,6 +49,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
     [
         ({"EXP_ID": "3"}, "EXP_ID=3; use 1 (text only) or 2 (video and text)"),
         ({"DATA_PATH": "/nowhere.json"}, "DATA_PATH=/nowhere.json: no such file"),
+        ({"DATA_PATH": "/nowhere/{a,b}.json"}, "/nowhere/b.json: no such file"),
         ({"USE_PLAIN_LM": "0"}, "USE_PLAIN_LM=0; 1 is the only mode"),
         ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "localhost"}, "NODE_RANK=2; with NNODES=2 it is 0 to 1"),

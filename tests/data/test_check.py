@@ -245,7 +245,7 @@ def test_main_says_what_it_did_not_check(
 
 def test_main_names_a_file_that_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main(["--data_path", str(tmp_path / "absent.json")]) == 1
-    assert "absent.json: No such file" in capsys.readouterr().out
+    assert "absent.json: no such file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -255,16 +255,22 @@ def test_a_malformed_file_is_named(tmp_path, name, content, where):
 def test_two_runs_are_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = {"trainer_state": {"log_history": log_entries()}, "controls": [control_line(s, (4, 3, 5)) for s in (6, 12)]}
+    source = {"name": "a.json", "strategy": "first:9", "records": 9}
     runs = [
-        write_run(tmp_path / name / "run", llava_run=record(learning_rate=rate, output_dir=name, optim="sgd"), **files)
-        for name, rate in (("a", 1e-3), ("b", 2e-3))
+        write_run(
+            tmp_path / name / "run",
+            llava_run=record(learning_rate=rate, output_dir=name, optim="sgd")
+            | {"data": {"train": {"sources": [{**source, "seen": seen}]}}},
+            **files,
+        )
+        for name, rate, seen in (("a", 1e-3, 20), ("b", 2e-3, 30))
     ]
     assert main([str(r) for r in runs]) == 0
     assert capsys.readouterr().out == "report.html\n"
     page = (tmp_path / "report.html").read_text()
     settings = page.split('id="settings"')[1].split("</section>")[0]
     assert re.findall(r'<th class="code">(\w+)', settings) == ["learning_rate"]
-    assert "setting a/run b/run learning_rate 0.001 0.002" in plain(settings)
+    assert "setting a/run b/run learning_rate 0.001 0.002" in plain(settings), "what was seen is no setting"
     training = page.split('aria-label="Training loss"')[1].split("</svg>")[0]
     assert "a/run" in training and "b/run" in training, "curves lie over each other"
     assert training.count("stroke: var(--c0)") and training.count("stroke: var(--c1)")
