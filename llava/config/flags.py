@@ -42,6 +42,10 @@ class ModelArguments:
             "mm_vision_tower. Default: all that exist but the tower."
         },
     )
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None,
+        metadata={"help": "A .bin or .safetensors with weights of the projector, and of the resampler or not."},
+    )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
     vision_precision: str = field(

@@ -31,6 +31,7 @@ from llava.data.records import (
     without,
 )
 from llava.errors import Stopped
+from llava.model.adapter import load_adapter
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
@@ -121,6 +122,8 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
             else:
                 check_stored_tower(model, model_args.vision_tower)
             model.config.video_spec = spec.to_dict()
+        if model_args.pretrain_mm_mlp_adapter:
+            logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
     set_trainable(model, tunable_parts(model_args))
     return model
 
