@@ -44,8 +44,8 @@ case "$EXP_ID" in
     2) SUFFIX=vi_it ;;
     *) echo "ERROR: EXP_ID=$EXP_ID; use 1 (text only) or 2 (video and text)." >&2; exit 1 ;;
 esac
-if [[ "${USE_PLAIN_LM:-1}" != 1 ]]; then
-    echo "ERROR: USE_PLAIN_LM=$USE_PLAIN_LM; 1 is the only mode: no chat template, all text supervised." >&2
+if [[ "${USE_PLAIN_LM:-1}" != 1 && " $*" != *" --version"* ]]; then
+    echo "ERROR: USE_PLAIN_LM=$USE_PLAIN_LM; 1 is the only mode without a chat format: add --version NAME." >&2
     exit 1
 fi
 SEED="${SEED:-0}"

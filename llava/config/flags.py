@@ -42,9 +42,13 @@ class ModelArguments:
             "mm_vision_tower. Default: all that exist but the tower."
         },
     )
-    pretrain_mm_mlp_adapter: str | None = field(
-        default=None,
-        metadata={"help": "A .bin or .safetensors with weights of the projector, and of the resampler or not."},
+    version: str = field(
+        default="plain",
+        metadata={
+            "help": "Format of the text, by LLaVA's names: plain (no template, all text is learnt), or chatml, "
+            "llama_3, llama_2, mistral_instruct, gemma_instruct, vicuna_v1, tokenizer (its own template), where "
+            "answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
+        },
     )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
@@ -57,6 +61,10 @@ class ModelArguments:
         metadata={"help": "reference: checkpoints name the tower and its checksum; checkpoint: they hold its weights."},
     )
     mm_projector_type: str = field(default="mlp2x_gelu", metadata={"help": "linear, identity or mlp<N>x_gelu."})
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None,
+        metadata={"help": "A .bin or .safetensors with weights of the projector, or of projector and resampler."},
+    )
     mm_resampler_type: str = field(default="fast_slow_resampler", metadata={"help": "fast_slow_resampler."})
     mm_perceiver_latents: int = field(default=81, metadata={"help": "Latents of a frame in the slow stream."})
     mm_perceiver_latents_fast: int = field(default=9, metadata={"help": "Latents of a frame in the fast stream."})
@@ -115,8 +123,8 @@ class DataArguments:
     clip_timeout: float = field(
         default=120.0, metadata={"help": "Seconds that decoding one clip may take before it counts as unreadable."}
     )
-    use_plain_lm: bool = field(
-        default=True, metadata={"help": "Plain language modelling, no chat template; the only mode there is."}
+    use_plain_lm: bool | None = field(
+        default=None, metadata={"help": "Plain language modelling, no chat template: the same as --version plain."}
     )
 
 

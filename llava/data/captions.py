@@ -17,6 +17,7 @@ EMPTY = "empty caption"
 MISPLACED = "misplaced placeholder"
 CONTROL = "control character"
 DOUBTFUL = "doubtful caption"
+ORDER = "order of turns"
 
 MISSING_VALUES = ("nan", "none", "null", "n/a", "<na>", "undefined", "todo", "-", "...")
 """What programs write for a caption that is not there."""
@@ -37,16 +38,36 @@ def is_blank(text: str) -> bool:
     return all(c.isspace() or c in _BLANK or unicodedata.category(c) in ("Cc", "Cf") for c in text)
 
 
+def order_problem(roles: Sequence[str]) -> str | None:
+    """What is wrong with the order of turns for a chat format: a system turn may open, then a question and an answer
+    come in turns.
+    """
+    kinds = ["answer" if role in MODEL_ROLES else "system turn" if role == "system" else "question" for role in roles]
+    first = 1 if kinds[:1] == ["system turn"] else 0
+    for place, kind in enumerate(kinds[first:]):
+        expected = ("question", "answer")[place % 2]
+        if kind != expected:
+            return f"turn {first + place} is {_a(kind)} where a chat has {_a(expected)}"
+    return None
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def check_text(
-    turns: Sequence[Mapping[str, str]], files: Mapping[str, int], reserved: Sequence[str]
+    turns: Sequence[Mapping[str, str]], files: Mapping[str, int], reserved: Sequence[str], is_chat: bool = False
 ) -> list[tuple[str, str]]:
     """What is wrong with the turns of a conversation.
 
     Args:
         files: number of files for each placeholder.
         reserved: strings that a text must not contain.
+        is_chat: only answers are learnt, question by question.
     """
     found = []
+    if is_chat and (problem := order_problem([turn["from"] for turn in turns])):
+        found.append((ORDER, problem))
     text = "\n".join([turn["value"] for turn in turns])
     for placeholder, number in files.items():
         count = text.count(placeholder)
@@ -60,7 +81,9 @@ def check_text(
     if is_blank(without_placeholders(answer) if "<" in answer else answer):
         found.append((EMPTY, "no gpt turn has text besides placeholders and characters that show nothing"))
     elif "<" in text:
-        found += _misplaced(turns, text)
+        found += _misplaced(turns, text, is_chat)
+    if is_chat and len(answers) > 1 and any(map(is_blank, answers)) and not is_blank(answer):
+        found.append((EMPTY, "one of the gpt turns is empty, and the model would learn to say nothing"))
     if control := _CONTROL.search(text):
         place = next(i for i, turn in enumerate(turns) if control[0] in turn["value"])
         found.append((CONTROL, f"turn {place} contains {control[0]!r}"))
@@ -83,7 +106,7 @@ def half_character(text: str, is_path: bool = False) -> str | None:
     return None
 
 
-def _misplaced(turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[str, str]]:
+def _misplaced(turns: Sequence[Mapping[str, str]], text: str, is_chat: bool) -> list[tuple[str, str]]:
     """Placeholders in an answer, or with no word after the last of them that could be learnt from them."""
     found = [
         (MISPLACED, f"turn {i}: {placeholder} in an answer, which is learnt word by word")
@@ -92,6 +115,11 @@ def _misplaced(turns: Sequence[Mapping[str, str]], text: str) -> list[tuple[str,
         for placeholder in PLACEHOLDERS
         if placeholder in turn["value"]
     ]
+    if is_chat:
+        shown = max((i for i, turn in enumerate(turns) if any(p in turn["value"] for p in PLACEHOLDERS)), default=-1)
+        if shown >= 0 and not any(turn["from"] in MODEL_ROLES for turn in turns[shown + 1 :]):
+            found.append((MISPLACED, "no answer follows the last placeholder, so nothing is learnt from what it shows"))
+        return found
     last = max(text.rfind(p) + len(p) if p in text else 0 for p in PLACEHOLDERS)
     if last and is_blank(text[last:].lstrip()):
         found.append((MISPLACED, "no word follows the last placeholder, so nothing is learnt from what it shows"))

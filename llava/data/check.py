@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import GPT2Config, PreTrainedTokenizerBase
 from transformers.hf_argparser import string_to_bool
 
 from llava.config.video import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
 from llava.constants import VISUAL_TOKENS
-from llava.data.dataset import length_problems, sequence_lengths
+from llava.data.chat_formats import PLAIN, add_tokens, resolve
+from llava.data.chat_formats import reserved as reserved_of
+from llava.data.dataset import LazySupervisedDataset, length_problems, sequence_lengths
 from llava.data.features.extract import Clip, distinct_clips
 from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.paths import add_folder_flags
-from llava.data.prompt import expand_turns, plain_lm_sample, reserved_tokens, truncate
+from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     DatasetError,
     Problem,
@@ -35,6 +36,7 @@ from llava.data.records import (
     unusable_paths,
     without,
 )
+from llava.data.text_format import text_format
 from llava.data.video import (
     REENCODE,
     VideoError,
@@ -157,20 +159,22 @@ def check_files(
 
 
 def check_lengths(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, spec: VideoSpec, max_length: int
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: VideoSpec,
+    max_length: int,
+    version: str = PLAIN,
 ) -> tuple[list[Problem], int]:
     """Records whose visual spans do not fit `max_length`, and the number of tokens of all after truncation.
 
-    The tokenizer gets the visual tokens, as training gives them to it.
+    The tokenizer gets the visual tokens and those of the format `version`, as training gives them to it.
     """
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
-
-    def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        turns = expand_turns(records[index].conversations, spec)
-        return truncate(*plain_lm_sample(turns, tokenizer), max_length)
-
-    lengths = sequence_lengths(records, tokenizer, spec)
-    return length_problems(records, lengths, tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
+    add_tokens(version, tokenizer)
+    form = text_format(version, tokenizer)
+    dataset = LazySupervisedDataset(records, tokenizer, form.preprocess, max_length, spec, text_format=form)
+    lengths = sequence_lengths(records, tokenizer, spec, form)
+    return length_problems(records, lengths, dataset.tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
 
 
 def add_frame_flags(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +206,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     add("--data_path", required=True, help="records, LLaVA JSON or JSONL")
     add_folder_flags(parser)
     add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
+    add("--version", default=PLAIN, help="the format of the text, as in training (default: %(default)s)")
     add("--model_max_length", type=int, help="longest sequence, in tokens (default: the positions of the model)")
     add("--mm_perceiver_latents_fast", type=int, default=spec.fast_latents)
     add("--mm_perceiver_latents", type=int, default=spec.slow_latents)
@@ -220,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, parser = parse_arguments(argv)
     tokenizer = None
     try:
+        version = resolve(args.version)
         spec = spec_of(args, fast_latents=args.mm_perceiver_latents_fast, slow_latents=args.mm_perceiver_latents)
         if args.model_name_or_path:
             tokenizer, max_length = _tokenizer(args.model_name_or_path, args.model_max_length)
@@ -227,8 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         records, problems = load_records(
-            args.data_path, args.image_folder, args.video_folder, reserved_tokens(tokenizer), args.allow_absolute_paths
-        )
+            args.data_path, args.image_folder, args.video_folder,
+            (*reserved_tokens(tokenizer), *reserved_of(version)), args.allow_absolute_paths, version != PLAIN,
+        )  # fmt: skip
     except DatasetError as error:
         print(error)
         return 1
@@ -237,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tokens = 0
     if tokenizer is not None:
-        too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length)
+        too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length, version)
         problems += too_long
     problems += file_problems
     if doubtful := remarks(records):

@@ -6,6 +6,7 @@ Letters in shapes: L positions, V videos, I images, T frames, S pixels, P patche
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,24 +14,18 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava.config.video import ProcessorSpec, VideoSpec
-from llava.constants import (
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    DEFAULT_VID_START_TOKEN,
-    DEFAULT_VIDEO_TOKEN,
-    FILLER_ID,
-    FILLER_INDEX,
-    IGNORE_INDEX,
-)
+from llava.constants import FILLER_ID, FILLER_INDEX, IGNORE_INDEX
 from llava.data.features.extract import FeatureCache
 from llava.data.features.workers import CLIP_TIMEOUT
-from llava.data.prompt import expand_turns, join_turns, plain_turns, truncate
+from llava.data.prompt import Spans
 from llava.data.records import Problem, Record
+from llava.data.text_format import PlainLM, TextFormat
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.data.watch import ClipWatch
 from llava.errors import show
 
 Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
+"""`(conversations with markers for placeholders, tokenizer, has_image=…)` to `input_ids` and `labels`."""
 
 
 class LazySupervisedDataset(Dataset):
@@ -50,6 +45,7 @@ class LazySupervisedDataset(Dataset):
         processor: ProcessorSpec | None = None,
         cache: FeatureCache | None = None,
         clip_timeout: float = CLIP_TIMEOUT,
+        text_format: TextFormat | None = None,
     ) -> None:
         self.records = records
         self.tokenizer = tokenizer
@@ -59,6 +55,8 @@ class LazySupervisedDataset(Dataset):
         self.processor = processor
         self.cache = cache
         self.watch = ClipWatch(clip_timeout)
+        self.text_format: TextFormat = PlainLM(tokenizer) if text_format is None else text_format
+        """What lays the turns out and cuts them; `preprocess` is its own, but for an experiment that breaks it."""
         self.num_cut = 0
         """Samples whose text `max_length` cuts, counted by who knows their lengths."""
 
@@ -73,16 +71,22 @@ class LazySupervisedDataset(Dataset):
         """
         record = self.records[index]
         try:
-            return truncate(*self.whole_tokens(record), self.max_length)
+            return self.text_format.truncate(*self.whole_tokens(record), self.max_length)
         except ValueError as error:
             raise ValueError(f"record {record.id!r} ({show(record.source)}): {error}") from error
 
     def whole_tokens(self, record: Record) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and `labels` (L,) of any record, in full."""
         has_image = bool(record.videos or record.images)
-        turns = expand_turns(record.conversations, self.spec) if has_image else record.conversations
+        turns = self.text_format.turns(record.conversations) if has_image else record.conversations
         sample = self.preprocess([turns], self.tokenizer, has_image=has_image)
-        return sample["input_ids"][0], sample["labels"][0]
+        ids, labels = sample["input_ids"][0], sample["labels"][0]
+        return self.spans.insert(ids, labels) if has_image else (ids, labels)
+
+    @cached_property
+    def spans(self) -> Spans:
+        """The ids that stand for a video and for an image."""
+        return Spans.of(self.tokenizer, self.spec)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features`
@@ -120,29 +124,19 @@ class LazySupervisedDataset(Dataset):
 
 
 def sequence_lengths(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, spec: VideoSpec | None
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: VideoSpec | None,
+    text_format: TextFormat | None = None,
 ) -> list[tuple[int, int]]:
-    """(positions with EOS, visual positions) of every record, before truncation.
-
-    Each placeholder is tokenised as one visual token and counted as the rows of its span, which gives the length of
-    the expanded text without writing it out.
-    """
-    texts = [
-        join_turns(plain_turns(r.conversations) if r.videos or r.images else r.conversations)
-        .replace(DEFAULT_VIDEO_TOKEN, DEFAULT_VID_START_TOKEN)
-        .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
-        for r in records
-    ]
-    counts: list[int] = []
-    # In parts, since the tokenizer keeps offsets and strings of all tokens beside the ids.
-    for start in range(0, len(texts), 1000):
-        part = texts[start : start + 1000]
-        counts += map(len, tokenizer(part, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    """(positions with the end, visual positions) of every record, before truncation; in plain LM without a format."""
+    text_format = PlainLM(tokenizer) if text_format is None else text_format
     lengths = []
-    for record, tokens in zip(records, counts, strict=True):
+    for record, (ids, _) in zip(records, text_format.encode([r.conversations for r in records]), strict=True):
+        tokens = len(ids)
         items = len(record.videos) + len(record.images)
         visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if spec and items else 0
-        lengths.append((tokens - items + visual + 1, visual))
+        lengths.append((tokens - items + visual, visual))
     return lengths
 
 

@@ -13,14 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
-from llava.data.prompt import join_turns
 from llava.data.records import Record, text_alone
+from llava.data.text_format import TextFormat
 
 Tokens = Callable[[Record], tuple[torch.Tensor, torch.Tensor]]
 """`input_ids` and `labels` (L,) of a record, in full."""
 
 SHOWN = 8
-AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,15 @@ def text_targets(ids: torch.Tensor, labels: torch.Tensor, visual_ids: Sequence[i
     return ids[(labels != IGNORE_INDEX) & ~visual].tolist()
 
 
-def common_targets(visual: Sequence[int], text: Sequence[int]) -> tuple[list[int], list[int]] | None:
+def common_targets(visual: Sequence[int], text: Sequence[int], skip: int = 1) -> tuple[list[int], list[int]] | None:
     """None where both forms predict the same from the first word on; else what each has where they part.
-
-    Nothing stands before the first token of a text alone, so it is predicted beside a video and not without; the
-    comparison begins after it (`eval_common_loss` does the same).
 
     Args:
         visual, text: `text_targets` of the two forms of a record.
+        skip: targets at the beginning that are not compared. In plain LM nothing stands before the first token of a
+            text alone, so that one is predicted beside a video and not without (`eval_common_loss` leaves it out too).
     """
-    a, b = list(visual[1:]), list(text[1:])
+    a, b = list(visual[skip:]), list(text[skip:])
     if a == b:
         return None
     same = 0
@@ -70,8 +68,9 @@ def differing_forms(
     """The records whose words are other targets with their videos and images than without."""
     found = []
     for record in records:
-        forms = [text_targets(*tokens(r), visual_ids) for r in (record, text_alone(record))]
-        parted = common_targets(*forms)
+        whole = [tokens(r) for r in (record, text_alone(record))]
+        first_is_target = int(whole[1][1][0]) != IGNORE_INDEX
+        parted = common_targets(*(text_targets(*form, visual_ids) for form in whole), int(first_is_target))
         if parted is None:
             continue
         heads = [tokenizer.decode(ids).strip() for ids in parted]
@@ -81,11 +80,10 @@ def differing_forms(
     return found
 
 
-def targets_digest(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> str:
+def targets_digest(records: Sequence[Record], text_format: TextFormat) -> str:
     """A hash of the words that records predict as text alone, in their order: the same for both experiments on them."""
     digest = hashlib.sha256()
-    texts = [join_turns(text_alone(r).conversations) for r in records]
-    for start in range(0, len(texts), AT_ONCE):
-        for ids in tokenizer(texts[start : start + AT_ONCE], add_special_tokens=False)["input_ids"]:
-            digest.update(f"{ids}\n".encode())
+    for _, labels in text_format.encode([text_alone(r).conversations for r in records]):
+        targets = [label for label in labels if label != IGNORE_INDEX][:-1]  # Without the end.
+        digest.update(f"{targets}\n".encode())
     return digest.hexdigest()

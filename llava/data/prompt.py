@@ -1,12 +1,16 @@
 """Text to tokens: placeholders become spans, conversations become one plain-LM sequence, visual tokens are masked.
 
+Text is tokenised in a compact form, in which the first token of a span stands for all of it (`compact`); the ids of
+the span, which are the same for every sample, are inserted afterwards (`Spans`).
+
 Letters in shapes: L positions of one sequence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +33,14 @@ from llava.constants import (
     VISUAL_TOKENS,
 )
 
+Turns = Sequence[Mapping[str, Any]]
+"""A conversation: `[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]`."""
+
+MARKERS = {DEFAULT_VIDEO_TOKEN: DEFAULT_VID_START_TOKEN, DEFAULT_IMAGE_TOKEN: DEFAULT_IM_START_TOKEN}
+"""Each placeholder, and the token that its span begins with, which stands for the span in compact text."""
+
 _PLACEHOLDERS = rf"(?:{'|'.join(map(re.escape, PLACEHOLDERS))})"
+IMAGE_TOO_SMALL = "an image needs two rows or more for its delimiters: raise --mm_perceiver_latents"
 _AROUND_PLACEHOLDERS = re.compile(rf"\s*({_PLACEHOLDERS}(?:\s*{_PLACEHOLDERS})*)\s*")
 _LEADING_PLACEHOLDERS = re.compile(rf"{_PLACEHOLDERS}+")
 
@@ -41,7 +52,7 @@ def image_tokens(spec: VideoSpec) -> list[str]:
         ValueError: when an image has a single row, which leaves no place for two delimiters.
     """
     if spec.image_rows < 2:
-        raise ValueError("an image needs two rows or more for its delimiters: raise --mm_perceiver_latents")
+        raise ValueError(IMAGE_TOO_SMALL)
     return [DEFAULT_IM_START_TOKEN, *[DEFAULT_IMAGE_PATCH_TOKEN] * (spec.image_rows - 2), DEFAULT_IM_END_TOKEN]
 
 
@@ -71,6 +82,61 @@ def expand_placeholders(text: str, spec: VideoSpec) -> str:
     return text.replace(DEFAULT_IMAGE_TOKEN, image_span(spec)) if DEFAULT_IMAGE_TOKEN in text else text
 
 
+def compact(text: str) -> str:
+    """The text with one token of `MARKERS` for each placeholder."""
+    if "<" in text:
+        for placeholder, marker in MARKERS.items():
+            text = text.replace(placeholder, marker)
+    return text
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The ids of a video's and an image's span, by the id of their marker; made once and used for every sample."""
+
+    ids: Mapping[int, torch.Tensor]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, spec: VideoSpec) -> Spans:
+        """The spans of a `VideoSpec`; ValueError when the tokenizer lacks a visual token."""
+        known = visual_token_ids(tokenizer)
+        spans = [video_tokens(spec), *([image_tokens(spec)] if spec.image_rows >= 2 else [])]
+        rows = [[known[token] for token in span] for span in spans]
+        return cls({row[0]: torch.tensor(row, dtype=torch.long) for row in rows} | ({} if len(rows) == 2 else
+                   {known[DEFAULT_IM_START_TOKEN]: torch.empty(0, dtype=torch.long)}))  # fmt: skip
+
+    def expand(self, ids: Sequence[int]) -> list[int]:
+        """Compact ids with every marker replaced by the ids of its span."""
+        row = torch.tensor(list(ids), dtype=torch.long)
+        return self.insert(row, row)[0].tolist()
+
+    def insert(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and labels (L,) of a compact sequence with every marker replaced by its span.
+
+        Where a marker is masked its span is; a marker that is its own label makes its whole span targets.
+
+        Raises:
+            ValueError: for an image whose single row leaves no place for two delimiters.
+        """
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        start = 0
+        for place, token in enumerate(input_ids.tolist()):
+            if token not in self.ids:
+                continue
+            span, label = self.ids[token], int(labels[place])
+            if not len(span):
+                raise ValueError(IMAGE_TOO_SMALL)
+            masked = torch.full_like(span, IGNORE_INDEX)
+            if label != IGNORE_INDEX:
+                masked = span if label == token else torch.cat([masked[:-1], labels[place : place + 1]])
+            parts += [(input_ids[start:place], labels[start:place]), (span, masked)]
+            start = place + 1
+        if not parts:
+            return input_ids, labels
+        parts.append((input_ids[start:], labels[start:]))
+        return torch.cat([ids for ids, _ in parts]), torch.cat([some for _, some in parts])
+
+
 def lay_out(text: str) -> str:
     """A turn whose white space around placeholders is none before them and one space after them, where text follows.
 
@@ -82,7 +148,7 @@ def lay_out(text: str) -> str:
     return _AROUND_PLACEHOLDERS.sub(lambda found: "".join(found[1].split()) + " ", text).strip()
 
 
-def plain_turns(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def plain_turns(conversation: Turns) -> list[dict[str, Any]]:
     """The turns as plain LM joins them: laid out, and with placeholders that open a later turn at the end of the turn
     before, so that the space between the two turns stands after the video, once, as in a text without it.
     """
@@ -98,14 +164,17 @@ def plain_turns(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return turns
 
 
-def expand_turns(conversation: Sequence[Mapping[str, Any]], spec: VideoSpec) -> list[dict[str, Any]]:
+def expand_turns(conversation: Turns, spec: VideoSpec) -> list[dict[str, Any]]:
     """`plain_turns` with every placeholder replaced by its span: what `preprocess_plain_lm` takes."""
     return [{**turn, "value": expand_placeholders(turn["value"], spec)} for turn in plain_turns(conversation)]
 
 
 def reserved_tokens(tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[str, ...]:
     """Strings that a record's text must not contain: the visual tokens and the tokenizer's own special tokens."""
-    own = tokenizer.all_special_tokens if tokenizer is not None else ["<|endoftext|>"]
+    own = ["<|endoftext|>"]
+    if tokenizer is not None:
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        own = [*tokenizer.all_special_tokens, *added]
     return tuple(dict.fromkeys((*VISUAL_TOKENS, *own)))
 
 
@@ -138,7 +207,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def join_turns(conversation: Sequence[Mapping[str, str]]) -> str:
+def join_turns(conversation: Turns) -> str:
     """Plain-LM text of a conversation: the values of its turns joined by one space, empty turns left out."""
     return " ".join(value for turn in conversation if (value := turn["value"].strip()))
 
@@ -149,13 +218,35 @@ def mask_visual(input_ids: torch.Tensor, visual_ids: Sequence[int]) -> torch.Ten
     return input_ids.masked_fill(visual, IGNORE_INDEX)
 
 
+def tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Ids of texts, with no special tokens but those in them."""
+    # In parts, since the tokenizer keeps offsets and strings of all tokens beside the ids.
+    for start in range(0, len(texts), 1000):
+        part = list(texts[start : start + 1000])
+        yield from tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def has_visual_token(text: str) -> bool:
+    """Whether a text holds one of the eight visual tokens."""
+    return "<" in text and any(token in text for token in VISUAL_TOKENS)
+
+
+def check_visible(text: str, has_image: bool) -> bool:
+    """Whether a text shows a video or image; ValueError when one belongs to it and it does not."""
+    is_visual = has_visual_token(text)
+    if has_image and not is_visual:
+        raise ValueError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
+    return is_visual
+
+
 def preprocess_plain_lm(
-    sources: Sequence[Sequence[Mapping[str, str]]], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+    sources: Sequence[Turns], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
 ) -> dict[str, list[torch.Tensor]]:
     """Conversations to plain language-model samples: turns joined by one space, EOS at the end, all text supervised.
 
     Args:
-        sources: conversations `[{"from": ..., "value": ...}, ...]`, placeholders already expanded to visual tokens.
+        sources: conversations `[{"from": ..., "value": ...}, ...]`, placeholders already expanded to visual tokens, or
+            to one marker each (`compact`).
         tokenizer: one that knows the visual tokens, when there are any in the text.
         has_image: whether the conversations show a video or an image.
 
@@ -174,17 +265,15 @@ def preprocess_plain_lm(
 
 
 def plain_lm_sample(
-    conversation: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
+    conversation: Turns, tokenizer: PreTrainedTokenizerBase, has_image: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`input_ids` and `labels` (L,) of one conversation; `preprocess_plain_lm` says how, and what it raises."""
     text = join_turns(conversation)
-    is_visual = any(token in text for token in VISUAL_TOKENS)
-    if has_image and not is_visual:
-        raise ValueError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
-    visual_ids = list(visual_token_ids(tokenizer).values()) if is_visual else []
+    is_visual = check_visible(text, has_image)
+    visual_ids: Iterable[int] = visual_token_ids(tokenizer).values() if is_visual else ()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     input_ids = torch.tensor([*ids, tokenizer.eos_token_id], dtype=torch.long)
-    labels = mask_visual(input_ids, visual_ids)
+    labels = mask_visual(input_ids, list(visual_ids))
     if count_supervised(labels[:-1]) == 0 and (is_visual or len(ids) == 0):
         raise ValueError(f"no word to learn in {conversation!r:.200}: the caption is empty")
     return input_ids, labels

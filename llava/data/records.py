@@ -20,6 +20,7 @@ from llava.data.captions import (
     DOUBTFUL,
     EMPTY,
     MISPLACED,
+    ORDER,
     check_text,
     half_character,
     remarks_on,
@@ -45,6 +46,8 @@ REMEDIES = {
     EMPTY: "write a caption into a gpt turn, or delete the record",
     MISPLACED: "placeholders stand in human turns, each before the words about it; a tag that is meant as a word is "
     "written in another way",
+    ORDER: "a chat format (--version) takes a system turn, if any, and then human and gpt in turns, the question empty "
+    "where there is none; --version plain takes any order",
     CONTROL: "take it out of the text; it is left of another encoding or of a binary file",
     DOUBTFUL: "delete the record if that stands for a caption that is missing",
     UNREAD: 'write the file under "video" or "image" and its placeholder into the text, or delete the key',
@@ -94,12 +97,14 @@ def load_records(
     video_folder: str | Path | None = None,
     reserved: Sequence[str] = reserved_tokens(None),
     allow_absolute_paths: bool = False,
+    is_chat: bool = False,
 ) -> tuple[list[Record], list[Problem]]:
     """Reads a JSON list or JSON lines (the content decides, not the suffix) and checks every record.
 
     Args:
         reserved: strings that a text must not contain; pass `reserved_tokens(tokenizer)` when there is a tokenizer.
         allow_absolute_paths: whether a record may name files outside its folder, by an absolute path or by `..`.
+        is_chat: whether the records are for a chat format, in which only answers are learnt.
 
     Returns:
         Every record that could be understood, those with a problem included, and all problems; `apply_policy` decides
@@ -120,7 +125,7 @@ def load_records(
             continue
         found: list[tuple[str, str]] = []
         record_id = _id_of(raw)
-        record = _parse(raw, record_id, source, folders, reserved, allow_absolute_paths, found)
+        record = _parse(raw, record_id, source, folders, reserved, allow_absolute_paths, found, is_chat)
         if record_id and first_seen.setdefault(record_id, source) != source:
             found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
         problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
@@ -149,6 +154,7 @@ def _parse(
     reserved: Sequence[str],
     allow_absolute_paths: bool,
     found: list[tuple[str, str]],
+    is_chat: bool,
 ) -> Record | None:
     """The record, or None when it cannot be understood; (kind, message) of each problem is added to `found`."""
     if not isinstance(raw, dict):
@@ -183,7 +189,7 @@ def _parse(
     unread = unread_keys(raw, paths)
     found += [(UNREAD, message) for message, lost in unread if lost]
     files_of = {DEFAULT_VIDEO_TOKEN: len(paths["video"]), DEFAULT_IMAGE_TOKEN: len(paths["image"])}
-    found += check_text(turns, files_of, reserved)
+    found += check_text(turns, files_of, reserved, is_chat)
     split = None
     if meta.get("split") is not None:
         split = _parse_split(meta["split"])

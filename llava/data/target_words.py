@@ -8,44 +8,34 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import (
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    DEFAULT_VID_START_TOKEN,
-    DEFAULT_VIDEO_TOKEN,
-)
-from llava.data.prompt import join_turns
+from llava.constants import IGNORE_INDEX
+from llava.data.prompt import compact
 from llava.data.records import Record
+from llava.data.text_format import PlainLM, TextFormat
 
 MAX_RECORDS = 5_000
 """Records that are counted, evenly spread: 0.2 s, and an entropy that is low by 0.05 nats at most."""
 
 
 def count_targets(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int = MAX_RECORDS
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int = MAX_RECORDS,
+    text_format: TextFormat | None = None,
 ) -> dict[str, Counter[int]]:
-    """How often each token is a target, apart for "captions" (of records with a video or image) and "text".
+    """How often each token is a target, apart for "captions" (of records with a video or image) and "text"; in plain LM
+    without a format.
 
-    As in `llava.data.prompt.plain_lm_sample` every word and EOS is a target, a visual token none, and nothing stands
-    before the first token. The words are tokenised in batches, which takes a hundredth of the time of whole samples.
+    The words are tokenised in batches, which takes a hundredth of the time of whole samples.
     """
-    step = max(1, math.ceil(len(records) / limit))
-    chosen = records[::step]
-    texts = [
-        join_turns(r.conversations)
-        .replace(DEFAULT_VIDEO_TOKEN, DEFAULT_VID_START_TOKEN)
-        .replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IM_START_TOKEN)
-        for r in chosen
-    ]
+    text_format = PlainLM(tokenizer) if text_format is None else text_format
+    chosen = records[:: max(1, math.ceil(len(records) / limit))]
     counts: dict[str, Counter[int]] = {}
-    if not texts:
-        return counts
-    visual = {tokenizer.convert_tokens_to_ids(t) for t in (DEFAULT_VID_START_TOKEN, DEFAULT_IM_START_TOKEN)}
-    samples = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    for record, ids in zip(chosen, samples, strict=True):
-        seen = bool(record.videos or record.images)
-        count = counts.setdefault("captions" if seen else "text", Counter())
-        count.update(token for token in [*ids, tokenizer.eos_token_id][1:] if not seen or token not in visual)
+    texts = [[{**turn, "value": compact(turn["value"])} for turn in r.conversations] for r in chosen]
+    for record, (_, labels) in zip(chosen, text_format.encode(texts), strict=True):
+        count = counts.setdefault("captions" if record.videos or record.images else "text", Counter())
+        # Nothing stands before the first token, so it is no target.
+        count.update(label for label in labels[1:] if label != IGNORE_INDEX)
     return counts
 
 
@@ -56,6 +46,9 @@ def entropy(counts: Mapping[int, int] | Iterable[int]) -> float:
     return sum(n / total * math.log(total / n) for n in values if n) if total else 0.0
 
 
-def target_entropies(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+def target_entropies(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, text_format: TextFormat | None = None
+) -> dict[str, float]:
     """The unigram entropy in nats of the targets of "captions" and of "text"."""
-    return {words: entropy(count) for words, count in count_targets(records, tokenizer).items()}
+    counts = count_targets(records, tokenizer, text_format=text_format)
+    return {words: entropy(count) for words, count in counts.items()}

@@ -15,20 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
 from llava.data.captions import MODEL_ROLES
+from llava.data.chat_formats import PLAIN, reserved
 from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache, open_cache
 from llava.data.paths import add_folder_flags
-from llava.data.prompt import (
-    expand_placeholders,
-    expand_turns,
-    join_turns,
-    pad_token_id,
-    plain_lm_sample,
-    plain_turns,
-    reserved_tokens,
-    truncate,
-)
+from llava.data.prompt import Spans, Turns, join_turns, pad_token_id, plain_turns, reserved_tokens
 from llava.data.records import Record
+from llava.data.text_format import recorded_format
 from llava.data.video import frames_to_pixels, read_frames
 from llava.errors import run_command, show
 from llava.eval.attributes import load_lexicon, score_captions
@@ -53,14 +47,19 @@ class Caption(NamedTuple):
 
 
 class Captioner:
-    """Writes captions for video files with a trained model.
+    """Writes captions for video files with a trained model, in the format that it was trained with.
 
     Args:
         tokenizer, model: from `llava.model.builder.load_pretrained_model`.
+
+    Raises:
+        ValueError: when the tokenizer's chat template is not the one of training.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: LlavaGPT2ForCausalLM) -> None:
         self.tokenizer, self.model, self.spec = tokenizer, model, model.video_spec
+        self.text_format = recorded_format(model.config, tokenizer)
+        self.spans = Spans.of(tokenizer, self.spec)
 
     @classmethod
     def from_pretrained(
@@ -85,20 +84,28 @@ class Captioner:
 
     def caption(self, path: str | Path, prompt: str = "", **generation: Any) -> Caption:
         """The caption of one file, and whether it came to its end; raises as above."""
-        check_prompt(prompt, self.tokenizer)
+        check_prompt(prompt, self.tokenizer, self.text_format.version)
         frames = read_frames(path, self.spec)
         pixels = frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
-        text = expand_placeholders(f"{DEFAULT_VIDEO_TOKEN} {prompt}".strip(), self.spec)
-        return generate(self.model, self.tokenizer, [text], generation, pixel_values_videos=pixels[None])[0]
+        question = [{"from": "human", "value": f"{DEFAULT_VIDEO_TOKEN} {prompt}".strip()}]
+        return self.answer([question], generation, pixel_values_videos=pixels[None])[0]
+
+    def answer(
+        self, conversations: Sequence[Turns], generation: Mapping[str, Any] | None = None, **vision: torch.Tensor
+    ) -> list[Caption]:
+        """What the model says after each conversation; `vision` and what is raised as in `generate`."""
+        prompts = [self.spans.expand(self.text_format.prompt(c)) for c in conversations]
+        return generate(self.model, self.tokenizer, prompts, generation, self.text_format.end_ids, **vision)
 
 
-def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, version: str = PLAIN) -> None:
     """Refuses a prompt that is not words alone.
 
     Raises:
         ValueError: naming the placeholders, visual tokens and special tokens in it.
     """
-    found = [token for token in (*PLACEHOLDERS, *reserved_tokens(tokenizer)) if token in prompt]
+    refused = dict.fromkeys((*PLACEHOLDERS, *reserved_tokens(tokenizer), *reserved(version)))
+    found = [token for token in refused if token in prompt]
     if found:
         raise ValueError(
             f"the prompt {prompt!r:.80} contains {', '.join(found)}; give words alone: the video is put before them"
@@ -109,18 +116,21 @@ def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
 def generate(
     model: LlavaGPT2ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     generation: Mapping[str, Any] | None = None,
+    end_ids: Sequence[int] = (),
     **vision: torch.Tensor,
 ) -> list[Caption]:
-    """Continues expanded prompts, padded on the left, until EOS; `vision` holds `forward`'s vision tensors.
+    """Continues expanded prompts, padded on the left; `vision` holds `forward`'s vision tensors.
 
-    At most 64 new tokens unless `generation` says otherwise, and no more than the model has positions for.
+    A prompt is a text, or its ids. A caption ends at any of `end_ids`, at EOS without them. At most 64 new
+    tokens unless `generation` says otherwise, and no more than the model has positions for.
 
     Raises:
         ValueError: for a prompt that leaves no position free, and for generation options that do not go together.
     """
-    ids = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    ids = [tokenizer(p, add_special_tokens=False)["input_ids"] if isinstance(p, str) else list(p) for p in prompts]
+    ends = list(end_ids) or [tokenizer.eos_token_id]
     longest = max(map(len, ids))
     pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(i)) + i for i in ids], device=model.device)
@@ -135,13 +145,13 @@ def generate(
     output = model.generate(
         input_ids,
         attention_mask=mask,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         pad_token_id=pad,
         **{k: v.to(model.device) for k, v in vision.items()},
         **options,
     )
     new = output[:, longest:]
-    ended = (new == tokenizer.eos_token_id).any(dim=1).tolist()
+    ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1).tolist()
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [Caption(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
 
@@ -200,11 +210,11 @@ def caption_records(
     captions: list[Caption] = []
     for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
         chunk = range(start, min(start + batch_size, len(records)))
-        prompts = [expand_placeholders(prompt_of(records[i]), captioner.spec) for i in chunk]
+        asked = [records[i].conversations[: answer_of(records[i])] for i in chunk]
         shown = [records[sources[i]] for i in chunk]
         features = torch.stack([cache.read(r.videos[0], r.split) for r in shown])
         options = {"max_new_tokens": max_new_tokens}
-        captions += generate(captioner.model, captioner.tokenizer, prompts, options, video_features=features)
+        captions += captioner.answer(asked, options, video_features=features)
     return captions
 
 
@@ -212,16 +222,15 @@ def reference_losses(
     captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int
 ) -> list[float]:
     """Loss of each record's own text after its video, in nats per token: which clips the model finds hard."""
-    model, tokenizer = captioner.model, captioner.tokenizer
+    model, tokenizer, form = captioner.model, captioner.tokenizer, captioner.text_format
+    dataset = LazySupervisedDataset(
+        records, tokenizer, form.preprocess, model.config.max_position_embeddings, captioner.spec, cache=cache,
+        text_format=form,
+    )  # fmt: skip
     collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
     losses: list[float] = []
     for start in range(0, len(records), batch_size):
-        samples = []
-        for record in records[start : start + batch_size]:
-            turns = expand_turns(record.conversations, captioner.spec)
-            ids, labels = truncate(*plain_lm_sample(turns, tokenizer, True), model.config.max_position_embeddings)
-            features = cache.read(record.videos[0], record.split)[None]
-            samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id, "video_features": features})
+        samples = [dataset[i] for i in range(start, min(start + batch_size, len(records)))]
         batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in collate(samples).items()}
         nats, tokens = caption_losses(model, batch)
         losses += (nats / tokens).tolist()

@@ -28,8 +28,9 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import open_cache
 from llava.data.paths import add_folder_flags
 from llava.data.positions import visual_positions
-from llava.data.prompt import pad_token_id, preprocess_plain_lm, video_tokens
+from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
+from llava.data.text_format import recorded_format
 from llava.errors import run_command
 from llava.eval.clip_gains import clips_that_help_less
 from llava.eval.data import read_for_evaluation
@@ -331,8 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_absolute_paths=args.allow_absolute_paths,
     )  # fmt: skip
     length = model.config.max_position_embeddings
+    form = recorded_format(model.config, tokenizer)
     dataset = LazySupervisedDataset(
-        records, tokenizer, preprocess_plain_lm, length, model.video_spec, model.processor_spec, cache
+        records, tokenizer, form.preprocess, length, model.video_spec, model.processor_spec, cache, text_format=form
     )
     chosen, others = choose_samples(records, args.limit)
     if len(chosen) < len(records):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from llava.data.chat_formats import PLAIN, reserved
 from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
+from llava.data.text_format import recorded_format
 from llava.errors import show
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 
@@ -28,7 +30,11 @@ def read_for_evaluation(
     Raises:
         DatasetError: under `stop`, with all problems of the file at once; under `skip`, when no record is left.
     """
-    records, problems = load_records(path, image_folder, video_folder, reserved_tokens(tokenizer), allow_absolute_paths)
+    version = recorded_format(model.config, tokenizer).version
+    records, problems = load_records(
+        path, image_folder, video_folder, (*reserved_tokens(tokenizer), *reserved(version)), allow_absolute_paths,
+        version != PLAIN,
+    )  # fmt: skip
     if limit is not None and len(records) > limit:
         print(f"{show(path)}: the first {limit} of {len(records)} records")
         records = records[:limit]

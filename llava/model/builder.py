@@ -53,14 +53,19 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     check_embeddings(words + len(getattr(model.config, "visual_token_ids", None) or ()), model)
     tokens = [AddedToken(t, special=True, normalized=False) for t in VISUAL_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
+    grow_embeddings(tokenizer, model)
+    ids = visual_token_ids(tokenizer)
+    model.config.visual_token_ids = ids
+    return ids
+
+
+def grow_embeddings(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Gives every entry of the tokenizer an embedding; never shrinks, keeps what is tied and what trains."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         trainable = model.get_input_embeddings().weight.requires_grad
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model.get_input_embeddings().weight.requires_grad_(trainable)
         model.get_output_embeddings().weight.requires_grad_(trainable)
-    ids = visual_token_ids(tokenizer)
-    model.config.visual_token_ids = ids
-    return ids
 
 
 def check_embeddings(entries: int, model: PreTrainedModel) -> None:
@@ -161,8 +166,9 @@ def load_language_model(
     config.pop("model_type")
     llava_config = LlavaGPT2Config(**config)
     if from_scratch:
-        # The vision modules of an earlier model are not part of a fresh one.
-        language_only = {k: v for k, v in config.items() if not k.startswith("mm_") and k != "video_spec"}
+        # The vision modules of an earlier model are not part of a fresh one, nor is the format of its text.
+        others = ("video_spec", "text_format")
+        language_only = {k: v for k, v in config.items() if not k.startswith("mm_") and k not in others}
         fresh = LlavaGPT2Config(**language_only)
         fresh._attn_implementation = attn_implementation
         return LlavaGPT2ForCausalLM(fresh).float()

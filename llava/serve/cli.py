@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
     parser.add_argument("--video", required=True, nargs="+", help="video files")
-    parser.add_argument("--prompt", default="", help="text that the caption continues")
+    parser.add_argument("--prompt", default="",
+                        help="text that the caption continues; to a model of a chat format, the question")  # fmt: skip
     parser.add_argument("--vision-tower", help="where the model's tower lies now, if it has moved")
     parser.add_argument("--device", help="cuda, cpu, ...; the first GPU by default when there is one")
     parser.add_argument("--num-beams", type=positive, default=1)
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         device = torch.device(args.device) if args.device else None
         captioner = Captioner.from_pretrained(args.model_path, device, args.vision_tower)
-        check_prompt(args.prompt, captioner.tokenizer)
+        check_prompt(args.prompt, captioner.tokenizer, captioner.text_format.version)
     except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or one that is not there
         parser.exit(2, f"{parser.prog}: {error}\n")
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import logging
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -22,6 +23,7 @@ import llava
 from llava.config import llava_st
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
+from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import is_message
@@ -76,10 +78,45 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     keep_timeout(training_args)
     if taken.notes and training_args.process_index == 0:
         logger.warning("flags without effect here:\n%s", "\n".join(f"  - {note}" for note in taken.notes))
+    choose_format(model_args, data_args, is_main=training_args.process_index == 0)
     if model_args.vision_tower is not None:
         # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
         model_args.vision_precision = resolve_precision(model_args.vision_precision, training_args.device)
     return model_args, data_args, training_args
+
+
+def plain_by_environment() -> bool:
+    """Whether `USE_PLAIN_LM`, which LLaVA-ST's scripts set, asks for plain language modelling."""
+    return os.environ.get("USE_PLAIN_LM", "").strip().lower() in ("1", "true")
+
+
+def format_problems(model_args: ModelArguments, data_args: DataArguments) -> list[str]:
+    """What is wrong with the flags that choose the format of the text."""
+    try:
+        version = resolve(model_args.version)
+    except ValueError as error:
+        return [str(error)]
+    if data_args.use_plain_lm and version != PLAIN:
+        return [f"--use_plain_lm True --version {version}: one of them"]
+    if data_args.use_plain_lm is False and version == PLAIN:
+        return [
+            "--use_plain_lm False: there is no chat mode without a format: name one with --version, or leave the flag "
+            "out"
+        ]
+    return []
+
+
+def choose_format(model_args: ModelArguments, data_args: DataArguments, is_main: bool) -> None:
+    """Sets the format that counts, under the one name of it that runs are compared by."""
+    version = resolve(model_args.version)
+    if version != PLAIN and plain_by_environment():
+        if is_main:
+            logger.warning(
+                "USE_PLAIN_LM=%s in the environment decides over --version %s: plain language modelling, no template, "
+                "all text is learnt", os.environ["USE_PLAIN_LM"], model_args.version,
+            )  # fmt: skip
+        version = PLAIN
+    model_args.version, data_args.use_plain_lm = version, version == PLAIN
 
 
 def keep_timeout(training_args: TrainingArguments) -> None:
@@ -171,8 +208,7 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         is_path = value is not None and (value.startswith((".", "/", "~")) or value.count("/") > 1)
         if is_path and not Path(value).is_dir():
             problems.append(f"--{name} {value}: no such folder")
-    if not data_args.use_plain_lm:
-        problems.append("--use_plain_lm False: there is no chat mode; leave the flag out")
+    problems += format_problems(model_args, data_args)
     for name, value, known in (
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
         ("vision_precision", model_args.vision_precision, PRECISIONS),

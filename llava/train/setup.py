@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from llava.data.chat_formats import PLAIN
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.prompt import pad_token_id, preprocess_plain_lm
@@ -52,16 +53,22 @@ def prepare(
     run_record = run_flags.make_run_record(args) if run_record is None else run_record
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
-    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer)
+    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer, model_args.version)
     eval_records, eval_problems = [], []
     if data_args.eval_data_path:
-        eval_records, eval_problems = stages.read_records(data_args.eval_data_path, data_args, tokenizer)
+        eval_records, eval_problems = stages.read_records(
+            data_args.eval_data_path, data_args, tokenizer, model_args.version
+        )
 
     with built_whole(training_args):
         model = stages.make_model(args, tokenizer)
+        template = run_record.get("text_format", {}).get("template")
+        text_format = stages.make_format(model_args.version, tokenizer, model, template)
+    run_record["text_format"] = model.config.text_format
     stages.check_modalities(records, model)
     exempt = stages.freeze_unused(records, model)
-    preprocess = give_faults(parse_faults(training_args.experiment_faults), model, preprocess_plain_lm)
+    preprocess = preprocess_plain_lm if text_format.version == PLAIN else text_format.preprocess
+    trained = give_faults(parse_faults(training_args.experiment_faults), model, preprocess)
     run_record["parameters"] = parameter_rows(model, training_args)
     logger.info("%s", parameter_table(run_record["parameters"]))
 
@@ -72,16 +79,19 @@ def prepare(
         eval_problems += stages.fill_cache(
             cache, without(eval_records, eval_problems), model, training_args, timeout, should_stop
         )
-    dataset, lengths = stages.make_dataset(records, problems, args, tokenizer, model, cache, preprocess)
+    dataset, lengths = stages.make_dataset(
+        records, problems, args, tokenizer, model, cache, trained, text_format=text_format
+    )
     stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, eval_lengths = stages.make_dataset(
-            eval_records, eval_problems, args, tokenizer, model, cache, preprocess_plain_lm, "bad_eval_samples.jsonl"
-        )
+            eval_records, eval_problems, args, tokenizer, model, cache, preprocess, "bad_eval_samples.jsonl",
+            text_format,
+        )  # fmt: skip
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
-        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, tokenizer)
+        run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, text_format)
 
     trainer = LlavaTrainer(
         model=model,

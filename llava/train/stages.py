@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava import foreign
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.config.video import VideoSpec
+from llava.data.chat_formats import PLAIN, add_tokens, has_prefix_space, reserved, without_prefix_space
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
@@ -30,9 +31,17 @@ from llava.data.records import (
     text_alone,
     without,
 )
+from llava.data.text_format import TextFormat, record_format
+from llava.data.text_format import text_format as format_of
 from llava.errors import Stopped
 from llava.model.adapter import load_adapter
-from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
+from llava.model.builder import (
+    add_visual_tokens,
+    check_stored_tower,
+    grow_embeddings,
+    load_language_model,
+    set_trainable,
+)
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
 from llava.train.run_flags import Arguments, tunable_parts
@@ -56,19 +65,23 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
         ) from error
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
+    if model_args.version != PLAIN and has_prefix_space(tokenizer):
+        logger.info("--version %s: the tokenizer writes no space before a text any more", model_args.version)
+        tokenizer = without_prefix_space(tokenizer)
     return tokenizer
 
 
 def read_records(
-    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, version: str = PLAIN
 ) -> tuple[list[Record], list[Problem]]:
     """Records of a file and the problems that need no file to be opened."""
     records, problems = load_records(
         path,
         data_args.image_folder,
         data_args.video_folder,
-        reserved_tokens(tokenizer),
+        (*reserved_tokens(tokenizer), *reserved(version)),
         data_args.allow_absolute_paths,
+        version != PLAIN,
     )
     if data_args.text_only:
         return [text_alone(r) for r in records], problems
@@ -126,6 +139,37 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
             logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
     set_trainable(model, tunable_parts(model_args))
     return model
+
+
+def make_format(
+    version: str, tokenizer: PreTrainedTokenizerBase, model: LlavaGPT2ForCausalLM, template: str | None = None
+) -> TextFormat:
+    """The format of the text, with its tokens registered and written into the config and the tokenizer.
+
+    Args:
+        template: of the run that is resumed, in a chat format.
+
+    Raises:
+        ValueError: when the model would have to learn new tokens and its language model is frozen.
+    """
+    added = add_tokens(version, tokenizer)
+    if added:
+        if not model.get_input_embeddings().weight.requires_grad:
+            raise ValueError(
+                f"--version {version}: the tokenizer does not know {', '.join(added)}, and the language model, which "
+                "is frozen, could not learn them: add mm_language_model to --mm_tunable_parts, or name the model's own "
+                "format"
+            )
+        grow_embeddings(tokenizer, model)
+        logger.info("--version %s: added %s to the tokenizer, with fresh embeddings", version, ", ".join(added))
+    before = (getattr(model.config, "text_format", None) or {}).get("version")
+    if before not in (None, version):
+        logger.warning("the model was trained in the format %s; this run trains it in %s", before, version)
+    text_format = format_of(version, tokenizer, template)
+    record_format(text_format, model.config, tokenizer)
+    if version != PLAIN:
+        model.generation_config.eos_token_id = list(text_format.end_ids)
+    return text_format
 
 
 def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
@@ -294,6 +338,7 @@ def make_dataset(
     cache: FeatureCache | None,
     preprocess: Preprocess,
     bad_list: str = "bad_samples.jsonl",
+    text_format: TextFormat | None = None,
 ) -> tuple[LazySupervisedDataset, list[int]]:
     """The dataset without bad samples, with the length of each sample; stops or skips as `--on_bad_sample` says.
 
@@ -314,10 +359,10 @@ def make_dataset(
         processor = model.processor_spec if spec else None
         return LazySupervisedDataset(
             chosen, tokenizer, preprocess, training_args.model_max_length, spec, processor, cache,
-            data_args.clip_timeout,
+            data_args.clip_timeout, text_format,
         )  # fmt: skip
 
-    lengths = sequence_lengths(good, tokenizer, spec)
+    lengths = sequence_lengths(good, tokenizer, spec, text_format)
     problems = problems + length_problems(good, lengths, build(good).tokens, training_args.model_max_length)
     if problems and training_args.process_index == 0:
         folder = Path(training_args.output_dir)

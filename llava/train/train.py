@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from llava.data.prompt import preprocess_plain_lm
+from llava.data.text_format import preprocess
 from llava.errors import run_command
 from llava.train import run_flags, sight
 from llava.train.checkpoint import resume
@@ -19,7 +20,7 @@ from llava.train.preflight.run import run_preflight
 from llava.train.setup import prepare
 from llava.train.trainer import LlavaTrainer
 
-__all__ = ["main", "preprocess_plain_lm"]
+__all__ = ["main", "preprocess", "preprocess_plain_lm"]
 
 logger = logging.getLogger("llava")
 
@@ -52,6 +53,7 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     run_record = run_flags.make_run_record(args)
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
+        run_record["text_format"] = {"template": resume.pinned_template(checkpoint)}
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 

@@ -79,7 +79,9 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-                entropies=target_entropies(records or [], self.processing_class),
+                entropies=target_entropies(
+                    records or [], self.processing_class, getattr(self.train_dataset, "text_format", None)
+                ),
             )
             self.add_callback(self.monitor)
             self.invariants = Invariants(

@@ -17,8 +17,8 @@ from llava.model import llava_arch
 from llava.model.language_model import llava_gpt2
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
+from llava.train import setup as training
 from llava.train import stages
-from llava.train import train as training
 from llava.train.trainer import LlavaTrainer
 
 Patch = pytest.MonkeyPatch

@@ -60,8 +60,9 @@ def test_two_nodes_train_as_one(hosts, tmp_path):
         for node in nodes:
             if node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
-    one = subprocess.run(["bash", SCRIPT], env=environment(tmp_path / "one", **SETTINGS, BATCH_SIZE="16"),
-                         capture_output=True, text=True, check=False)  # fmt: skip
+    # Of the same clips and model, which are there by now.
+    variables = environment(tmp_path / "one", **SETTINGS, BATCH_SIZE="16", DEMO_DIR=str(tmp_path / "two" / "demo"))
+    one = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
     assert one.returncode == 0, one.stderr[-3000:]
 
     two_nodes, one_process = (losses(tmp_path / name / "output" / "demo_exp2_seed0") for name in ("two", "one"))

@@ -48,7 +48,8 @@ def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, tmp_p
                            text=True, check=False)  # fmt: skip
     assert plain.returncode == 0, plain.stderr[-3000:]
 
-    variables = environment(tmp_path / "job", SLURM_CONF=str(slurm), **SETTINGS)
+    demo = tmp_path / "plain" / "demo"
+    variables = environment(tmp_path / "job", SLURM_CONF=str(slurm), DEMO_DIR=str(demo), **SETTINGS)
 
     def call(*command: str) -> str:
         return subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=True).stdout

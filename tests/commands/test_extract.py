@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
 
 from llava.commands.extract import main
 from llava.data.features import extract as features
+from llava.data.features import store as feature_store
 from llava.data.features.store import FeatureCache
 from llava.data.features.workers import WorkerFailure
 from llava.errors import Stopped
@@ -137,6 +141,63 @@ def test_a_signal_stops_with_what_is_finished_and_the_same_command_goes_on(flags
     monkeypatch.undo()
     assert main(flags) == 0
     assert rows(tmp_path / "feature_cache") == 6
+
+
+def extract_until_half_a_file(argv: list[str], suffix: str, number: int, reached: Connection) -> None:
+    """Extracts up to the middle of the `number`-th file of features with this suffix, says so, and waits."""
+    real, written = feature_store.replace_file, []
+
+    def halts(path, write):
+        if path.suffix != suffix or path.name == "settings.json":
+            return real(path, write)
+        written.append(path)
+
+        def half(file):
+            whole = io.BytesIO()
+            write(whole)
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            reached.send(path.name)
+            signal.pause()
+
+        return real(path, half if len(written) == number else write)
+
+    feature_store.replace_file = halts
+    features.SHARD_BYTES = 1  # A file for each batch.
+    main(argv)
+
+
+def test_a_third_completes_what_two_extractions_killed_while_writing_left(assets, tmp_path, flags, monkeypatch):
+    """One dies in the middle of an array, the other in that of an index, both in the same folder."""
+    run = features.run_tasks
+    # Without decoding processes, which take seconds to start.
+    monkeypatch.setattr(features, "run_tasks", lambda work, tasks, *_: run(work, tasks, 0))
+    argv = [*flags, "--batch_size", "2"]
+    context = multiprocessing.get_context("fork")
+    running = []
+    for suffix, number in ((".npy", 2), (".json", 3)):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=extract_until_half_a_file, args=(argv, suffix, number, theirs))
+        process.start()
+        running.append((process, ours))
+    try:
+        assert all(ours.poll(60) and ours.recv().endswith((".npy", ".json")) for _, ours in running)
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.join()
+    (folder,) = (p.parent for p in (tmp_path / "feature_cache").glob("*/settings.json"))
+    assert len(list(folder.glob(".*"))) == 2, "two files are half written"
+
+    assert main(argv) == 0
+    assert main([*argv, "--verify", "6"]) == 0
+    alone = tmp_path / "alone"
+    assert main([*argv, "--feature_cache", str(alone)]) == 0
+    settings = json.loads((folder / "settings.json").read_text())
+    found, expected = FeatureCache(folder.parent, settings), FeatureCache(alone, settings)
+    assert found.folder.name == expected.folder.name and len(found) == len(expected) == 6
+    for clip in assets.clips.glob("*.mp4"):
+        assert found.read(str(clip), None).equal(expected.read(str(clip), None)), clip
 
 
 def test_repair_from_the_command_line(flags, tmp_path, capsys):

@@ -7,12 +7,9 @@ has three records for four places.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,33 +21,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import CAPTIONS, colour_frames, record
+from tests.train.processes import REPOSITORY, TRAIN, start, torchrun
 from tests.train.runs import flags, losses, train
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TRAIN, FSDP = "llava/train/train.py", "tests/train/fsdp_on_cpu.py"
+FSDP = "tests/train/fsdp_on_cpu.py"
 ZERO = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 MODES = ["two", "four", *ZERO, "fsdp2"]
-
-
-def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               script, *arguments]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "DS_BUILD_OPS": "0"}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def torchrun(arguments: list[str], processes: int = 2, script: str = TRAIN) -> str:
-    process = start(arguments, processes, script)
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, output[-4000:]
-    return output
 
 
 def mode_flags(mode: str) -> list[str]:
@@ -190,37 +168,3 @@ def test_a_gradient_that_is_not_finite_ends_a_deepspeed_run(assets, options, tmp
     assert "the gradient of step 2 is not finite" in output
     assert "DeepSpeed has updated the weights with it" in output
     assert not (tmp_path / "run" / "model.safetensors").exists()
-
-
-def test_a_killed_rank_ends_the_others_and_is_named(assets, options, tmp_path):
-    folder = tmp_path / "run"
-    chosen = options | {"max_steps": 100_000, "save_steps": 2, "save_total_limit": 1, "eval_data_path": None}
-    process = start(flags(assets, folder, **chosen))
-    try:
-        wait_for(lambda: any(folder.glob("checkpoint-*/manifest.json")), process)
-        workers = {rank_of(pid): pid for pid in children(process.pid)}
-        os.kill(workers["1"], signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in output
-    assert "Signal 9 (SIGKILL)" in output
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers.values()))
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        assert process is None or process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def rank_of(pid: int) -> str:
-    parts = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return next((p.removeprefix("RANK=") for p in parts if p.startswith("RANK=")), "")

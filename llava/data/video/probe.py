@@ -62,9 +62,7 @@ def probe_video(path: str | Path) -> VideoInfo:
             size = codec.width, codec.height
             packets, end = _demux(container, stream)
             check_complete(path, container, stream, end)
-            can_seek = (
-                is_utf8(path) and _can_seek(container, stream, packets) and _is_upright_or_turned(container, stream)
-            )
+            can_seek = is_utf8(path) and _can_seek(container, stream, packets) and _is_plain(container, stream)
             pts = [p.pts for p in packets if p.is_shown]
             time_base = stream.time_base
         times = presentation_times(pts, time_base)
@@ -146,8 +144,8 @@ def _can_seek(container: Any, stream: Any, packets: Sequence[_Packet]) -> bool:
         and len(container.streams.video) == 1
         # More bits are rounded to 8 in another way by each.
         and stream.codec_context.pix_fmt in ("yuv420p", "yuvj420p")
-        # Interlaced frames get other chroma; 0 is unknown, 1 progressive. PyAV before 18 does not say.
-        and getattr(stream.codec_context, "field_order", None) in (0, 1)
+        # Interlaced frames get other chroma; 0 is unknown, 1 progressive. PyAV before 18 does not say: see `_is_plain`.
+        and getattr(stream.codec_context, "field_order", 0) in (0, 1)
         and (stream.sample_aspect_ratio or 1) == 1
         and all(p.is_shown for p in packets)
         and len(times) == len(packets)
@@ -158,15 +156,15 @@ def _can_seek(container: Any, stream: Any, packets: Sequence[_Packet]) -> bool:
     )
 
 
-def _is_upright_or_turned(container: Any, stream: Any) -> bool:
-    """Whether the first frame's display matrix does nothing or turns by a right angle."""
+def _is_plain(container: Any, stream: Any) -> bool:
+    """Whether the first frame is not interlaced, and its display matrix does nothing or turns by a right angle."""
     try:
         container.seek(0, stream=stream)
         frame = next(container.decode(stream))
     except (av.FFmpegError, StopIteration):
         return False
-    a, b, c, d = display_matrix(frame)
-    return (a, b, c, d) in [tuple(v << 16 for v in turn) for turn in ROTATIONS]
+    turns = [tuple(v << 16 for v in turn) for turn in ROTATIONS]
+    return not frame.interlaced_frame and display_matrix(frame) in turns
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from llava.config.flags import FREE_FLAGS, DataArguments, ModelArguments, TrainingArguments
+from llava.data.chat_formats import PLAIN
 from llava.data.records import Record
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
 from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE, RUN_RECORD
@@ -166,7 +167,8 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     """
     before = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
     _check_batch(checkpoint, before, run_record)
-    old, new = before["flags"], json.loads(json.dumps(run_record["flags"]))
+    # Earlier runs had one format and no flag for it.
+    old, new = {"version": PLAIN} | before["flags"], json.loads(json.dumps(run_record["flags"]))
     names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
     changed = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
     if not changed:
@@ -182,6 +184,12 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
         "--output_dir (with --model_name_or_path set to the checkpoint to keep its weights), or add --confirm_changes "
         "True where no reason against it is given"
     )
+
+
+def pinned_template(checkpoint: str) -> str | None:
+    """The chat template that a checkpoint's run was started with, if it has one."""
+    record = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
+    return record.get("text_format", {}).get("template")
 
 
 def _why_not(name: str) -> str:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import PLACEHOLDERS
 from llava.data.captions import MODEL_ROLES
 from llava.data.records import Record
-from llava.data.target_words import count_targets, entropy
+from llava.data.target_words import target_entropies
+from llava.data.text_format import TextFormat
 from llava.train.preflight.data import Finding
 
 MAX_RECORDS = 5_000
@@ -72,7 +73,10 @@ def captions_of(records: Sequence[Record], limit: int = MAX_RECORDS) -> list[Cap
 
 
 def check_captions(
-    records: Sequence[Record], evaluation: Sequence[Record] | None, tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record],
+    evaluation: Sequence[Record] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    text_format: TextFormat | None = None,
 ) -> list[Finding]:
     """Every line of the table about captions; no file is opened."""
     captions = captions_of(records)
@@ -81,7 +85,7 @@ def check_captions(
         check_encoding(captions),
         check_leaks(captions),
         check_names(captions),
-        check_tokenizer(records, captions, tokenizer),
+        check_tokenizer(records, captions, tokenizer, text_format),
     ]
     if evaluation:
         findings.append(check_evaluation(captions, captions_of(evaluation)))
@@ -154,14 +158,17 @@ def names_of(caption: Caption) -> set[str]:
 
 
 def check_tokenizer(
-    records: Sequence[Record], captions: Sequence[Caption], tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record],
+    captions: Sequence[Caption],
+    tokenizer: PreTrainedTokenizerBase,
+    text_format: TextFormat | None = None,
 ) -> Finding:
     """Tokens that a word takes, and the unigram entropy of the targets, which the plateau alarm is measured by."""
     texts = [c.text for c in captions if c.text]
     samples = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     tokens, written = sum(map(len, samples)), sum(len(text.split()) for text in texts)
     rate = tokens / max(written, 1)
-    entropies = {kind: entropy(count) for kind, count in count_targets(records, tokenizer).items()}
+    entropies = target_entropies(records, tokenizer, text_format)
     words = (
         f"{rate:.2f} tokens a word, {median(map(len, samples)):g} a caption in the median; unigram entropy of the "
         f"targets: {', '.join(f'{kind} {value:.2f} nats' for kind, value in entropies.items())}; ln(vocabulary) is "

@@ -18,8 +18,11 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
+from llava.data.captions import MODEL_ROLES
+from llava.data.chat_formats import PLAIN
 from llava.data.forms import differing_forms
 from llava.data.records import Record, modality, remarks
+from llava.data.text_format import PlainLM, TextFormat
 from llava.errors import show
 
 MAX_RECORDS = 256
@@ -71,6 +74,7 @@ def count_labels(
     visual_ids: Sequence[int],
     expected_visual: int,
     counts: LabelCounts,
+    text_format: TextFormat,
 ) -> None:
     """Adds one sample (L,) to `counts`, with every way in which its labels are wrong.
 
@@ -95,10 +99,21 @@ def count_labels(
         shifted = bool(ahead[supervised[:-1]].float().mean() > 0.5)
         words = "the labels are shifted by one (the model shifts them itself)" if shifted else "labels differ from ids"
         counts.problem(words, record.id)
-    if int((labels == eos).sum()) != 1 or int(labels[-1]) != eos:
-        counts.problem("EOS is not supervised exactly once, at the end: a caption would not learn to stop", record.id)
-    if (~visual & ~supervised & (input_ids != eos))[1:].any():
-        counts.problem("words are masked", record.id)
+    if text_format.version == PLAIN:
+        if int((labels == eos).sum()) != 1 or int(labels[-1]) != eos:
+            words = "EOS is not supervised exactly once, at the end: a caption would not learn to stop"
+            counts.problem(words, record.id)
+        if (~visual & ~supervised & (input_ids != eos))[1:].any():
+            counts.problem("words are masked", record.id)
+    else:
+        end = text_format.end_ids[-1]
+        answers = sum(turn["from"] in MODEL_ROLES for turn in record.conversations)
+        if int((labels == end).sum()) != answers or [*labels[supervised].tolist(), None][-2:] != [end, None]:
+            token = tokenizer.convert_ids_to_tokens(end)
+            words = f"{token} is not supervised once for each answer, at its end: the model would not learn to stop"
+            counts.problem(words, record.id)
+        if int(supervised.sum()) == len(labels):
+            counts.problem("questions and markup are targets", record.id)
     if int(targets.sum()) < (2 if expected_visual else 1):
         counts.problem("no word is supervised", record.id)
     if int(visual.sum()) != expected_visual:
@@ -111,6 +126,7 @@ def check_labels(
 ) -> list[Finding]:
     """Labels of a sample of records of each modality, before and after collation; no file is opened."""
     findings = []
+    text_format = getattr(dataset, "text_format", PlainLM(tokenizer))
     kinds = [modality(r) for r in dataset.records]
     for kind in sorted(set(kinds)):
         counts = LabelCounts()
@@ -122,7 +138,7 @@ def check_labels(
             expected = 0
             if dataset.spec is not None:
                 expected = len(record.videos) * dataset.spec.rows + len(record.images) * dataset.spec.image_rows
-            count_labels(ids, labels, record, tokenizer, visual_ids, expected, counts)
+            count_labels(ids, labels, record, tokenizer, visual_ids, expected, counts, text_format)
             samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id})
         batch = collate(samples)
         for b, sample in enumerate(samples):
@@ -134,7 +150,7 @@ def check_labels(
                                sample["sample_id"])  # fmt: skip
             if (batch["labels"][b, length:] != IGNORE_INDEX).any():
                 counts.problem("padding is supervised", sample["sample_id"])
-        findings.append(_label_finding(kind, counts))
+        findings.append(_label_finding(kind, counts, text_format))
         if counts.unknown:
             share = counts.unknown / counts.supervised
             findings.append(
@@ -190,7 +206,7 @@ def check_remarks(records: Sequence[Record]) -> list[Finding]:
     return [Finding("records", "warning", words, "python -m llava.data.check lists all")]
 
 
-def _label_finding(kind: str, counts: LabelCounts) -> Finding:
+def _label_finding(kind: str, counts: LabelCounts, text_format: TextFormat) -> Finding:
     positions = counts.supervised + counts.masked_visual + counts.masked_other + counts.padding
     words = (
         f"{counts.samples} samples: {counts.supervised / counts.samples:.1f} supervised, "
@@ -203,11 +219,32 @@ def _label_finding(kind: str, counts: LabelCounts) -> Finding:
     listed = "; ".join(
         f"{what} ({len(ids)} of {counts.samples} samples, e.g. {ids[0]!r})" for what, ids in counts.problems.items()
     )
-    remedy = (
-        "labels must equal the ids at every word and EOS and be -100 at visual tokens, as "
-        "llava.train.train.preprocess_plain_lm makes them"
-    )
+    if text_format.version == PLAIN:
+        remedy = (
+            "labels must equal the ids at every word and EOS and be -100 at visual tokens, as "
+            "llava.train.train.preprocess_plain_lm makes them"
+        )
+    else:
+        remedy = (
+            "labels must equal the ids at the assistant's words and at the end of each of its turns, and be -100 "
+            "elsewhere, as llava.train.train.preprocess makes them"
+        )
     return Finding(f"labels, {kind}", "FAIL", listed, remedy)
+
+
+def check_format(text_format: TextFormat, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """What a chat format is and where its answers end; nothing in plain LM."""
+    if text_format.version == PLAIN:
+        return []
+    tokens = tokenizer.convert_ids_to_tokens(list(text_format.end_ids))
+    words = (
+        f"{text_format.version}: the assistant's words and {tokens[-1]} are supervised, nothing else; an answer ends "
+        f"at {' or '.join(dict.fromkeys(tokens))}"
+    )
+    if tokenizer.chat_template != text_format.template:
+        remedy = "the checkpoint would keep another template than it trains with: record it with record_format"
+        return [Finding("text format", "FAIL", words, remedy)]
+    return [Finding("text format", "ok", words)]
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], embeddings: int) -> Finding:
@@ -234,16 +271,31 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], emb
 
 
 def sample_text(
-    record: Record, ids: torch.Tensor, labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase, visual: Sequence[int]
+    record: Record,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    visual: Sequence[int],
+    owners: Sequence[str] | None = None,
 ) -> Text:
-    """A sample as coloured text: green is predicted, cyan is where video features stand, dim is masked text.
+    """A sample as coloured text: green is predicted, cyan is where video features stand, red is masked text.
 
     Runs of the same visual token are written once, with their number.
+
+    Args:
+        owners: of a chat, who wrote each id (`TextFormat.places`): what others wrote than the assistant is masked and
+            has colours of its own.
     """
     text = Text()
     text.append(f"{modality(record)} {record.id}", style="bold")
-    text.append("  (green: predicted, cyan: vision, red: neither)\n")
-    for (token, state), run in groupby(_states(ids, labels, visual)):
+    legend = "green: predicted, cyan: vision, red: neither"
+    if owners is not None:
+        legend = (
+            "green: the assistant, predicted, yellow: the user, magenta: the system, grey: markup, cyan: vision, red: "
+            "an answer that is masked"
+        )
+    text.append(f"  ({legend})\n")
+    for (token, state), run in groupby(_states(ids, labels, visual, owners)):
         length = len(list(run))
         piece = show(tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)]))
         repeated = f"×{length}" if length > 1 and state == "cyan" else ""
@@ -255,14 +307,35 @@ def sample_text(
     return text
 
 
-def _states(ids: torch.Tensor, labels: torch.Tensor, visual: Sequence[int]) -> Iterator[tuple[int, str]]:
+OWNER_COLOURS = {"user": "yellow", "system": "magenta", "markup": "bright_black", "assistant": "red"}
+"""Of masked positions; an answer should not be masked."""
+
+
+def _states(
+    ids: torch.Tensor, labels: torch.Tensor, visual: Sequence[int], owners: Sequence[str] | None
+) -> Iterator[tuple[int, str]]:
     members = set(visual)
-    for position, (token, label) in enumerate(zip(ids.tolist(), labels.tolist(), strict=True)):
+    owners = ["assistant"] * len(ids) if owners is None else owners
+    for position, (token, label, owner) in enumerate(zip(ids.tolist(), labels.tolist(), owners, strict=False)):
         predicted = label != IGNORE_INDEX and position > 0
-        if predicted and token in members:
+        wrong = predicted and (token in members or owner in ("user", "system"))
+        if wrong:
             yield token, "bold white on red"
         else:
-            yield token, "green" if predicted else "cyan" if token in members else "red"
+            yield token, "green" if predicted else "cyan" if token in members else OWNER_COLOURS[owner]
+
+
+def owners_of(dataset: Any, record: Record) -> list[str] | None:
+    """Who wrote each position of a record's sample; None in plain LM.
+
+    A cut sample ends as a whole one does, with what is predicted, so it is told right by its beginning.
+    """
+    if dataset.text_format.version == PLAIN:
+        return None
+    ids, _ = next(dataset.text_format.encode([record.conversations]))
+    spans = dataset.spans.ids if record.videos or record.images else {}
+    places = zip(ids, dataset.text_format.places(record.conversations), strict=True)
+    return [owner for token, owner in places for _ in range(len(spans.get(token, "1")))]
 
 
 def show_samples(
@@ -272,7 +345,8 @@ def show_samples(
     texts, kinds = [], [modality(r) for r in dataset.records]
     for kind in sorted(set(kinds)):
         for index in spread([i for i, k in enumerate(kinds) if k == kind], max(number, 1)):
-            texts.append(sample_text(dataset.records[index], *dataset.tokens(index), tokenizer, visual))
+            record = dataset.records[index]
+            texts.append(sample_text(record, *dataset.tokens(index), tokenizer, visual, owners_of(dataset, record)))
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=120, file=nowhere, force_terminal=True)
         for text in texts:

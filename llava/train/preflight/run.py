@@ -37,6 +37,7 @@ from llava.train.preflight.captions import check_captions
 from llava.train.preflight.clips import check_clips
 from llava.train.preflight.data import (
     Finding,
+    check_format,
     check_labels,
     check_remarks,
     check_text_form,
@@ -119,12 +120,13 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     console = Console(stderr=True)
     for text in texts:
         console.print(text)
-    findings = [tokens, *check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
+    findings = [tokens, *check_format(dataset.text_format, tokenizer)]
+    findings += [*check_labels(dataset, trainer.data_collator, tokenizer, list(ids.values()))]
     findings += check_remarks(dataset.records)
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    findings += [*check_captions(dataset.records, evaluation, tokenizer), *check_clips(dataset)]
+    findings += [*check_captions(dataset.records, evaluation, tokenizer, dataset.text_format), *check_clips(dataset)]
     if not any(f.status == "FAIL" for f in findings):
         findings += preflight_words.check_words(dataset, tokenizer)
     if trainer.eval_dataset is not None:

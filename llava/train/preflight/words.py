@@ -8,6 +8,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import IGNORE_INDEX, PLACEHOLDERS
 from llava.data.collator import VISION_KEYS
 from llava.data.positions import supervised_positions
-from llava.data.prompt import join_turns
 from llava.data.records import Record, modality
+from llava.data.text_format import PlainLM, TextFormat
 from llava.train.preflight.data import Finding, spread
 
 READ_RECORDS = 256
@@ -40,9 +42,9 @@ def remembered_tokens(dataset: Any) -> Iterator[None]:
         del dataset.tokens
 
 
-def record_words(record: Record) -> str:
-    """The text of a record without placeholders, composed (NFC), with single spaces."""
-    text = join_turns(record.conversations)
+def record_words(record: Record, text_format: TextFormat) -> str:
+    """What a record has to be learnt, without placeholders, composed (NFC), with single spaces."""
+    text = text_format.words(record.conversations)
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, " ")
     return plain(text)
@@ -53,9 +55,10 @@ def plain(text: str) -> str:
 
 
 def supervised_words(labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the supervised ids of `labels` (L,), without special tokens."""
-    ids = labels[labels != IGNORE_INDEX].tolist()
-    return plain(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    """The text of the supervised ids of `labels` (L,), without special tokens; a space for masked ones between them."""
+    runs = (list(run) for masked, run in groupby(labels.tolist(), lambda label: label == IGNORE_INDEX) if not masked)
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return plain(" ".join(map(decode, runs)))
 
 
 def reads_as(found: str, wanted: str, cut: bool) -> bool:
@@ -71,6 +74,7 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
     A tokenizer that changes text (unknown characters, lower case) is judged by what it makes of the text itself.
     """
     findings = []
+    text_format = getattr(dataset, "text_format", PlainLM(tokenizer))
     kinds = [modality(r) for r in dataset.records]
     for kind in sorted(set(kinds)):
         chosen = spread([i for i, k in enumerate(kinds) if k == kind], READ_RECORDS)
@@ -81,7 +85,7 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
             ids, labels = dataset.tokens(index)
             found, wanted, cut = (
                 supervised_words(labels, tokenizer),
-                record_words(record),
+                record_words(record, text_format),
                 len(ids) == dataset.max_length,
             )
             if reads_as(found, wanted, cut):

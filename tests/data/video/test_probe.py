@@ -108,7 +108,7 @@ def test_seeking_is_trusted_with_turned_frames_alone(tmp_path: Path, matrix: tup
 
 
 def test_a_missing_attribute_is_not_a_bad_clip(tmp_path: Path) -> None:
-    """PyAV 17 does not say whether fields are interlaced: nothing is known, so seeking is not trusted."""
+    """PyAV 17 does not say whether the fields of a stream are interlaced; the first frame does."""
     packets = [probe._Packet(0, True, True, True)]
 
     def can_seek(**attributes) -> bool:
@@ -121,7 +121,11 @@ def test_a_missing_attribute_is_not_a_bad_clip(tmp_path: Path) -> None:
 
     assert can_seek(field_order=1)
     assert not can_seek(field_order=2)
-    assert not can_seek()
+    assert can_seek()
+    for name, parameters in (("plain.mp4", "interlaced=0"), ("interlaced.mp4", "interlaced=1")):
+        path = write_gray(tmp_path / name, frames=4, options={"x264-params": parameters})
+        with av.open(str(path)) as container:
+            assert probe._is_plain(container, container.streams.video[0]) == (name == "plain.mp4")
 
 
 def test_the_default_track_is_shown(tmp_path: Path) -> None:

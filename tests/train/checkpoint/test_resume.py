@@ -79,7 +79,7 @@ def evaluated(assets: SimpleNamespace, experiment: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("experiment", "workers", "looks", "every"),
-    [(1, 0, (2, 3, 5), 4), (1, 2, (4, 7), 4), (2, 0, (3, 6, 8), 2), (2, 2, (5, 9), 2)],
+    [(1, 0, (3, 4, 6), 2), (1, 2, (4, 7), 2), (2, 0, (3, 6, 8), 1), (2, 2, (5, 9), 1)],
 )
 def test_stopped_again_and_again(lively, tmp_path, monkeypatch, experiment, workers, looks, every):
     """Seven records in steps of two: four steps an epoch, the last one uneven. Stopped after steps, at the end of an

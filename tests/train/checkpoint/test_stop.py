@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 OPTIONS = {
     "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3,
     "resume_from_checkpoint": "auto", "preflight": "off", "max_steps": 6, "per_device_eval_batch_size": 2,
+    "controls_samples": 6,
 }  # fmt: skip
 
 
@@ -58,6 +60,14 @@ PHASES: dict[str, tuple[object, str, Callable[[Any], bool]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(assets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stops."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(assets, folder, **OPTIONS, eval_data_path=assets.video_json)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("means", "phase"),
     [
@@ -69,11 +79,11 @@ PHASES: dict[str, tuple[object, str, Callable[[Any], bool]]] = {
         ("SIGINT", "controls"),
     ],  # fmt: skip
 )
-def test_told_to_stop_in_every_phase(assets, tmp_path, monkeypatch, means, phase):
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    options = OPTIONS | {"eval_data_path": assets.video_json, "controls_samples": 6}
+def test_told_to_stop_in_every_phase(assets, whole, tmp_path, monkeypatch, means, phase):
+    """Pre-flight, where there is one, changes nothing of the run."""
+    run = tmp_path / "run"
+    options = OPTIONS | {"eval_data_path": assets.video_json}
     options |= {"preflight": "quick"} if phase == "preflight" else {}
-    train(assets, whole, **options)
 
     def act() -> None:
         if means == "file":

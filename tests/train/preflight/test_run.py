@@ -18,11 +18,12 @@ from llava.model import llava_arch
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.model.splice import splice
-from llava.train import train as training
+from llava.train import setup as training
 from llava.train.preflight import run as preflight
 from llava.train.preflight.run import PreflightError
 from llava.train.preflight.run import main as preflight_main
 from llava.train.preflight.training import check_trainable
+from llava.train.train import main
 from llava.train.trainer import LlavaTrainer
 from tests.audit import code_faults as code
 from tests.conftest import record
@@ -273,7 +274,7 @@ def test_the_experiments_flag_needs_its_confirmation_and_is_hidden(assets, tmp_p
     with pytest.raises(ValueError, match="unknown unmask"):
         train(assets, tmp_path / "run", experiment_faults="unmask", experiment_faults_confirmed=True)
     with pytest.raises(SystemExit):
-        training.main(["--help"])
+        main(["--help"])
     assert "experiment_faults" not in capsys.readouterr().out
 
 

@@ -1,0 +1,39 @@
+"""Runs of several processes by torchrun, and how to find their ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAIN = "llava/train/train.py"
+
+
+def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
+               script, *arguments]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "DS_BUILD_OPS": "0"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def torchrun(arguments: list[str], processes: int = 2, script: str = TRAIN) -> str:
+    process = start(arguments, processes, script)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def rank_of(pid: int) -> str:
+    parts = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((p.removeprefix("RANK=") for p in parts if p.startswith("RANK=")), "")
