@@ -174,8 +174,13 @@ class TrainingArguments(transformers.TrainingArguments):
     dataloader_persistent_workers: bool = field(default=True, metadata={"help": "Data workers outlive an epoch."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "Share of all steps that warm up, LLaVA's name for a --warmup_steps below 1."}
+    )
 
     def __post_init__(self) -> None:
+        if self.warmup_ratio is not None and not self.warmup_steps:
+            self.warmup_steps = self.warmup_ratio
         super().__post_init__()
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False

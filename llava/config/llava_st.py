@@ -98,7 +98,7 @@ FLAGS: tuple[Flag, ...] = (
         "optim": ("adamw_torch", "the same steps, fused"),
         "remove_unused_columns": (False, "False alone"),
         "evaluation_strategy": ("no", "`eval_strategy`, its name in transformers 5"),
-        "warmup_ratio": (0.0, "`warmup_steps` below 1, its name in transformers 5"),
+        "warmup_ratio": (0.0, "share of all steps that warm up; `warmup_steps` below 1 says the same"),
         "no_cuda": (False, "`use_cpu`, its name in transformers 5"),
     }),
     *_flags(NO_EFFECT, {
@@ -183,7 +183,7 @@ FROZEN = {
     "freeze_mm_vision_resampler": "mm_vision_resampler",
 }
 TOWER = "unfreeze_mm_vision_tower"
-RENAMED = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps", "no_cuda": "use_cpu"}
+RENAMED = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
 """What transformers 5 calls what transformers 4 had."""
 
 

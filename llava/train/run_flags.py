@@ -143,10 +143,11 @@ def _said(error: Exception) -> str:
 
 def unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """What is said of the words of a command line that belong to no flag."""
-    known = [name for action in parser._actions for name in action.option_strings]
+    # transformers' parser knows each flag in two spellings, with "_" and with "-".
+    known = {name.replace("-", "_").replace("__", "--", 1): None for a in parser._actions for name in a.option_strings}
     problems = []
     for word in (w.partition("=")[0] for w in words if w.startswith("--")):
-        close = difflib.get_close_matches(word, known, 2)
+        close = difflib.get_close_matches("--" + word[2:].replace("-", "_"), known, 2)
         remedy = f"did you mean {' or '.join(close)}?" if close else "--help lists all"
         problems.append(f"{word}: there is no such flag; {remedy}")
     if words and not problems:
@@ -244,6 +245,10 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
         problems.append(
             f"--experiment_faults {training_args.experiment_faults} breaks the training on purpose; the experiment of "
             "docs/masking.md confirms it with --experiment_faults_confirmed True, and nothing else should"
+        )
+    if training_args.warmup_ratio is not None and training_args.warmup_steps != training_args.warmup_ratio:
+        problems.append(
+            f"--warmup_ratio {training_args.warmup_ratio:g} and --warmup_steps {training_args.warmup_steps:g}: give one"
         )
     if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
         problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")

@@ -62,7 +62,7 @@ def test_the_flags_of_the_stages_are_known(stage):
     refused = [line.partition(":")[0] for line in result.problems]
     assert refused == [[], ["--lora_enable True"], ["--lora_enable True", "--load_lora_path output/stage2"]][stage - 1]
     if stage == 1:
-        assert result.values == {"eval_strategy": "no", "warmup_steps": 0.03}
+        assert result.values == {"eval_strategy": "no"}
 
 
 @pytest.mark.parametrize("flag", [f for f in FLAGS if f.status != WORKS], ids=lambda f: f.name)
@@ -90,8 +90,6 @@ def test_a_bare_switch_and_hyphens_are_read():
 @pytest.mark.parametrize(
     ("words", "values"),
     [
-        ("--warmup_ratio 0.1", {"warmup_steps": 0.1}),
-        ("--warmup_ratio 0.1 --warmup_steps 0.1", {"warmup_steps": 0.1}),
         ("--evaluation_strategy steps", {"eval_strategy": "steps"}),
         ("--no_cuda", {"use_cpu": True}),
     ],
@@ -100,9 +98,7 @@ def test_old_names_are_todays(words, values):
     assert taken(*words.split()) == llava_st.Taken(values=values)
 
 
-@pytest.mark.parametrize(
-    "words", ["--warmup_ratio 0.1 --warmup_steps 20", "--evaluation_strategy no --eval_strategy steps"]
-)
+@pytest.mark.parametrize("words", ["--no_cuda False --use_cpu True", "--evaluation_strategy no --eval_strategy steps"])
 def test_two_names_with_two_values_contradict(words):
     result = taken(*words.split())
     assert result.values == {} and len(result.problems) == 1 and "leave" in result.problems[0]
@@ -160,7 +156,7 @@ def test_a_command_line_says_it_once(assets, tmp_path, caplog):
         "--stage", "--lazy_preprocess",
     ]  # fmt: skip
     assert model_args.mm_tunable_parts == f"{PROJECTOR},{RESAMPLER}"
-    assert (training_args.warmup_steps, training_args.get_warmup_steps(100)) == (0.1, 10)
+    assert training_args.get_warmup_steps(100) == 10
 
 
 def test_what_is_refused_is_said_with_everything_else(assets, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.config.ranges import RANGES, Range, out_of_range
-from llava.train.run_flags import parse_arguments
+from llava.train.run_flags import Parser, parse_arguments
 from tests.train.runs import flags
 
 FREE = {
@@ -90,6 +90,11 @@ def test_a_number_out_of_range_is_one_message(assets, tmp_path, name, value, all
     [
         ({"bf16": True, "fp16": True}, "--fp16 True --bf16 True: one of them"),
         ({"num_frame": 3}, "--num_frame: there is no such flag; did you mean --num_frames"),
+        (
+            {"learing_rate": 1},
+            r"--learing_rate: there is no such flag; did you mean --learning_rate(\?| or --(?!learning-rate))",
+        ),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio 0.1 and --warmup_steps 5: give one"),
         ({"learning_rate": "high"}, "--learning_rate.*: invalid float value: 'high'"),
         ({"report_to": "nothing_known"}, r"--report_to nothing_known: not installed here, or unknown"),
         ({"optim": "adamw_bnb_8bit"}, "--optim adamw_bnb_8bit: .*pip install -U bitsandbytes"),
@@ -123,3 +128,13 @@ def test_the_timeout_between_processes_on_cpu_is_the_flags(assets, tmp_path):
         assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 7
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_every_range_is_that_of_a_flag():
+    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    assert set(RANGES) <= {action.dest for action in parser._actions}
+
+
+def test_a_warm_up_is_given_as_llava_gives_it(assets, tmp_path):
+    training_args = parse_arguments(flags(assets, tmp_path, 1, warmup_ratio=0.03))[2]
+    assert training_args.get_warmup_steps(200) == 6
