@@ -36,7 +36,7 @@ LLAVA_ST = """
     mm_projector_lr mm_vision_tower_lr mm_vision_resampler_lr group_by_varlen group_by_modality_length
     group_by_modality_length_auto auto_find_batch_size gradient_checkpointing verbose_logging attn_implementation
     stage load_lora_path
-""".split()
+"""
 """The fields of LLaVA-ST's three argument classes."""
 STAGES = {
     # What the three stages of LLaVA-ST set, apart from paths and numbers that are this project's own flags.
@@ -65,7 +65,7 @@ def taken(*words: str, **values):
 
 def test_every_flag_is_there_once_and_those_that_work_lead_somewhere():
     names = [flag.name for flag in FLAGS]
-    assert len(names) == len(set(names)) and set(LLAVA_ST) <= set(names)
+    assert len(names) == len(set(names)) and set(LLAVA_ST.split()) <= set(names)
     own = set(vars(parser().parse_args(["--model_name_or_path", "m", "--data_path", "d"])))
     mapped = {*RENAMED, *llava_st.TUNED, *llava_st.FROZEN, llava_st.TOWER}
     assert {flag.name for flag in FLAGS if flag.status == WORKS} - own - mapped == set()
