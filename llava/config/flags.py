@@ -19,7 +19,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes", "video_decoder",
+    "confirm_changes", "video_decoder", "use_plain_lm",
 }  # fmt: skip
 
 

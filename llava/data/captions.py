@@ -18,11 +18,17 @@ MISPLACED = "misplaced placeholder"
 CONTROL = "control character"
 DOUBTFUL = "doubtful caption"
 ORDER = "order of turns"
+NEAR_MISS = "near placeholder"
 
 MISSING_VALUES = ("nan", "none", "null", "n/a", "<na>", "undefined", "todo", "-", "...")
 """What programs write for a caption that is not there."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+_LOOKALIKE = re.compile(
+    r"[<\[{]\s*[|/]?\s*(?:vid|video|clip|img|image|pic|picture|frame)s?[\s_-]*\d*\s*[|/]?\s*[>\]}]", re.IGNORECASE
+)
+"""What other programs write for `<video>` and `<image>`."""
 
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0") | {
     chr(code) for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF))
@@ -74,6 +80,8 @@ def check_text(
         if count != number:
             key, files_named = placeholder.strip("<>"), "file" if number == 1 else "files"
             words = f"{count} {placeholder} in the text, but {number} {files_named} under {key} or {key}s"
+            if count < number and (other := lookalikes(text)):
+                words += f"; {other[0]!r} is not read as one"
             found.append(("count mismatch", words))
     found += [("reserved token", f"the text contains {token!r}") for token in reserved if token in text]
     answers = [turn["value"] for turn in turns if turn["from"] in MODEL_ROLES]
@@ -133,12 +141,24 @@ def without_placeholders(text: str) -> str:
     return text
 
 
+def lookalikes(text: str) -> list[str]:
+    """What looks like a placeholder in a text and is none: `<video_1>`, `<Video>`, `[video]`."""
+    if not ("<" in text or "[" in text or "{" in text):
+        return []
+    return [found for found in _LOOKALIKE.findall(text) if found not in PLACEHOLDERS]
+
+
 def remarks_on(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """What may be right and is looked at all the same: answers that are a program's word for a missing value."""
-    return [
+    """What may be right and is looked at all the same: answers that are a program's word for a missing value, and words
+    that look like placeholders.
+    """
+    found = [
         (DOUBTFUL, f"turn {i}: the whole caption is {turn['value'].strip()!r}")
         for i, turn in enumerate(turns)
         if len(turn["value"]) < 16
         and turn["from"] in MODEL_ROLES
         and turn["value"].strip().casefold() in MISSING_VALUES
     ]
+    for i, turn in enumerate(turns):
+        found += [(NEAR_MISS, f"turn {i}: {other!r} is text like any other") for other in lookalikes(turn["value"])[:1]]
+    return found

@@ -61,13 +61,15 @@ CHEAP_PIXELS = 30_000_000
 class FileReport:
     """What opening a file gave: a problem (`kind` is not empty), or how many distinct frames training would see.
 
-    `is_whole`: every frame was decoded, not only what training sees.
+    `is_whole`: every frame was decoded, not only what training sees; `cut_at`: frames of a clip that its segment ends
+    beyond, else 0.
     """
 
     kind: str = ""
     message: str = ""
     distinct: int = 0
     is_whole: bool = False
+    cut_at: int = 0
 
 
 def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: int = 2) -> FileReport:
@@ -96,7 +98,8 @@ def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: i
                 f"{path}: {decoder_of(info, spec.video_decoder)}, which training would use, gives other frames than a "
                 f"full decode; train with --video_decoder pyav, or {REENCODE}",
             )
-        return FileReport(distinct=len(set(select_frames(info.times, spec, split))), is_whole=is_whole)
+        cut_at = info.num_frames if split is not None and split[1] >= info.num_frames else 0
+        return FileReport(distinct=len(set(select_frames(info.times, spec, split))), is_whole=is_whole, cut_at=cut_at)
     except VideoError as error:
         return FileReport(error.kind, str(error))
     except Exception as error:
@@ -135,6 +138,21 @@ def inspect_files(
         if report.kind:
             problems += [Problem(r.source, r.id, report.kind, report.message) for r in named]
     return problems, reports
+
+
+def cut_segments(records: Sequence[Record], reports: dict[Clip, FileReport]) -> list[Problem]:
+    """A remark for each record whose segment ends beyond its clip, where it is cut."""
+    return [
+        Problem(
+            r.source, r.id, "segment beyond the end",
+            f"{clip[0]}: meta.split {list(r.split)} of frames 0 to {reports[clip].cut_at - 1}; it counts frames, both "
+            "ends included",
+        )
+        for clip, named in distinct_clips(records).items()
+        if clip in reports and reports[clip].cut_at
+        for r in named
+        if r.split is not None
+    ]  # fmt: skip
 
 
 def check_files(
@@ -247,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length, version)
         problems += too_long
     problems += file_problems
-    if doubtful := remarks(records):
+    if doubtful := remarks(records) + cut_segments(records, reports):
         print(format_problems(doubtful, noun="remark"))
     if problems:
         print(format_problems(problems, limit=None))

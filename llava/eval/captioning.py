@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
         limit = args.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
         surprise = reference_losses(captioner, captioned, cache, args.batch_size)
-        entries = [{"id": r.id, "video": r.videos[0], "split": r.split} for r in captioned]
+        entries = [{"id": r.id, "video": r.videos[0], "split": r.split, "prompt": prompt_of(r)} for r in captioned]
         controls = ["true"]
         if args.control and len({(r.videos, r.split) for r in captioned}) > 1:
             controls.append("other")

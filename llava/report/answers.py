@@ -114,6 +114,8 @@ def is_anything_wrong(run: Run) -> Answer:
     bad, warn, fine = [], [], []
     if run.preflight is None:
         warn.append("There is no pre-flight check.")
+    elif run.preflight.get("mode") == "off":
+        warn.append("Pre-flight was not run (--preflight off).")
     elif run.preflight.get("passed"):
         warned = [str(c.get("check")) for c in run.preflight.get("checks", []) if c.get("status") == "warning"]
         if warned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -16,7 +17,7 @@ from llava.train.checkpoint.files import write_errors_explained
 from llava.train.checkpoint.frame_changes import report_frame_changes
 from llava.train.checkpoint.lock import only_run
 from llava.train.checkpoint.stop import Stop
-from llava.train.preflight.run import run_preflight
+from llava.train.preflight.run import note_not_run, run_preflight
 from llava.train.setup import prepare
 from llava.train.trainer import LlavaTrainer
 
@@ -68,6 +69,9 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     if training_args.preflight != "off":
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
         stop.check()
+    elif not checkpoint and run.trainer.is_world_process_zero():
+        # A run that goes on keeps what was found before its first step.
+        note_not_run(Path(training_args.output_dir))
     run.trainer.train(resume_from_checkpoint=checkpoint)
     check_finished(run.trainer)
     run.trainer.save_state()

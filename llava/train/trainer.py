@@ -38,6 +38,7 @@ from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.invariants import Invariants
 from llava.train.monitor.logs import FreshLogs, ShortPrinter, ShortProgress
 from llava.train.monitor.run_monitor import RunMonitor
+from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import part_learning_rates
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class LlavaTrainer(ResumableTrainer):
                 told=lambda: monitor.rules.sounded,
                 step_losses=lambda: (float(self.accelerator.reduce(self._tr_loss, "mean")), monitor.observed_loss),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
+                samples=None if records is None else ServedSamples(self.train_dataset, self.processing_class),
             )
             self.add_callback(self.invariants)
 
@@ -123,10 +125,10 @@ class LlavaTrainer(ResumableTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
         self.last_batches.append((self.state.global_step + 1, kept))
-        if self.invariants is not None:
-            self.invariants.add_batches(batches)
-        if self.monitor is not None:
+        if self.monitor is not None and self.invariants is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
+            with self.monitor.timed():
+                self.invariants.add_batches(batches)
         return batches, items
 
     def compute_loss(

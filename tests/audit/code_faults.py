@@ -17,12 +17,12 @@ from llava.model import llava_arch
 from llava.model.language_model import llava_gpt2
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
-from llava.train import setup as training
-from llava.train import stages
+from llava.train import setup, stages
+from llava.train import train as training
 from llava.train.trainer import LlavaTrainer
 
 Patch = pytest.MonkeyPatch
-plain_preprocess = training.preprocess_plain_lm
+plain_preprocess = setup.preprocess_plain_lm
 
 
 def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
@@ -33,7 +33,7 @@ def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Cal
         pairs = zip(sample["input_ids"], sample["labels"], strict=True)
         return {**sample, "labels": [change(ids.clone(), labels.clone()) for ids, labels in pairs]}
 
-    return lambda patch: patch.setattr(training, "preprocess_plain_lm", broken)
+    return lambda patch: patch.setattr(setup, "preprocess_plain_lm", broken)
 
 
 def mask(*places: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -427,3 +427,66 @@ def projector_not_saved(patch: Patch) -> None:
         return save(self, folder, state_dict=fresh, **kwargs)
 
     patch.setattr(llava_gpt2.LlavaGPT2ForCausalLM, "save_pretrained", without)
+
+
+def after_preflight(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    """The fault begins once pre-flight has passed."""
+
+    def planted(patch: Patch) -> None:
+        check = training.run_preflight
+
+        def then_plant(*args):
+            found = check(*args)
+            plant(patch)
+            return found
+
+        patch.setattr(training, "run_preflight", then_plant)
+
+    return planted
+
+
+def relabel_items(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
+    """The dataset's samples with other labels: `change(input_ids, labels)`, both (L,)."""
+
+    def plant(patch: Patch) -> None:
+        tokens = LazySupervisedDataset.tokens
+
+        def changed(self, index):
+            ids, labels = (t.clone() for t in tokens(self, index))
+            return ids, change(ids, labels)
+
+        patch.setattr(LazySupervisedDataset, "tokens", changed)
+
+    return plant
+
+
+def features_of_the_neighbour(patch: Patch) -> None:
+    """A sample keeps its words and comes with the next record's features."""
+    get = LazySupervisedDataset.__getitem__
+
+    def other(self, index):
+        return {**get(self, index), "video_features": get(self, (index + 1) % len(self.records))["video_features"]}
+
+    patch.setattr(LazySupervisedDataset, "__getitem__", other)
+
+
+def skip_steps(trainer, optimizer) -> None:
+    """Every second step of the optimiser does nothing."""
+    step, count = optimizer.step, [0]
+
+    def skipping(*args, **kwargs):
+        count[0] += 1
+        return step(*args, **kwargs) if count[0] % 2 else None
+
+    optimizer.step = skipping
+
+
+def maximise(trainer, optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["maximize"] = True
+
+
+def turn_gradients(trainer, optimizer) -> None:
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(torch.neg)

@@ -79,6 +79,10 @@ def clips_of(frames_of: Callable[[int], np.ndarray], change: Callable[[dict], ob
 black_clips = clips_of(lambda i: colour_frames(i) * (i > ENOUGH // 3))
 still_clips = clips_of(lambda i: colour_frames(i)[:1].repeat(8, 0))
 splits_in_seconds = clips_of(colour_frames, lambda r: r.update(meta={"split": [0, 0]}))
+one_short_segment = clips_of(lambda i: colour_frames(i, frames=24), lambda r: r.update(meta={"split": [0, 1]}))
+all_begin_alike = clips_of(
+    colour_frames, lambda r: r["conversations"][1].update(value=f"Caption: {r['conversations'][1]['value']}")
+)
 one_caption = clips_of(colour_frames, lambda r: r["conversations"][1].update(value=CAPTIONS[0]))
 
 

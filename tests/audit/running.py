@@ -35,6 +35,8 @@ PLACES = {
 """Where a fault is caught: an error before the first step, a warning of pre-flight, an alarm (or an error) while it
 trains, what the finished run says of itself, or the test suite. A sound run must be silent."""
 LAST_ALARM = 20
+PAST_PREFLIGHT = {"preflight": "off", "max_steps": 20}
+"""Flags of a run in which something breaks later."""
 PLANTED = "LLAVA_AUDIT_FAULT"
 """Environment variable that names the fault which the plugin `tests.audit.plugin` plants into a test run."""
 ROOT = Path(__file__).resolve().parents[2]

@@ -87,3 +87,41 @@ def test_other_captions_are_not_remarked_on(text: str) -> None:
 
 def test_without_placeholders() -> None:
     assert without_placeholders("<image><video> Un gatto.") == " Un gatto."
+
+
+@pytest.mark.parametrize(
+    ("turns", "files", "wrong"),
+    [
+        (talk("<video> Chi?", "Un gatto.", "Dove?"), VIDEO, []),
+        (talk("<video>", "Un gatto."), VIDEO, []),
+        ([{"from": "system", "value": "Sii breve."}, *talk("<video>", "Un gatto.")], VIDEO, []),
+        (talk("Chi?", "Un gatto.", "<video> Dove?"), VIDEO, ["misplaced placeholder"]),
+        (talk("Chi?", "Un gatto.", "<video> Dove?", " "), VIDEO, ["empty caption"]),
+        (talk("<video>", "", "Dove?", "Qui."), VIDEO, ["empty caption"]),
+        (talk("<video>", " "), VIDEO, ["empty caption"]),
+        (talk("<video>", "Un gatto.")[::-1], VIDEO, ["order of turns", "misplaced placeholder"]),
+        ([*talk("<video>", "Un gatto."), {"from": "gpt", "value": "Dorme."}], VIDEO, ["order of turns"]),
+    ],
+)
+def test_a_chat_learns_answers_alone(turns: list[dict[str, str]], files: dict[str, int], wrong: list[str]) -> None:
+    assert [kind for kind, _ in check_text(turns, files, (), is_chat=True)] == wrong
+    plainly = [kind for kind in kinds(turns, files) if kind in ("order of turns",)]
+    assert plainly == [], "plain LM takes any order"
+
+
+@pytest.mark.parametrize(
+    "other", ["<video_1>", "<Video>", "<vid>", "[video]", "<img>", "{image}", "<|video|>", "<image 2>"]
+)
+def test_what_looks_like_a_placeholder_is_remarked_on(other):
+    ((kind, message),) = remarks_on(talk(f"<video> {other} Che cosa si vede?", "Un gatto."))
+    assert kind == "near placeholder" and repr(other) in message
+    ((kind, message),) = check_text(talk(f"{other} Che cosa si vede?", "Un gatto."), {"<video>": 1}, ())
+    assert kind == "count mismatch" and f"{other!r} is not read as one" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["<video>", "<image>", "un [video] di", "<b>video</b>", "(video)", "[Videomaker]", "<3"]
+)
+def test_placeholders_and_words_are_not(text):
+    found = remarks_on(talk(f"<video> {text}", "Un gatto."))
+    assert bool(found) == (text == "un [video] di")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import pytest
@@ -391,3 +392,9 @@ def test_lengths_and_spans_of_a_default_video():
         [text_alone(record)], tokenizer, format.preprocess, 999, VideoSpec(), text_format=format
     )
     assert len(dataset.tokens(0)[0]) - len(text.tokens(0)[0]) == 360
+
+
+def test_a_format_goes_to_data_workers():
+    format = Chat.of("chatml", tokenizer_for("chatml"))
+    again = pickle.loads(pickle.dumps(format))
+    assert next(again.encode([TALK])) == next(format.encode([TALK])) and again.end_ids == format.end_ids

@@ -174,6 +174,28 @@ def test_main_prints_all_problems_at_once(
     assert output.startswith("10 problems in 10 records")
 
 
+def test_records_of_a_chat_have_its_rules_and_lengths(
+    assets: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, late, marked = (record(name, CAPTIONS[0], "clip0.mp4", "Chi?") for name in ("good", "late", "marked"))
+    late["conversations"] = [*reversed(late["conversations"])]
+    marked["conversations"][1]["value"] = "Un <|im_end|> gatto."
+    arguments = [*flags(assets.clips, write_records(tmp_path, good, late, marked)), "--version", "qwen_2"]
+    assert check.main([*arguments, "--model_name_or_path", str(assets.gpt2)]) == 1
+    output = capsys.readouterr().out
+    assert "order of turns: 1" in output and "turn 0 is an answer where a chat has a question" in output
+    assert "reserved token: 1" in output and "contains '<|im_end|>'" in output
+    tokens = []
+    for version in ("plain", "chatml"):
+        arguments = [*flags(assets.clips, write_records(tmp_path, good)), "--version", version]
+        assert check.main([*arguments, "--model_name_or_path", str(assets.gpt2)]) == 0
+        tokens.append(int(capsys.readouterr().out.split(", ")[-1].split()[0]))
+    assert tokens[1] > tokens[0]
+    with pytest.raises(SystemExit):
+        check.main([*arguments, "--version", "v0"])
+    assert "there is no such format" in capsys.readouterr().err
+
+
 def test_main_says_what_it_read(assets: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = flags(assets.clips, assets.video_json)
     assert check.main([*arguments, "--model_name_or_path", str(assets.gpt2), "--force_sample"]) == 0
@@ -263,3 +285,17 @@ def test_the_module_runs_with_worker_processes(assets: SimpleNamespace) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("no problem in 6 records")
     assert "Warning" not in result.stderr
+
+
+def test_segments_that_end_beyond_their_clip_are_remarked_on_one_by_one(
+    assets: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads(assets.video_json.read_text())
+    for raw, split in zip(records, ([0, 7], [2, 8], [0, 50]), strict=False):
+        raw["meta"] = {"split": split}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    argv = ["--data_path", str(tmp_path / "data.json"), "--video_folder", str(assets.clips), "--num_workers", "0"]
+    assert check.main([*argv, "--num_frames", "2", "--force_sample"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 remarks in 2 records" in shown and "segment beyond the end: 2" in shown
+    assert "id 'v1'" in shown and "[2, 8] of frames 0 to 7" in shown and "id 'v0'" not in shown

@@ -470,3 +470,11 @@ def test_read_run_reads_every_file(tmp_path):
     run = read_run(write_run(tmp_path, llava_run=record(seed=1), controls=[control_line(None, (1, 0, 2))], alarms=[]))
     assert (run.flags["seed"], run.alarms, run.preflight, run.log) == (1, [], None, [])
     assert run.controls[0]["step"] is None
+
+
+def test_pre_flight_that_was_off_never_reads_as_passed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", llava_run=record(), preflight={"mode": "off", "checks": []})
+    answer = is_anything_wrong(read_run(run))
+    assert "Pre-flight was not run (--preflight off)." in answer.text and "passed" not in answer.text
+    page = write_report([run]).read_text(encoding="utf-8")
+    assert "<p>Not run, mode off" in page and "<dd>not run</dd>" in page

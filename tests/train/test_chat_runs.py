@@ -10,11 +10,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from llava.data.chat import Chat
 from llava.eval import captioning, controls
 from llava.eval.captioning import Captioner
 from llava.serve.cli import main as cli
+from llava.train.checkpoint.files import write_manifest
+from llava.train.preflight.run import PreflightError
 from llava.train.train import main
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags, train
@@ -173,6 +176,65 @@ def test_a_dated_template_of_the_tokenizer_goes_on_with_its_date(assets, questio
 def test_wrong_formats_stop_before_training(assets, tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         main(flags(assets, tmp_path / "run", **overrides))
+
+
+def supervise(what: str):
+    """`Chat._labels` with a fault."""
+    real = Chat._labels
+
+    def labels(self, text, spans, ids, offsets):
+        found = real(self, text, spans, ids, offsets)
+        if what == "everything":
+            return list(ids)
+        if what == "no end":
+            return [-100 if i == self.end_ids[-1] else i for i in found] if self.end_ids else found
+        asked = [i for i, (a, b) in enumerate(offsets) if "vede" in text[a:b]]
+        return [ids[i] if what == "the question" and i in asked else label for i, label in enumerate(found)]
+
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("everything", "questions and markup are targets"),
+        ("no end", r"<\|im_end\|> is not supervised once for each answer"),
+        ("the question", "supervise other words than their record has"),
+    ],
+)
+def test_pre_flight_names_wrong_labels_of_a_chat(assets, questions, tmp_path, monkeypatch, what, message):
+    records = json.loads(questions.read_text())[:4]
+    for each in records:
+        each["conversations"][0]["value"] = "<video> vede"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    tokenizer = AutoTokenizer.from_pretrained(assets.gpt2)
+    tokenizer.add_tokens(["vede"])
+    shutil.copytree(assets.gpt2, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = GPT2LMHeadModel.from_pretrained(assets.gpt2)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    options = {"data_path": tmp_path / "data.json", "version": "chatml", "model_max_length": 128}
+    monkeypatch.setattr(Chat, "_labels", supervise(what))
+    with pytest.raises(PreflightError, match=message):
+        train(assets, tmp_path / "run", model_name_or_path=tmp_path / "model", **options)
+
+
+def test_a_run_from_before_there_were_formats_is_plain(assets, questions, tmp_path):
+    options = {"data_path": questions, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    options |= {"model_max_length": 128, "preflight": "off"}
+    whole = train(assets, tmp_path / "run", **options)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    for name in ("llava_run.json", "config.json"):
+        values = json.loads((checkpoint / name).read_text())
+        values.pop("text_format")
+        values.get("flags", {}).pop("version", None)
+        (checkpoint / name).write_text(json.dumps(values))
+    write_manifest(checkpoint)
+    with pytest.raises(ValueError, match="--version: was 'plain', is 'chatml' .cannot change"):
+        train(assets, tmp_path / "run", resume_from_checkpoint="auto", version="chatml", **options)
+    assert train(assets, tmp_path / "run", resume_from_checkpoint="auto", **options) == whole
 
 
 @pytest.mark.parametrize(

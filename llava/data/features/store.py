@@ -151,6 +151,15 @@ class FeatureCache:
                     "llava.commands.extract), and have the disk checked"
                 )
             self._sound.add(key)
+        return self.row(key)
+
+    def row(self, key: str) -> torch.Tensor:
+        """Features (T, P, Dv) of a key as they lie on disk, in fp16, their checksum not looked at.
+
+        Raises:
+            LookupError: when there are none.
+        """
+        entry = self._entries[key]
         return decode(entry.bytes(), self.dtype, entry.shard.shape)
 
     def check_writable(self) -> None:

@@ -201,9 +201,3 @@ def ignore_stop_signals(worker_id: int, then: Callable[[int], Any] | None = None
         signal.signal(number, signal.SIG_IGN)
     if then is not None:
         then(worker_id)
-
-
-def stopped_note(output_dir: str | Path) -> dict[str, Any] | None:
-    """What a stopped run left (step, checkpoint, reason); None when it ended otherwise or goes on."""
-    path = Path(output_dir) / STOPPED_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else None

@@ -12,6 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llava.train.monitor.first_steps import MOST_POINTS, SkippedSteps, rise
+
+KINDS = (
+    "visual targets", "zero gradient", "no update", "skipped steps", "rising loss", "plateau", "spike",
+    "captions left behind", "waiting for data", "blind", "not finite", "tensor without update", "word without update",
+    "learning rate", "loss", "records served", "words served", "features served", "pixels served",
+)  # fmt: skip
+"""What an alarm can be about; `docs/trust.md` says when each sounds."""
 PLATEAU = 0.95
 """A loss above this share of ln(vocabulary) is no better than chance."""
 PATIENCE = 50
@@ -79,9 +87,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Alarm:
-    """`kind` is one of plateau, zero gradient, no update, visual targets, captions left behind, waiting for data,
-    spike, blind and not finite.
-    """
+    """Something is wrong at a step; `kind` is one of `KINDS`."""
 
     step: int
     kind: str
@@ -112,12 +118,14 @@ class AlarmRules:
         self.recent: dict[str, deque[float]] = {}
         self.spiking, self.spikes = False, 0
         self.silent: dict[tuple[str, str], int] = {}
+        self.start: dict[str, list[tuple[int, float]]] = {}
+        self.skipped = SkippedSteps()
         self.sounded: set[str] = set()
 
     def update(self, seen: Observation) -> list[Alarm]:
         """The alarms that this observation gives rise to."""
         found = [*self._targets(seen), *self._groups(seen), *self._plateau(seen), *self._left_behind(seen)]
-        found += self._waiting(seen)
+        found += [*self._rising(seen), *self._skipping(seen), *self._waiting(seen)]
         new = []
         for name, alarm in found:
             if name not in self.sounded:
@@ -134,6 +142,8 @@ class AlarmRules:
             "recent": {what: list(values) for what, values in self.recent.items()},
             "spiking": self.spiking,
             "spikes": self.spikes,
+            "start": self.start,
+            "skipped": [self.skipped.lowest if self.skipped.lowest < math.inf else None, self.skipped.steps],
             "silent": [[*key, count] for key, count in self.silent.items()],
             "sounded": sorted(self.sounded),
         }
@@ -141,11 +151,14 @@ class AlarmRules:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up a `state`, also one of an earlier commit, which had one lowest loss and no more than that."""
         self.curve = [(total, captions) for total, captions in state["curve"]]
-        lowest = state["lowest"]
-        self.lowest = dict(lowest) if isinstance(lowest, Mapping) else dict.fromkeys(("captions", "text"), lowest)
+        least = state["lowest"]
+        self.lowest = dict(least) if isinstance(least, Mapping) else dict.fromkeys(("captions", "text"), least)
         self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
         self.recent = {what: deque(values, SPIKE_STEPS) for what, values in state.get("recent", {}).items()}
         self.spiking, self.spikes = state.get("spiking", False), state.get("spikes", 0)
+        self.start = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("start", {}).items()}
+        lowest, self.skipped.steps = state.get("skipped", [None, []])
+        self.skipped.lowest = math.inf if lowest is None else lowest
         self.sounded = set(state["sounded"])
         self.silent = {(what, group): count for what, group, count in state["silent"]}
 
@@ -232,6 +245,37 @@ class AlarmRules:
                 )
                 alarms.append((f"plateau {words}", Alarm(seen.step, "plateau", said, remedy)))
         return alarms
+
+    def _rising(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        alarms = []
+        for words, loss in (("captions", seen.caption_loss), ("text", seen.text_loss)):
+            start = self.start.setdefault(words, [])
+            if loss is None or len(start) == MOST_POINTS:
+                continue
+            start.append((seen.step, loss))
+            line = rise(start)
+            if line is not None:
+                message = (
+                    f"from step {start[0][0]} to {seen.step} the loss of {words} rises from {line[0]:.2f} to "
+                    f"{line[1]:.2f} (the ends of a line through it): training goes the wrong way."
+                )
+                remedy = (
+                    "look whether the sign of the loss or of the gradients is turned (an optimiser that maximises, a "
+                    "hook); where it is not, lower --learning_rate or warm up longer."
+                )
+                alarms.append((f"rising {words}", Alarm(seen.step, "rising loss", message, remedy)))
+        return alarms
+
+    def _skipping(self, seen: Observation) -> list[tuple[str, Alarm]]:
+        steps = self.skipped.add(seen.step, seen.grad_norms, seen.update_ratios, seen.learning_rates)
+        if not steps:
+            return []
+        message = (
+            f"steps {', '.join(map(str, steps))} have gradients and a learning rate, and no weight moves, where other "
+            "steps move them: the optimiser's step is skipped."
+        )
+        remedy = "something replaces or skips the optimiser's step: the run takes fewer steps than it counts."
+        return [("skipped steps", Alarm(seen.step, "skipped steps", message, remedy))]
 
     def _stuck(self, words: str, step: int, loss: float) -> str:
         """What is to be said of a loss that shows nothing learned; empty when it does, or when it is too early."""

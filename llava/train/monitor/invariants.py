@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, get_scheduler
 
-from llava.constants import FILLER_ID, IGNORE_INDEX
+from llava.constants import IGNORE_INDEX
 from llava.model.builder import group_of
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
+from llava.train.monitor.served import Difference, Served, ServedSamples, id_hash, served_problem
 
 logger = logging.getLogger(__name__)
 
@@ -114,49 +113,6 @@ def schedule_factor(args: Any, steps: int) -> Callable[[int], float] | None:
     return factors[0] if factors else None
 
 
-class Served:
-    """Which records an epoch has served: a sum of their ids' hashes, whatever their order."""
-
-    def __init__(self) -> None:
-        self.hashes = array("Q")
-        self.count = self.total = 0
-        self.known = True
-        """Whether the epoch was followed from its start."""
-
-    def add(self, ids: Iterable[str]) -> None:
-        for name in ids:
-            if name != FILLER_ID:
-                self.hashes.append(id_hash(name))
-                self.count += 1
-                self.total += self.hashes[-1]
-        self.total %= 1 << 64
-
-    def state(self) -> list[int] | None:
-        """[count, sum] for a checkpoint; None when the epoch's start is not known."""
-        return [self.count, self.total] if self.known else None
-
-    def restore(self, state: Sequence[int] | None) -> None:
-        self.known = state is not None
-        self.count, self.total = state if state is not None else (0, 0)
-
-
-def id_hash(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def served_problem(ids: Sequence[str], hashes: Iterable[int]) -> str:
-    """How the records that were served differ from `ids`, each of which has its turn once."""
-    wanted, found = Counter(map(id_hash, ids)), Counter(hashes)
-    names = {id_hash(name): name for name in ids}
-    parts = []
-    for what, more, fewer in (("left out", wanted, found), ("served more than once", found, wanted)):
-        difference = more - fewer
-        if difference:
-            examples = ", ".join(repr(names.get(h, "another")) for h in list(difference)[:3])
-            parts.append(f"{sum(difference.values())} {what} ({examples})")
-    return "; ".join(parts) or "others than the records of the training set"
-
-
 class Invariants(TrainerCallback):
     """Looks at a run while it trains; `LlavaTrainer` feeds it.
 
@@ -170,6 +126,7 @@ class Invariants(TrainerCallback):
             the last one, nats over tokens; called on every rank.
         told: what `AlarmRules` has sounded: tensors of a group that is known to be still are not told again.
         sharded: parameters and gradients are spread over ranks.
+        samples: compares what is served in the first steps with its records; None leaves it out.
     """
 
     def __init__(
@@ -184,8 +141,10 @@ class Invariants(TrainerCallback):
         step_losses: Callable[[], tuple[float, float]],
         told: Callable[[], set[str]],
         sharded: bool = False,
+        samples: ServedSamples | None = None,
     ) -> None:
         self.model, self.args, self.rates, self.ids = model, args, rates, ids
+        self.samples, self.different = samples, list[Difference]()
         self.sound, self.reduce, self.gather, self.sharded = sound, reduce, gather, sharded
         self.step_losses, self.told = step_losses, told
         self.served = Served()
@@ -227,6 +186,8 @@ class Invariants(TrainerCallback):
         """Takes the batches of a step before it is made."""
         for batch in batches:
             self.served.add(batch.get("sample_ids", ()))
+        if self.samples is not None:
+            self.different += self.samples.differences(batches)
         if self.before is None or self.looks:
             keys = set().union(*batches) if batches else set()
             self.kinds["video"] += bool(keys & {"video_features", "pixel_values_videos"})
@@ -277,6 +238,8 @@ class Invariants(TrainerCallback):
                 self.alarm(state.global_step + 1, "learning rate", "; ".join(problems[:3]) + ".", remedy)
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if self.samples is not None:
+            self._judge_samples(state.global_step)
         if self.looks and self.losses is not None and not self.sharded and self.first == 0:
             logged, nats = self.step_losses()
             self.losses.append(nats)
@@ -285,6 +248,18 @@ class Invariants(TrainerCallback):
         if self.before is not None and state.global_step in (self.first + FIRST_STEPS, state.max_steps) and self.looks:
             self._judge_movement(state.global_step, optimizer)
             self.before, self.rows_before = {}, None
+
+    def _judge_samples(self, step: int) -> None:
+        """Sounds what differs in the samples of a step on any rank; after the first steps nothing is looked at."""
+        for kind, words in self.gather(self.different):
+            remedy = (
+                "a sample must be that of its record, as pre-flight found it: something changes the dataset, its cache "
+                "or the collator after it; what trains is not what was checked."
+            )
+            self.alarm(step, kind, f"{words}.", remedy)
+        self.different = []
+        if step - self.first >= FIRST_STEPS:
+            self.samples = None
 
     def _judge_movement(self, step: int, optimizer: Any) -> None:
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}

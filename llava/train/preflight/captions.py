@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,6 @@ from llava.constants import PLACEHOLDERS
 from llava.data.captions import MODEL_ROLES
 from llava.data.records import Record
 from llava.data.target_words import target_entropies
-from llava.data.text_format import TextFormat
 from llava.train.preflight.data import Finding
 
 MAX_RECORDS = 5_000
@@ -30,6 +30,13 @@ MOJIBAKE = re.compile(
 """UTF-8 read as Latin-1 or cp1252, the replacement character, entities and tags of HTML, escapes that were not read."""
 BROKEN = 0.001
 """Share of such captions above which they are named: of the 142,200 captions of MSR-VTT-it 3 hold an entity."""
+URL = re.compile(r"(?:https?://|ftp://|www\.)\S+", re.IGNORECASE)
+LABEL = re.compile(r"\W*\w+\s*[:=>|]")
+"""A word and a mark that announces the text, as in `Caption: `."""
+CONSTANT = 0.95
+"""Share of captions that begin, or end, with the same words above which they are named."""
+CONSTANT_WORDS = 2
+"""Words that make it more than an article."""
 TOKENS_PER_WORD = 2.0
 """On MSR-VTT-it a tokenizer of its own needs 1.6 tokens a word with 1,000 entries and 1.3 with 2,000, one of English
 text 3.1 and 2.9, and so two to three times the targets."""
@@ -76,16 +83,21 @@ def check_captions(
     records: Sequence[Record],
     evaluation: Sequence[Record] | None,
     tokenizer: PreTrainedTokenizerBase,
-    text_format: TextFormat | None = None,
+    entropies: Mapping[str, float] | None = None,
 ) -> list[Finding]:
-    """Every line of the table about captions; no file is opened."""
+    """Every line of the table about captions; no file is opened.
+
+    Args:
+        entropies: of the targets, as `target_entropies` counts them; counted here where they are not given.
+    """
     captions = captions_of(records)
     findings = [
         check_variety(captions),
         check_encoding(captions),
+        check_form(captions),
         check_leaks(captions),
         check_names(captions),
-        check_tokenizer(records, captions, tokenizer, text_format),
+        check_tokenizer(captions, tokenizer, target_entropies(records, tokenizer) if entropies is None else entropies),
     ]
     if evaluation:
         findings.append(check_evaluation(captions, captions_of(evaluation)))
@@ -124,6 +136,55 @@ def check_encoding(captions: Sequence[Caption]) -> Finding:
     return Finding("encoding of captions", "warning", words + _short(first.text), remedy)
 
 
+def check_form(captions: Sequence[Caption]) -> Finding:
+    """Captions that are addresses or JSON, and words that all captions begin or end with."""
+    found = []
+    for what, is_one in (("an address", URL.fullmatch), ("JSON", is_json)):
+        named = [c for c in captions if is_one(c.text)]
+        if len(named) > BROKEN * len(captions):
+            first = f"first {named[0].record_id!r}: {_short(named[0].text)}"
+            found.append(f"{len(named):,} of {len(captions):,} are {what} and no sentence ({first})")
+    if len(captions) >= ENOUGH and len({c.text for c in captions}) > 1:
+        for where, words in (("begin", constant_start(captions)), ("end", constant_start(captions, backwards=True))):
+            if words:
+                found.append(f"{CONSTANT:.0%} of {len(captions):,} or more {where} with {_short(words)}")
+    if found:
+        remedy = (
+            "write the words of a caption alone into the data file: the model learns the rest by heart, and the loss "
+            "falls without a word about the clip"
+        )
+        return Finding("form of captions", "warning", "; ".join(found), remedy)
+    return Finding("form of captions", "ok", "no addresses, no JSON, no words that all begin or end with")
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is an object or a list of JSON."""
+    if text[:1] not in ("{", "[") or text[-1:] not in ("}", "]"):
+        return False
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def constant_start(captions: Sequence[Caption], backwards: bool = False) -> str:
+    """The words that nearly all captions begin with (end with, `backwards`), if they are more than an article: at least
+    `CONSTANT_WORDS`, or one that announces the text.
+    """
+    rows = [c.text.split() for c in captions]
+    rows = [row[::-1] for row in rows] if backwards else rows
+    shared: list[str] = []
+    while True:
+        counts = Counter(row[len(shared)] for row in rows if len(row) > len(shared))
+        if not counts or counts.most_common(1)[0][1] < CONSTANT * len(captions):
+            break
+        shared.append(counts.most_common(1)[0][0])
+        rows = [row for row in rows if row[: len(shared)] == shared]
+    words = " ".join(shared[::-1] if backwards else shared)
+    label = not backwards and LABEL.match(words + " ")
+    return words if len(shared) >= CONSTANT_WORDS or label else ""
+
+
 def check_leaks(captions: Sequence[Caption]) -> Finding | None:
     """Captions of two words or more that stand in their own prompt; None where no record has a prompt."""
     asked = [c for c in captions if c.prompt]
@@ -158,17 +219,13 @@ def names_of(caption: Caption) -> set[str]:
 
 
 def check_tokenizer(
-    records: Sequence[Record],
-    captions: Sequence[Caption],
-    tokenizer: PreTrainedTokenizerBase,
-    text_format: TextFormat | None = None,
+    captions: Sequence[Caption], tokenizer: PreTrainedTokenizerBase, entropies: Mapping[str, float]
 ) -> Finding:
     """Tokens that a word takes, and the unigram entropy of the targets, which the plateau alarm is measured by."""
     texts = [c.text for c in captions if c.text]
     samples = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     tokens, written = sum(map(len, samples)), sum(len(text.split()) for text in texts)
     rate = tokens / max(written, 1)
-    entropies = target_entropies(records, tokenizer, text_format)
     words = (
         f"{rate:.2f} tokens a word, {median(map(len, samples)):g} a caption in the median; unigram entropy of the "
         f"targets: {', '.join(f'{kind} {value:.2f} nats' for kind, value in entropies.items())}; ln(vocabulary) is "

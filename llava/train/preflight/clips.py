@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from llava.config.video import VideoSpec
+from llava.data.records import Record
 from llava.data.video import VideoError, probe_video, read_frames, select_frames
 from llava.train.preflight.data import Finding, spread
 
@@ -32,6 +33,10 @@ TWINS = 0.05
 """Share of clips with a twin above which they are named."""
 ENOUGH = 20
 """Records or clips below which shares are shown and not judged."""
+PROBED = 32
+"""Clips with a segment whose frames are counted, evenly spread; nothing is decoded."""
+LONGER = 4.0
+"""A clip is so many times as long as the segment that all records share, in the median, when that one is named."""
 ONE_COLOUR = 4.0
 """Standard deviation of the pixel values (of 255) of a frame of one colour; the noise of a codec is below."""
 
@@ -44,6 +49,8 @@ def check_clips(dataset: Any) -> list[Finding]:
     if not clips:
         return []
     findings = [check_shares(clips, sum(bool(r.videos) for r in dataset.records))]
+    segments = check_segments(dataset.records)
+    findings += [segments] if segments is not None else []
     if dataset.cache is None:
         return findings
     chosen = [list(clips)[i] for i in spread(range(len(clips)), MAX_CLIPS)]
@@ -64,6 +71,33 @@ def check_shares(clips: Counter[Clip], records: int) -> Finding:
         remedy = f"look whether {path}{part} is what these records mean: what they share says nothing about a caption"
         return Finding("clips", "warning", words, remedy)
     return Finding("clips", "ok", words)
+
+
+def check_segments(records: Sequence[Record]) -> Finding | None:
+    """Whether segments end within their clips and are their records' own; None where no record has one."""
+    named = [r for r in records if r.split is not None and r.videos]
+    if not named:
+        return None
+    one_a_clip = list({(r.videos[0], r.split): r for r in named}.values())
+    beyond, lengths = [], []
+    for record in spread(one_a_clip, PROBED):
+        try:
+            frames = probe_video(record.videos[0]).num_frames
+        except (VideoError, OSError):
+            continue  # Extraction and decoding name files that cannot be read.
+        lengths.append(frames)
+        if record.split[1] >= frames:
+            beyond.append(f"{record.id!r} {list(record.split)} of {record.videos[0]}, frames 0 to {frames - 1}")
+    words = f"{len(beyond)} of {len(lengths)} segments that were compared with their clips end beyond them"
+    counting = "meta.split counts frames, [first, last] from 0, both included: multiply seconds by the frame rate"
+    if beyond:
+        words += f" and are cut there ({'; '.join(beyond[:3])})"
+        return Finding("segments", "warning", words, f"{counting}; python -m llava.data.check names all records")
+    (first, last), often = Counter(r.split for r in named).most_common(1)[0]
+    if len(named) == len(records) == often >= ENOUGH and np.median(lengths or [0]) >= LONGER * (last - first + 1):
+        words = f"all {often:,} records have the segment {[first, last]}, of clips of {np.median(lengths):g} frames"
+        return Finding("segments", "warning", f"{words} in the median", f"{counting}, or leave it out")
+    return Finding("segments", "ok", words)
 
 
 def part_of(features: torch.Tensor) -> torch.Tensor:

@@ -69,8 +69,12 @@ def look(model: nn.Module, batch: Batch, context: Context) -> Reference:
     return Reference(batch, positions, logits, losses)
 
 
-def check_vision_inputs(batch: Batch, kind: str) -> list[Finding]:
-    """Whether vision inputs are finite and different clips have different ones; looks at tensors alone."""
+def check_vision_inputs(batch: Batch, kind: str, clips: int) -> list[Finding]:
+    """Whether vision inputs are finite and different clips have different ones; looks at tensors alone.
+
+    Args:
+        clips: how many different ones the batch holds.
+    """
     key = next((k for k in VISION_KEYS if k in batch), None)
     if key is None:
         return []
@@ -80,7 +84,7 @@ def check_vision_inputs(batch: Batch, kind: str) -> list[Finding]:
         remedy = "the vision features or pixels are broken: --feature_cache off shows whether the cache is"
         words = f"{key} of {_owners(batch, key, rows)} are not finite"
         return [Finding(f"numerics, {kind}", "FAIL", words, remedy)]
-    if len(values) < 2:
+    if clips < 2:
         return []
     values = values.float()
     if bool((values == values[:1]).all()):

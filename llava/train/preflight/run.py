@@ -23,8 +23,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from llava.data.features.extract import distinct_clips
 from llava.data.packing import pack_rows
 from llava.data.records import modality
+from llava.data.target_words import target_entropies
 from llava.train import run_flags
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
@@ -126,7 +128,11 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    findings += [*check_captions(dataset.records, evaluation, tokenizer, dataset.text_format), *check_clips(dataset)]
+    if trainer.monitor is not None:
+        entropies = trainer.monitor.entropies
+    else:
+        entropies = target_entropies(dataset.records, tokenizer, dataset.text_format)
+    findings += [*check_captions(dataset.records, evaluation, tokenizer, entropies), *check_clips(dataset)]
     if not any(f.status == "FAIL" for f in findings):
         findings += preflight_words.check_words(dataset, tokenizer)
     if trainer.eval_dataset is not None:
@@ -189,7 +195,8 @@ def _check_kind(
     findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator(), kind)]
     if findings[0].status == "FAIL":
         return findings
-    findings += on_model.check_vision_inputs(_on_device(trainer, trainer.data_collator(served)), kind)
+    clips = len(distinct_clips([trainer.train_dataset.records[i] for i in samples]))
+    findings += on_model.check_vision_inputs(_on_device(trainer, trainer.data_collator(served)), kind, clips)
     if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
         return findings
     some = served[: QUICK_SAMPLES * 4] if full else _within(served[:QUICK_SAMPLES], QUICK_POSITIONS, least=2)
@@ -318,6 +325,13 @@ def _write(folder: Path, mode: str, findings: Sequence[Finding], seconds: float)
         "checks": [asdict(f) for f in findings],
     }
     (folder / PREFLIGHT_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def note_not_run(folder: Path) -> None:
+    """Writes that pre-flight was off, in place of what an earlier run in the folder found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PREFLIGHT_FILE).write_text(json.dumps({"mode": "off", "checks": []}) + "\n", encoding="utf-8")
+    (folder / SAMPLES_FILE).unlink(missing_ok=True)
 
 
 def print_table(findings: Sequence[Finding], mode: str, seconds: float) -> None:

@@ -5,21 +5,18 @@ Letters in shapes: L positions of a sample, R rows of a batch.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import IGNORE_INDEX, PLACEHOLDERS
+from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
 from llava.data.positions import supervised_positions
 from llava.data.records import Record, modality
-from llava.data.text_format import PlainLM, TextFormat
+from llava.data.words import differing_words
 from llava.train.preflight.data import Finding, spread
 
 READ_RECORDS = 256
@@ -28,53 +25,32 @@ READ_RECORDS = 256
 @contextmanager
 def remembered_tokens(dataset: Any) -> Iterator[None]:
     """While active, a record is tokenised once, however many checks look at it."""
-    make, known = dataset.tokens, {}
+    make, make_whole = dataset.tokens, dataset.whole_tokens
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    # With the records, since what is freed leaves its `id` to another.
+    whole: dict[int, tuple[Record, tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def tokens(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if index not in known:
             known[index] = make(index)
         return known[index]
 
-    dataset.tokens = tokens
+    def whole_tokens(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
+        if id(record) not in whole:
+            whole[id(record)] = record, make_whole(record)
+        return whole[id(record)][1]
+
+    dataset.tokens, dataset.whole_tokens = tokens, whole_tokens
     try:
         yield
     finally:
-        del dataset.tokens
-
-
-def record_words(record: Record, text_format: TextFormat) -> str:
-    """What a record has to be learnt, without placeholders, composed (NFC), with single spaces."""
-    text = text_format.words(record.conversations)
-    for placeholder in PLACEHOLDERS:
-        text = text.replace(placeholder, " ")
-    return plain(text)
-
-
-def plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def supervised_words(labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the supervised ids of `labels` (L,), without special tokens; a space for masked ones between them."""
-    runs = (list(run) for masked, run in groupby(labels.tolist(), lambda label: label == IGNORE_INDEX) if not masked)
-    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return plain(" ".join(map(decode, runs)))
-
-
-def reads_as(found: str, wanted: str, cut: bool) -> bool:
-    """Whether supervised text is the wanted one, or its beginning where it was `cut`, which may split a character."""
-    if cut:
-        return wanted.startswith(found.rstrip("\ufffd").rstrip())
-    return found == wanted
+        del dataset.tokens, dataset.whole_tokens
 
 
 def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words.
-
-    A tokenizer that changes text (unknown characters, lower case) is judged by what it makes of the text itself.
-    """
+    """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words."""
     findings = []
-    text_format = getattr(dataset, "text_format", PlainLM(tokenizer))
+    text_format = getattr(dataset, "text_format", None)
     kinds = [modality(r) for r in dataset.records]
     for kind in sorted(set(kinds)):
         chosen = spread([i for i, k in enumerate(kinds) if k == kind], READ_RECORDS)
@@ -83,25 +59,11 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
         for index in chosen:
             record = dataset.records[index]
             ids, labels = dataset.tokens(index)
-            found, wanted, cut = (
-                supervised_words(labels, tokenizer),
-                record_words(record, text_format),
-                len(ids) == dataset.max_length,
-            )
-            if reads_as(found, wanted, cut):
-                continue
-            again = plain(
-                tokenizer.decode(
-                    tokenizer(wanted, add_special_tokens=False)["input_ids"],
-                    skip_special_tokens=True,
-                    clean_up_tokenization_spaces=False,
-                )
-            )
-            # Some tokenizers put their own spaces between words and marks.
-            if reads_as(*("".join(text.split()) for text in (found, again)), cut):
-                changed += again != wanted
-            else:
-                wrong.append(f"record {record.id!r}: {found[:60]!r} instead of {wanted[:60]!r}")
+            different = differing_words(record, labels, tokenizer, len(ids) == dataset.max_length, text_format)
+            if different is not None and different.by_tokenizer:
+                changed += 1
+            elif different is not None:
+                wrong.append(f"record {record.id!r}: {different}")
         name = f"words, {kind}"
         if wrong:
             words = f"{len(wrong)} of {len(chosen)} samples supervise other words than their record has ({wrong[0]})"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llava.train.monitor.alarms import AlarmRules, Observation, blind
+from llava.train.monitor.alarms import KINDS, AlarmRules, Observation, blind
 
 CHANCE = math.log(1000)
 
@@ -209,3 +212,63 @@ def test_rules_go_on_from_a_state():
         cut = AlarmRules(300, entropies=entropies)
         cut.restore(state)
     assert found == expected and {a.kind for a in found} == {"zero gradient", "plateau", "captions left behind"}
+
+
+def rising(steps=20, noise=0.3, slope=0.1):
+    for step in range(1, steps + 1):
+        yield Observation(step=step, loss=5, caption_loss=5.8 + slope * step + noise * math.sin(7 * step))
+
+
+def test_a_loss_that_rises_from_the_start():
+    assert kinds(AlarmRules(1000), rising())[0][1] == "rising loss"
+    assert kinds(AlarmRules(1000), rising())[0][0] <= 20
+    # Too little, too uncertain, or from later on.
+    assert kinds(AlarmRules(1000), rising(noise=0.0, slope=0.004)) == []
+    assert kinds(AlarmRules(1000), rising(noise=1.5, slope=0.05)) == []
+    later = [Observation(step=o.step + 100, loss=5, caption_loss=o.caption_loss / 2) for o in rising()]
+    assert kinds(AlarmRules(1000), later) == []
+
+
+def test_a_run_that_stands_still_in_its_warm_up_does_not_rise():
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        losses = 6.9 + 0.3 * generator.standard_normal(40)
+        assert kinds(AlarmRules(10**9), [Observation(s + 1, x, caption_loss=x) for s, x in enumerate(losses)]) == []
+
+
+def stepping(moves, rates=None, norm=1.0):
+    for step, moved in enumerate(moves, 1):
+        rate = rates[step - 1] if rates else 1e-3
+        yield Observation(
+            step, 3.0, grad_norms={"embeddings": norm}, update_ratios={"embeddings": 1e-3 * moved},
+            learning_rates={"embeddings": rate},
+        )  # fmt: skip
+
+
+def test_steps_that_change_nothing_between_others():
+    assert kinds(AlarmRules(1000), stepping([1, 0] * 10)) == [(4, "skipped steps")]
+    falling_rate = [1e-3 * (1 - step / 40) for step in range(20)]
+    assert kinds(AlarmRules(1000), stepping([1, 0] * 10, falling_rate)) == [(4, "skipped steps")]
+    # Rounding at the start of a warm-up, steps without a learning rate, and those that loss scaling skips.
+    assert kinds(AlarmRules(1000), stepping([0, 0, 1, 1, 1], [1e-9, 2e-9, 1e-3, 1e-3, 1e-3])) == []
+    assert kinds(AlarmRules(1000), stepping([1, 0, 1, 0], [1e-3, 0, 1e-3, 0])) == []
+    assert kinds(AlarmRules(1000), stepping([1, 0, 1, 0], norm=math.inf)) == []
+
+
+def test_the_start_of_a_run_is_kept_for_its_resumption():
+    whole, first, second = AlarmRules(1000), AlarmRules(1000), AlarmRules(1000)
+    observations = list(rising(30, noise=0.0, slope=0.02))
+    expected = kinds(whole, observations)
+    found = kinds(first, observations[:10])
+    second.restore(json.loads(json.dumps(first.state())))
+    assert found + kinds(second, observations[10:]) == expected != []
+
+
+def test_every_kind_of_alarm_is_listed_and_documented():
+    root = Path(__file__).resolve().parents[2]
+    text = "\n".join(path.read_text() for path in (root / "llava" / "train").rglob("*.py"))
+    said = set(re.findall(r'Alarm\((?:seen\.)?step, "([^"]+)"|self\.alarm\([\w.+ ]+, "([^"]+)"', text))
+    assert {a or b for a, b in said} <= set(KINDS)
+    page = (root / "docs" / "trust.md").read_text()
+    rows = {name for row in re.findall(r"^\| ([^|]+) \|", page, re.M) for name in row.split(", ")}
+    assert set(KINDS) <= rows | {f"{name} without update" for name in ("tensor", "word")}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from llava.constants import FILLER_ID
 from llava.data.sampler import ModalityLengthSampler
 from llava.errors import message_of
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
@@ -19,13 +18,11 @@ from llava.train.checkpoint.reload import ReloadError
 from llava.train.monitor.invariants import (
     InvariantError,
     Invariants,
-    Served,
     has_moved,
-    id_hash,
     rate_problems,
     schedule_factor,
-    served_problem,
 )
+from llava.train.monitor.served import id_hash
 from llava.train.trainer import LlavaTrainer
 from tests.train.runs import train
 
@@ -66,20 +63,6 @@ def test_the_rate_of_every_group_is_compared():
     assert rate_problems(groups, rates, 0.5) == []
     groups[1]["lr"] = 2e-3
     assert rate_problems(groups, rates, 0.5) == ["mm_mlp_adapter has learning rate 0.002, the schedule gives 0.001"]
-
-
-def test_what_was_served_does_not_depend_on_its_order_and_fillers_do_not_count():
-    one, other = Served(), Served()
-    one.add(["a", "b", "c", FILLER_ID])
-    other.add(["c", "a"])
-    resumed = Served()
-    resumed.restore(other.state())
-    resumed.add(["b"])
-    assert one.state() == resumed.state() and one.count == 3
-    one.add(["a"])
-    assert served_problem(["a", "b", "c"], one.hashes) == "1 served more than once ('a')"
-    resumed.restore(None)
-    assert resumed.state() is None
 
 
 def test_a_schedule_that_follows_measurements_is_not_known():

@@ -116,7 +116,7 @@ def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatc
     alarms = [json.loads(line) for line in (tmp_path / "run" / "alarms.jsonl").read_text().splitlines()]
     # Features that are all alike also leave attention over them without a gradient.
     assert [a["step"] for a in alarms if a["kind"] == "blind"] == [6]
-    assert {a["kind"] for a in alarms} <= {"blind", "tensor without update"}
+    assert {a["kind"] for a in alarms} <= {"blind", "tensor without update", "features served"}
 
 
 @pytest.mark.parametrize(("logging_steps", "kept"), [(50, 137), (10_000, 137)])

@@ -18,6 +18,7 @@ from llava.train.preflight.captions import (
     check_captions,
     check_encoding,
     check_evaluation,
+    check_form,
     check_leaks,
     check_names,
     check_tokenizer,
@@ -95,9 +96,11 @@ def test_captions_that_are_ids_or_file_names_are_a_warning():
 
 def test_a_tokenizer_of_another_language_is_a_warning():
     english = [p.read_text(encoding="utf-8") for p in Path(__file__).parents[3].rglob("docs/*.md")]
-    found = check_tokenizer(data := records(CAPTIONS * 4), captions_of(data), tokenizer_of(english, 1200))
+    captions = captions_of(records(CAPTIONS * 4))
+    found = check_tokenizer(captions, tokenizer_of(english, 1200), {"captions": 3.6})
     assert found.status == "warning" and "tokens a word" in found.finding
-    assert check_tokenizer(data, captions_of(data), tokenizer_of(CAPTIONS * 4, 1200)).status == "ok"
+    assert "captions 3.60 nats" in found.finding
+    assert check_tokenizer(captions, tokenizer_of(CAPTIONS * 4, 1200), {}).status == "ok"
 
 
 def test_evaluation_captions_of_another_kind_are_a_warning():
@@ -135,10 +138,38 @@ def test_real_italian_captions_are_silent():
         sets.setdefault(split[s["video_id"]], []).append(record)
     texts = [r.conversations[1]["value"] for r in sets["train"]]
     findings = check_captions(sets["train"], sets["test"], tokenizer_of(texts[:5000], 2000))
-    assert [f for f in findings if f.status != "ok"] == [] and len(findings) == 4
+    assert [f for f in findings if f.status != "ok"] == [] and len(findings) == 5
 
 
 def test_real_clips_json_is_silent(real_clips):
     found, _ = load_records(str(real_clips / "clips_vi_it.json"), None, str(real_clips))
     texts = [turn["value"] for r in found for turn in r.conversations]
     assert [f for f in check_captions(found, None, tokenizer_of(texts, 1000)) if f.status != "ok"] == []
+
+
+def form(texts):
+    return check_form(captions_of(records(texts)))
+
+
+def test_addresses_and_json_are_no_captions():
+    found = form([*CAPTIONS, "https://example.org/clip?id=7"])
+    assert found.status == "warning" and "1 of 7 are an address" in found.finding and "'r6'" in found.finding
+    found = form([*CAPTIONS, '{"caption": "Un gatto."}', '["Un cane."]'])
+    assert found.status == "warning" and "2 of 8 are JSON and no sentence" in found.finding
+    spoken = ["Il sito www.rai.it si apre sullo schermo.", "[musica] Un coro canta.", "{ }{", "[1"]
+    assert form([*CAPTIONS, *spoken]).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: f"Caption: {text}", "begin with 'Caption:'"),
+        (lambda text: f"Il video mostra {text}", "begin with 'Il video mostra'"),
+        (lambda text: f"{text} Fine del video.", "end with 'Fine del video.'"),
+    ],
+)
+def test_words_that_all_captions_share(change, words):
+    texts = [f"{CAPTIONS[i % 6][:-1]} numero {i}" for i in range(40)]
+    assert form(texts).status == form([f"Un {text}" for text in texts]).status == "ok"
+    assert form([*map(change, texts[:39]), texts[39]]).finding.endswith(words)
+    assert form([*map(change, texts)][:10]).status == "ok"  # Too few to judge.

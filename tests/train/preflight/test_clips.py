@@ -10,7 +10,7 @@ import torch
 
 from llava.config.video import VideoSpec
 from llava.data.records import Record
-from llava.train.preflight.clips import check_clips, twin_groups, why_still
+from llava.train.preflight.clips import check_clips, check_segments, twin_groups, why_still
 from tests.conftest import colour_frames, write_clip
 
 SPEC = VideoSpec(num_frames=4, force_sample=True)
@@ -95,3 +95,30 @@ def test_why_nothing_moves(tmp_path):
 def test_groups_of_rows():
     rows = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 0.001], [5.0, 5.0], [1.0, 1.0]])
     assert twin_groups(rows, 0.01) == [[0, 2], [1, 4]]
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "long.mp4"
+    write_clip(path, colour_frames(1, frames=24))
+    return str(path)
+
+
+def with_segments(path, splits):
+    return [Record(f"r{i}", [], (path,), (), split, {}, "") for i, split in enumerate(splits)]
+
+
+def test_segments_beyond_the_end_name_their_records(long_clip):
+    found = check_segments(with_segments(long_clip, [(0, 23), (3, 24), (5, 90)]))
+    assert found.status == "warning" and "2 of 3 segments" in found.finding
+    assert "'r1' [3, 24]" in found.finding and "'r2' [5, 90]" in found.finding and "frames 0 to 23" in found.finding
+    assert check_segments(with_segments(long_clip, [(0, 23), (3, 20)])).status == "ok"
+    assert check_segments(with_segments(long_clip, [None])) is None
+
+
+def test_one_segment_for_all_of_much_longer_clips(long_clip):
+    found = check_segments(with_segments(long_clip, [(0, 1)] * 20))
+    assert found.status == "warning" and "all 20 records have the segment [0, 1]" in found.finding
+    assert check_segments(with_segments(long_clip, [(0, 11)] * 20)).status == "ok"
+    assert check_segments(with_segments(long_clip, [(0, 1)] * 19)).status == "ok"
+    assert check_segments(with_segments(long_clip, [(i, i + 1) for i in range(20)])).status == "ok"

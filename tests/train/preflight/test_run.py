@@ -18,7 +18,8 @@ from llava.model import llava_arch
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.model.splice import splice
-from llava.train import setup as training
+from llava.train import setup
+from llava.train.preflight import model as preflight_model
 from llava.train.preflight import run as preflight
 from llava.train.preflight.run import PreflightError
 from llava.train.preflight.run import main as preflight_main
@@ -29,7 +30,7 @@ from tests.audit import code_faults as code
 from tests.conftest import record
 from tests.train.runs import flags, losses, train
 
-plain_preprocess = training.preprocess_plain_lm
+plain_preprocess = setup.preprocess_plain_lm
 
 
 def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
@@ -49,16 +50,16 @@ def mask_eos(ids, labels):
 
 
 def break_unmask(patch):
-    patch.setattr(training, "preprocess_plain_lm", relabel(lambda ids, labels: ids))
+    patch.setattr(setup, "preprocess_plain_lm", relabel(lambda ids, labels: ids))
 
 
 def break_eos(patch):
-    patch.setattr(training, "preprocess_plain_lm", relabel(mask_eos))
+    patch.setattr(setup, "preprocess_plain_lm", relabel(mask_eos))
 
 
 def break_shift(patch):
     patch.setattr(
-        training,
+        setup,
         "preprocess_plain_lm",
         relabel(lambda ids, labels: torch.cat([labels[1:], labels[-1:]])),
     )
@@ -120,7 +121,7 @@ def break_words(patch):
         sample = plain_preprocess(*args, **kwargs)
         return {key: [torch.cat([row[:-4], row[-3:]]) for row in rows] for key, rows in sample.items()}
 
-    patch.setattr(training, "preprocess_plain_lm", shorter)
+    patch.setattr(setup, "preprocess_plain_lm", shorter)
 
 
 def break_served_sample(patch):
@@ -282,7 +283,7 @@ def test_the_experiments_flag_needs_its_confirmation_and_is_hidden(assets, tmp_p
 def test_a_sound_run_passes_and_is_not_changed(assets, tmp_path, experiment):
     checked = train(assets, tmp_path / "a", experiment, preflight="full", learning_rate=1e-2)
     assert checked == train(assets, tmp_path / "b", experiment, preflight="off", learning_rate=1e-2)
-    assert not (tmp_path / "b" / "preflight.json").exists()
+    assert json.loads((tmp_path / "b" / "preflight.json").read_text()) == {"mode": "off", "checks": []}
     result = json.loads((tmp_path / "a" / "preflight.json").read_text())
     assert result["passed"] and {c["status"] for c in result["checks"]} == {"ok"}
     checks = {c["check"] for c in result["checks"]}
@@ -423,3 +424,18 @@ def test_a_frozen_vocabulary_is_not_blamed_on_other_parts(build):
     assert "vocabulary cannot learn" in found["what trains, embeddings"].finding
     assert "vocabulary" not in found["what trains, resampler slow"].finding
     assert "tied" not in found["what trains, resampler slow"].remedy
+
+
+def test_one_clip_that_a_lone_record_names_twice_is_not_two_that_are_alike():
+    features = torch.randn(1, 2, 16, 24).repeat(2, 1, 1, 1)
+    batch = {"video_features": features, "num_videos": torch.tensor([2]), "num_images": torch.tensor([0])}
+    assert preflight_model.check_vision_inputs(batch, "video", clips=1) == []
+    assert [f.status for f in preflight_model.check_vision_inputs(batch, "video", clips=2)] == ["FAIL"]
+
+
+def test_pre_flight_that_is_off_forgets_what_an_earlier_run_found(assets, tmp_path):
+    path = tmp_path / "run" / "preflight.json"
+    path.parent.mkdir()
+    path.write_text('{"mode": "quick", "passed": true, "checks": []}')
+    train(assets, tmp_path / "run", 1, preflight="off", max_steps=1)
+    assert json.loads(path.read_text()) == {"mode": "off", "checks": []}

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from llava.data.prompt import preprocess_plain_lm
-from llava.data.records import Record
-from llava.train.preflight.words import check_words, reads_as, remembered_tokens
+from llava.data.records import Record, text_alone
+from llava.data.words import reads_as
+from llava.train.preflight.words import check_words, remembered_tokens
 from tests.conftest import record
 
 
@@ -41,7 +42,19 @@ def test_words_that_are_lost_are_named(tokenizer):
 
 def test_a_record_is_tokenised_once():
     calls = []
-    dataset = type("Data", (), {"tokens": lambda self, i: (calls.append(i), torch.tensor([i]))[1]})()
+
+    class Data:
+        def tokens(self, index):
+            return self.whole_tokens(rows[index])
+
+        def whole_tokens(self, row):
+            calls.append(row.id)
+            return torch.tensor([1]), torch.tensor([1])
+
+    rows = dataset_of(["Un gatto.", "Un cane."], None).records
+    dataset = Data()
     with remembered_tokens(dataset):
-        assert dataset.tokens(3) is dataset.tokens(3)
-    assert calls == [3] and "tokens" not in vars(dataset)
+        assert dataset.tokens(1) is dataset.tokens(1)
+        assert dataset.whole_tokens(rows[1]) is dataset.tokens(1)
+        dataset.whole_tokens(text_alone(rows[1]))
+    assert calls == ["t1", "t1"] and not vars(dataset)
