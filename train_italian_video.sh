@@ -132,6 +132,8 @@ if [[ -z "${DATA_PATH:-}" ]]; then
 else
     DEMO=0
     NAME="$(basename "${DATA_PATH%.*}")"
+    # Several files: a name of all of them.
+    [[ "$DATA_PATH" == *[,{]* ]] && NAME="$(printf %s "${DATA_PATH%.*}" | tr -cs '[:alnum:]._-' _)"
     OUTPUT_DIR="${OUTPUT_DIR:-$OUTPUT_ROOT/${NAME}_exp${EXP_ID}_seed$SEED}"
 fi
 
@@ -181,8 +183,8 @@ ON_BAD_SAMPLE="${ON_BAD_SAMPLE:-stop}"
 ALLOW_ABSOLUTE_PATHS="${ALLOW_ABSOLUTE_PATHS:-0}"
 RESUME="${RESUME:-auto}"
 
-if ((NODE_RANK == 0)) && [[ ! -f "$DATA_PATH" ]]; then
-    echo "ERROR: DATA_PATH=$DATA_PATH: no such file. It is a LLaVA JSON or JSONL file; unset it to run the demo." >&2
+if ((NODE_RANK == 0)) && [[ "$DATA_PATH" != *[,{]* && ! -f "$DATA_PATH" ]]; then
+    echo "ERROR: DATA_PATH=$DATA_PATH: no such file. It is a LLaVA JSON or JSONL file, or a mixture; unset it to run the demo." >&2
     exit 1
 fi
 
@@ -256,7 +258,7 @@ fi
 
 if [[ "$EXP_ID" == 2 ]]; then
     SCORED=("${EVAL_DATA_PATH:-$DATA_PATH}")
-    SCORE_FLAGS=(--limit "$CAPTION_LIMIT")
+    SCORE_FLAGS=(--limit "$CAPTION_LIMIT" --seed "$SEED")
     ((ALLOW_ABSOLUTE_PATHS)) && SCORE_FLAGS+=(--allow_absolute_paths)
     if ((DEMO)); then
         SCORED=("$DEMO_DIR/data/heldout_clips_vi_it.json" "$DEMO_DIR/data/heldout_combinations_vi_it.json")

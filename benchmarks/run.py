@@ -32,7 +32,7 @@ from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.records import Record
 from llava.data.video import decoder_problem, probe_video, read_frames, select_frames
-from llava.model.language_model import llava_gpt2
+from llava.model import vlm
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
 MEASURES = ("decode", "cache", "trainer", "logits", "step", "packing", "bf16", "compile", "memory", "scaling")
@@ -119,18 +119,18 @@ def cache(clips: Sequence[Path], repeats: int, layers: int) -> list[Row]:
 def logits(repeats: int, device: str) -> list[Row]:
     """A forward and backward pass with logits at supervised positions, against logits everywhere."""
     rows = []
-    supervised = llava_gpt2.supervised_loss
+    supervised = vlm.supervised_loss
     for name, vision in (("12x768", True), ("4x256", True), ("4x256", False)):
         model, batch = make_step(SIZES[name], device, vision)
 
         def step(loss: Any, model: Any = model, batch: Any = batch) -> None:
-            llava_gpt2.supervised_loss = loss
+            vlm.supervised_loss = loss
             pass_of(model, [batch])
 
         try:
             times = in_turns({"full": partial(step, full_logits), "ours": partial(step, supervised)}, repeats)
         finally:
-            llava_gpt2.supervised_loss = supervised
+            vlm.supervised_loss = supervised
         note = f"forward and backward, batch {SIZES[name].batch}, 375 positions of which {WORDS} are supervised"
         alone = "" if vision else ", language model alone"
         rows.append(row(f"logits where there are labels, {name}{alone}", "s", times["full"], times["ours"], note))

@@ -18,7 +18,7 @@ from benchmarks.timing import Row, full_logits, in_turns, now, pass_of, row, to_
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import grouped_order
-from llava.model.language_model import llava_gpt2
+from llava.model import vlm
 
 
 def packing(repeats: int, device: str) -> list[Row]:
@@ -89,7 +89,7 @@ def _peak(name: str, full: bool, device: str, answer: Any) -> None:
     """Bytes above the model that a forward and backward pass takes at its peak, in a process of its own."""
     model, batch = make_step(SIZES[name], device)
     if full:
-        llava_gpt2.supervised_loss = full_logits
+        vlm.supervised_loss = full_logits
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         pass_of(model, [batch])

@@ -4,6 +4,7 @@ transformers' Auto classes know the models of this package after `import llava`,
 which need no model, would pay for it.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -11,15 +12,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 __version__ = "0.1.0"
 
-_MODELS = "llava.model.language_model.llava_gpt2"
+_MODELS = "llava.model.language_model.causal_lm"
 
 
 class _OnDemand(dict[str, Any]):
-    """The configs that were registered with transformers; ours register themselves when one is asked for."""
+    """The configs that were registered with transformers; ours are made and registered when one is asked for."""
 
     def __contains__(self, model_type: object) -> bool:
         if not super().__contains__(model_type) and str(model_type).startswith("llava_"):
-            import_module(_MODELS)
+            with suppress(ValueError):  # There is no such language model: transformers says so.
+                import_module(_MODELS).causal_lm_class(model_type)
         return super().__contains__(model_type)
 
 
@@ -27,6 +29,6 @@ CONFIG_MAPPING._extra_content = _OnDemand(CONFIG_MAPPING._extra_content)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("LlavaGPT2Config", "LlavaGPT2ForCausalLM"):
+    if name.startswith("Llava"):
         return getattr(import_module(_MODELS), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

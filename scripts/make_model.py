@@ -1,11 +1,12 @@
-"""Makes a fresh GPT-2 with a byte-level BPE tokenizer trained on captions, and, when asked, a random DINOv2.
+"""Makes a fresh GPT-2 or other language model with a BPE tokenizer trained on captions, and, when asked, a DINOv2.
 
     python scripts/make_model.py --data_path train.json --output_dir models/gpt2-it
     python scripts/make_model.py --make_vision_tower models/dinov2-demo --vision_hidden_size 192 --image_size 126
 
-The model is a plain `GPT2LMHeadModel` with tied embeddings; the visual tokens are registered later, by training. The
-same settings and captions give the same tokenizer, and the same seed the same weights. Each folder holds a
-`make_model.json` with the settings that it was made with; `--exist_ok` reuses a folder whose settings are equal.
+The model is a plain causal language model of transformers (`--model_type`, GPT-2 by default) with tied embeddings; the
+visual tokens are registered later, by training. The same settings and captions give the same tokenizer (byte-level),
+and the same seed the same weights. Each folder holds a `make_model.json` with the settings that it was made with;
+`--exist_ok` reuses a folder whose settings are equal.
 """
 
 from __future__ import annotations
@@ -19,27 +20,42 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    Dinov2Config,
+    Dinov2Model,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from llava.config.video import ProcessorSpec
 from llava.constants import PLACEHOLDERS
+from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
 from llava.foreign import check_sizes
+from llava.model.language_model.causal_lm import causal_lm_class, language_type
 from llava.model.permissions import follow_umask
 
 EOS, PAD = "<|endoftext|>", "<pad>"
 PATCH_SIZE = 14
 
 
-def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> list[str]:
-    """The text of every record of LLaVA JSON or JSONL files: all turns, without placeholders.
+def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop", seed: int = DEFAULT_SEED) -> list[str]:
+    """The text of every record of LLaVA JSON or JSONL files, or mixtures: all turns, without placeholders.
+
+    Args:
+        seed: of what a mixture takes at random.
 
     Raises:
         DatasetError: as `apply_policy`, for bad records, and for files that cannot be read.
@@ -48,7 +64,7 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop") -> l
     for path in paths:
         # No file is opened here, so that none can lie in a wrong place.
         reserved = (*reserved_tokens(None), PAD)
-        records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True)
+        records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True, seed=seed)
         for record in apply_policy(records, problems, on_bad_sample):
             text = join_turns(record.conversations)
             for placeholder in PLACEHOLDERS:
@@ -110,6 +126,41 @@ def gpt2_settings(
         "embd_pdrop": dropout,
         "attn_pdrop": dropout,
     }
+
+
+def make_language_network(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> PreTrainedModel:
+    """A fresh GPT-2, or another architecture of the same width, depth, heads and positions, with an MLP of four widths.
+
+    Raises:
+        SystemExit: for a type that has no plain causal language model.
+    """
+    if args.model_type == "gpt2":
+        return make_gpt2(tokenizer, args)
+    try:
+        kind = language_type(causal_lm_class(args.model_type).config_class.model_type)
+    except ValueError as error:
+        raise SystemExit(f"--model_type: {error}") from error
+    config_class = CONFIG_MAPPING[kind]
+    wanted = {
+        "hidden_size": args.n_embd,
+        "num_hidden_layers": args.n_layer,
+        "num_attention_heads": args.n_head,
+        "num_key_value_heads": args.n_head,
+        "head_dim": args.n_embd // args.n_head,
+        "max_position_embeddings": args.n_positions,
+        **dict.fromkeys(("intermediate_size", "ffn_dim"), 4 * args.n_embd),
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    known = {f.name for f in fields(config_class)}
+    wanted |= dict.fromkeys((name for name in known if name.endswith(("dropout", "pdrop"))), args.dropout)
+    config = config_class(**{k: v for k, v in wanted.items() if k in known | set(config_class.attribute_map)})
+    check_sizes(config.to_dict(), str(args.output_dir))
+    with seeded(args.seed):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GPT2LMHeadModel:
@@ -209,14 +260,22 @@ def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Ca
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     language = parser.add_argument_group("language model (defaults: GPT-2 small)")
-    language.add_argument("--data_path", nargs="+", type=Path, help="LLaVA JSON or JSONL files with the captions")
+    language.add_argument("--data_path", nargs="+", help="LLaVA JSON or JSONL files with the captions, or mixtures")
     language.add_argument("--output_dir", type=Path, help="folder for tokenizer and GPT-2")
     language.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     for name, value in (("vocab_size", 30000), ("min_frequency", 2), ("n_layer", 12), ("n_embd", 768), ("n_head", 12)):
         language.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
     language.add_argument("--n_positions", type=int, default=1024, help="longest sequence (default: %(default)s)")
+    language.add_argument(
+        "--model_type", default="gpt2", help="architecture: gpt2, llama, qwen3, gemma3_text, ... (default: %(default)s)"
+    )
     language.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
-    language.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
+    language.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights, and of what a mixture takes at random (default: %(default)s)",
+    )
     vision = parser.add_argument_group("vision tower (random weights: for the demo and for tests)")
     vision.add_argument("--make_vision_tower", type=Path, metavar="DIR", help="folder for a random DINOv2")
     for name, value in (("hidden_size", 192), ("layers", 1), ("heads", 3), ("seed", 0)):
@@ -245,21 +304,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_language_model(args: argparse.Namespace) -> str:
     """Makes or reuses the GPT-2 folder; returns what to print."""
-    captions = read_captions(args.data_path, args.on_bad_sample)
+    captions = read_captions(args.data_path, args.on_bad_sample, args.seed)
     names = ("vocab_size", "min_frequency", "n_layer", "n_embd", "n_head", "n_positions", "dropout", "seed")
     settings = {name: getattr(args, name) for name in names}
+    if args.model_type != "gpt2":  # Folders of GPT-2 that were made before there were others stay reusable.
+        settings["model_type"] = args.model_type
     settings["captions_sha256"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
 
     def fill(folder: Path) -> None:
         tokenizer = train_tokenizer(captions, args.vocab_size, args.n_positions, args.min_frequency)
         tokenizer.save_pretrained(folder)
-        make_gpt2(tokenizer, args).save_pretrained(folder)
+        make_language_network(tokenizer, args).save_pretrained(folder)
 
     made = make_folder(args.output_dir, settings, args.exist_ok, fill)
     entries = json.loads((args.output_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     size = f"{args.n_layer} layers x {args.n_embd}, {entries:,} tokens, {args.n_positions} positions"
     short = f"\n  {len(captions):,} captions have pairs for no more than {entries:,} of {args.vocab_size:,} entries"
-    return _line("GPT-2", args.output_dir, made, size) + (short if entries < args.vocab_size else "")
+    name = "GPT-2" if args.model_type == "gpt2" else args.model_type
+    return _line(name, args.output_dir, made, size) + (short if entries < args.vocab_size else "")
 
 
 def make_vision_tower(args: argparse.Namespace) -> str:

@@ -27,7 +27,7 @@ from transformers import (
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.model.builder import add_visual_tokens, load_language_model, set_trainable
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 
 REAL_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_clips"
 EOS = "<|endoftext|>"
@@ -161,7 +161,7 @@ def build(assets: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> Callab
         model = load_language_model(str(assets.gpt2))
         add_visual_tokens(tokenizer, model)
         if vision:
-            tower = DINOv2VisionTower.from_pretrained(str(assets.tower), options.pop("select_layer", -2))
+            tower = load_vision_tower(str(assets.tower), options.pop("select_layer", -2))
             model.initialize_vision_modules(tower, str(assets.tower), spec, PROCESSOR, **options)
         default = "mm_language_model,mm_mlp_adapter,mm_vision_resampler" if vision else "mm_language_model"
         set_trainable(model, parts or default)

@@ -14,7 +14,8 @@ from llava import foreign
 from llava.data import check
 from llava.foreign import check_sizes, load_tokenizer
 from llava.model.builder import load_language_model, load_pretrained_model
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec
+from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.multimodal_encoder.processor import processor_spec
 from scripts import make_model
 from tests.train.runs import train
 
@@ -67,10 +68,10 @@ def test_code_of_a_model_or_tower_is_never_run(assets, tmp_path, no_questions):
         (folder / "hostile.py").write_text(HOSTILE)
     load_language_model(str(gpt2))
     check._tokenizer(str(gpt2), None)
-    DINOv2VisionTower.from_pretrained(str(tower))
+    load_vision_tower(str(tower))
     unknown = edited(assets.tower, tmp_path / "unknown", "config.json", auto_map=hostile, model_type="nobodys")
     with pytest.raises(ValueError, match="model type 'nobodys', expected one of"):
-        DINOv2VisionTower.from_pretrained(str(unknown))
+        load_vision_tower(str(unknown))
     assert not list(tmp_path.rglob("ran"))
 
 
@@ -87,7 +88,7 @@ def test_code_of_a_model_or_tower_is_never_run(assets, tmp_path, no_questions):
 )
 def test_a_config_that_cannot_be_built_is_refused_before_it_is(assets, tmp_path, monkeypatch, changes, message):
     folder = edited(assets.gpt2, tmp_path / "gpt2", "config.json", **changes)
-    monkeypatch.setattr("llava.model.builder.LlavaGPT2ForCausalLM.__init__", None)
+    monkeypatch.setattr("llava.model.language_model.llava_gpt2.LlavaGPT2ForCausalLM.__init__", None)
     for load in (
         lambda: load_language_model(str(folder)),
         lambda: load_pretrained_model(folder),
@@ -100,7 +101,7 @@ def test_a_config_that_cannot_be_built_is_refused_before_it_is(assets, tmp_path,
 def test_the_sizes_of_vision_are_looked_at_too(assets, tmp_path):
     tower = edited(assets.tower, tmp_path / "tower", "config.json", num_hidden_layers=10**9)
     with pytest.raises(ValueError, match="--vision_tower .*num_hidden_layers is 1000000000"):
-        DINOv2VisionTower.from_pretrained(str(tower))
+        load_vision_tower(str(tower))
     big = edited(
         assets.tower, tmp_path / "big", "preprocessor_config.json", crop_size={"height": 10**6, "width": 10**6}
     )

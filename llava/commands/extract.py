@@ -34,12 +34,8 @@ from llava.data.features.workers import CLIP_TIMEOUT
 from llava.data.paths import add_folder_flags
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
 from llava.errors import run_command
-from llava.model.multimodal_encoder.dinov2_encoder import (
-    PRECISIONS,
-    DINOv2VisionTower,
-    processor_spec,
-    resolve_precision,
-)
+from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
+from llava.model.multimodal_encoder.builder import load_vision_tower
 
 
 def parse_shard(value: str) -> tuple[int, int]:
@@ -60,9 +56,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m llava.data.extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data_path", required=True, nargs="+", help="records, LLaVA JSON or JSONL; several files share clips")
+    add(
+        "--data_path",
+        required=True,
+        nargs="+",
+        help="records, LLaVA JSON or JSONL, or mixtures of them (YAML); several share clips",
+    )
     add_folder_flags(parser)
-    add("--vision_tower", required=True, help="a DINOv2 folder or hub name")
+    add("--vision_tower", required=True, help="folder or hub name of a DINOv2, DINOv3, SigLIP or CLIP")
     add("--mm_vision_select_layer", type=int, default=-2, help="index into the tower's hidden states")
     add("--mm_vision_select_feature", default="patch", help="patch, or cls_patch")
     add("--vision_precision", choices=PRECISIONS, default="auto",
@@ -92,7 +93,7 @@ def read_all(args: argparse.Namespace) -> tuple[list[Record], list[Problem]]:
     problems: list[Problem] = []
     for path in args.data_path:
         some, wrong = load_records(
-            path, args.image_folder, args.video_folder, allow_absolute_paths=args.allow_absolute_paths
+            path, args.image_folder, args.video_folder, allow_absolute_paths=args.allow_absolute_paths, seed=args.seed
         )
         records, problems = records + some, problems + wrong
     problems += missing_files(records)
@@ -131,18 +132,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, ranks, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device = args.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
     spec = spec_of(args)
-    tower = DINOv2VisionTower.from_pretrained(
-        args.vision_tower, args.mm_vision_select_layer, args.mm_vision_select_feature
-    )
+    tower = load_vision_tower(args.vision_tower, args.mm_vision_select_layer, args.mm_vision_select_feature)
     tower.precision = resolve_precision(args.vision_precision, device)
-    processor = processor_spec(args.vision_tower)
+    processor = tower.processor
     settings = cache_settings(
         tower.checksum(), args.mm_vision_select_layer, args.mm_vision_select_feature, spec, processor,
         tower.precision, args.feature_dtype,
     )  # fmt: skip
     cache = FeatureCache(args.feature_cache, settings, args.repair_features)
     if rank == 0:
-        print(describe_cache(cache), flush=True)
+        print(tower.describe(processor.image_size), describe_cache(cache), sep="\n", flush=True)
     tower = tower.to(device)
     records, problems = read_all(args)
     if args.verify:

@@ -27,13 +27,16 @@ FREE_FLAGS = {
 class ModelArguments:
     """Flags that describe the model."""
 
-    model_name_or_path: str = field(metadata={"help": "A GPT-2 or llava_gpt2 folder or hub name."})
+    model_name_or_path: str = field(
+        metadata={"help": "A causal language model of transformers, or a checkpoint: a folder or hub name."}
+    )
     from_scratch: bool = field(
         default=False, metadata={"help": "Keep the model's config and tokenizer and draw fresh weights."}
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "Attention of the language model."})
     vision_tower: str | None = field(
-        default=None, metadata={"help": "A DINOv2 folder or hub name; none trains on text alone."}
+        default=None,
+        metadata={"help": "Folder or hub name of a DINOv2, DINOv3, SigLIP or CLIP; none trains on text alone."},
     )
     mm_tunable_parts: str | None = field(
         default=None,
@@ -77,8 +80,13 @@ class ModelArguments:
 class DataArguments:
     """Flags that describe the data."""
 
-    data_path: str = field(metadata={"help": "Training records, LLaVA JSON or JSONL."})
-    eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, the same format."})
+    data_path: str = field(
+        metadata={
+            "help": "Training records, LLaVA JSON or JSONL: a file, several (a.json,b.json or {a,b}.json), or a YAML "
+            "mixture."
+        }
+    )
+    eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, in the same forms."})
     text_only: bool = field(
         default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
     )
@@ -96,7 +104,10 @@ class DataArguments:
         default=False, metadata={"help": "Ignore video_fps and take frames uniformly over the whole clip."}
     )
     image_aspect_ratio: str = field(
-        default="pad", metadata={"help": "How a frame becomes square: pad, square (squeeze) or crop (DINOv2's own)."}
+        default="pad",
+        metadata={
+            "help": "How a frame becomes square: pad, square (squeeze; SigLIP's own) or crop (DINOv2's and CLIP's)."
+        },
     )
     video_decoder: str = field(
         default="auto",

@@ -54,11 +54,13 @@ MERGE = (
 FLAGS: tuple[Flag, ...] = (
     *_flags(WORKS, {
         # The model
-        "model_name_or_path": ("facebook/opt-125m", "add --from_scratch True to draw fresh weights"),
+        "model_name_or_path": ("facebook/opt-125m", "any causal language model; --from_scratch True draws fresh "
+                               "weights"),
         "version": ("v0", "LLaVA's names; an unknown one is an error and never the default. USE_PLAIN_LM=1 decides "
                     "over it"),
         "attn_implementation": ("flash_attention_2", "any that the model has"),
-        "vision_tower": (None, "frozen unless it is named in --mm_tunable_parts; its features are computed once and "
+        "vision_tower": (None, "DINOv2, DINOv3, SigLIP or CLIP; frozen unless it is named in --mm_tunable_parts; "
+                         "its features are computed once and "
                          "kept (--feature_cache)"),
         "mm_tunable_parts": (None, "what is not named is frozen. Left out: all but the tower"),
         "freeze_backbone": (False, "`mm_tunable_parts` without mm_language_model, embeddings and head included; "
@@ -80,7 +82,7 @@ FLAGS: tuple[Flag, ...] = (
         "mm_perceiver_latents_fast": (9, "rows of a frame in the fast stream, which reaches the model"),
         "mm_perceiver_depth": (3, "blocks of each stream"),
         # The data
-        "data_path": (None, "JSON or JSONL"),
+        "data_path": (None, "JSON or JSONL, several files (`{a,b}.json`), or a YAML mixture"),
         "image_folder": (None, "`.` and an empty folder are the working folder"),
         "video_folder": (None, "`.` and an empty folder are the working folder"),
         "image_aspect_ratio": ("square", "pad, square or crop; anyres and the like are refused"),

@@ -97,16 +97,27 @@ def grid(latents: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ProcessorSpec:
-    """Pixel values that a vision tower expects, read from its image processor (`image_size` in pixels)."""
+    """Pixel values that a vision tower expects, read from its image processor (`image_size` in pixels).
+
+    `resize_edge` is the shortest edge of a frame before its middle is cropped, in pixels; None is DINOv2's proportion,
+    256 to 224.
+    """
 
     image_size: int = 224
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     resample: int = 3
     rescale_factor: float = 1 / 255
+    resize_edge: int | None = None
+
+    @property
+    def crop_edge(self) -> int:
+        """The shortest edge before the crop, in pixels."""
+        return self.resize_edge or round(self.image_size * 256 / 224)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `resize_edge` where it is None: checkpoints and caches are named by these fields."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProcessorSpec:

@@ -13,8 +13,9 @@ from functools import partial
 
 import numpy as np
 from tqdm import tqdm
-from transformers import GPT2Config, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import string_to_bool
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.config.video import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
 from llava.constants import VISUAL_TOKENS
@@ -36,6 +37,7 @@ from llava.data.records import (
     unusable_paths,
     without,
 )
+from llava.data.sources import count_sources, format_sources
 from llava.data.text_format import text_format
 from llava.data.video import (
     REENCODE,
@@ -221,7 +223,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, arg
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="python -m llava.data.check", description=__doc__)
     add = parser.add_argument
-    add("--data_path", required=True, help="records, LLaVA JSON or JSONL")
+    add("--data_path", required=True, help="records, LLaVA JSON or JSONL: a file, several (a.json,b.json or "
+        "{a,b}.json), or a mixture (YAML)")  # fmt: skip
     add_folder_flags(parser)
     add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
     add("--version", default=PLAIN, help="the format of the text, as in training (default: %(default)s)")
@@ -252,7 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         records, problems = load_records(
             args.data_path, args.image_folder, args.video_folder,
-            (*reserved_tokens(tokenizer), *reserved_of(version)), args.allow_absolute_paths, version != PLAIN,
+            (*reserved_tokens(tokenizer), *reserved_of(version)), args.allow_absolute_paths, args.seed,
+            version != PLAIN,
         )  # fmt: skip
     except DatasetError as error:
         print(error)
@@ -265,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length, version)
         problems += too_long
     problems += file_problems
+    if len(sources := count_sources(records)) > 1:
+        print(format_sources(sources))
     if doubtful := remarks(records) + cut_segments(records, reports):
         print(format_problems(doubtful, noun="remark"))
     if problems:
@@ -294,8 +300,13 @@ def _summary(num_records: int, reports: dict[Clip, FileReport], spec: VideoSpec)
 
 def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
     values = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
-    positions = values.get("max_position_embeddings") or values.get("n_positions", GPT2Config().n_positions)
-    if max_length is not None and max_length > positions:
+    kind = str(values.pop("model_type", "")).removeprefix("llava_")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"--model_name_or_path {name_or_path}: transformers knows no model type {kind!r}")
+    positions = getattr(CONFIG_MAPPING[kind].from_dict(values), "max_position_embeddings", None)
+    if max_length is None and positions is None:
+        raise ValueError(f"--model_max_length: {name_or_path} takes sequences of any length; say how long yours may be")
+    if max_length is not None and positions is not None and max_length > positions:
         raise ValueError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
     return load_tokenizer(name_or_path), max_length or positions
 

@@ -11,7 +11,7 @@ PLURALS = {"video": "videos", "image": "images"}
 
 UNREAD = "unread key"
 
-_READ = {"id", "conversations", "meta", "variables", *PLURALS, *PLURALS.values()}
+_READ = {"id", "conversations", "messages", "meta", "variables", *PLURALS, *PLURALS.values()}
 _NAMES = re.compile(r"(video|image)s?(path|file|filename|location)?s?")
 _MEDIA = re.compile(
     r"[^./\\]\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|ts|mts|m2ts|wmv|flv|3gp|ogv|gif|jpe?g|png|webp|bmp|tiff?|heic|avif)\s*\Z",

@@ -3,14 +3,15 @@
 A record is `{"id", "conversations": [{"from", "value"}, ...]}` with an optional `video` or `image` (a path or a list of
 paths; `videos` and `images` are read too), and an optional `meta.split`, the segment of the video. As in LLaVA-ST, a
 split counts *frames*, not seconds: `[first, last]`, from 0, both ends included. Other keys are left alone, unless they
-name a file that would not be seen.
+name a file that would not be seen. Without an `id` a record is called by its file and its place in it. Turns may be
+written as `{"role", "content"}` too (`llava.data.turns`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,19 @@ from llava.data.captions import (
     remarks_on,
     without_placeholders,
 )
-from llava.data.json_records import DatasetError, NotJSON, RepeatedKeys, read_values
+from llava.data.json_records import DatasetError, NotJSON, RepeatedKeys
 from llava.data.keys import UNREAD, files_under, unread_keys
 from llava.data.lookup import wrong_with_files
+from llava.data.mixture import DEFAULT_SEED, Source, open_sources
 from llava.data.paths import OUTSIDE, leaves_folder, place
 from llava.data.prompt import lay_out, reserved_tokens
+from llava.data.turns import read_turns
 from llava.errors import show
-
-ROLES = ("human", "gpt", "system", "user", "assistant")
-"""`from` of a turn. LLaVA writes human and gpt; the last three are the same idea in other data sets."""
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
     "malformed": 'a record is {"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}',
-    "no id": "give every record an id of its own",
+    "no id": "give every record an id of its own, or take the key out: it is then called by its file and place",
     "duplicate id": "give every record an id of its own",
     "count mismatch": f"write {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} once for each file that the record names",
     "reserved token": "take the token out of the text; the program itself writes visual tokens and the end of text",
@@ -80,7 +80,8 @@ class Record:
     """A record with its paths resolved; `split` is (first, last) frame, `source` is file and index or line.
 
     `conversations` have the white space around their placeholders laid out (`llava.data.prompt.lay_out`), and `remarks`
-    is (kind, message) of what is no problem and may be none that was meant.
+    is (kind, message) of what is no problem and may be none that was meant. `origin` is the file, or the entry of a
+    mixture, that it comes from.
     """
 
     id: str
@@ -91,6 +92,7 @@ class Record:
     meta: dict[str, Any]
     source: str
     remarks: tuple[tuple[str, str], ...] = ()
+    origin: Source | None = field(default=None, compare=False, repr=False)
 
 
 def load_records(
@@ -99,13 +101,17 @@ def load_records(
     video_folder: str | Path | None = None,
     reserved: Sequence[str] = reserved_tokens(None),
     allow_absolute_paths: bool = False,
+    seed: int = DEFAULT_SEED,
     is_chat: bool = False,
 ) -> tuple[list[Record], list[Problem]]:
-    """Reads a JSON list or JSON lines (the content decides, not the suffix) and checks every record.
+    """Reads JSON lists or JSON lines (the content decides, not the suffix) and checks every record.
 
     Args:
+        data_path: a file, several, or a mixture, as `llava.data.mixture` reads them. An id that stands in several of
+            them gets the name of its file in front; twice in one it is a problem.
         reserved: strings that a text must not contain; pass `reserved_tokens(tokenizer)` when there is a tokenizer.
         allow_absolute_paths: whether a record may name files outside its folder, by an absolute path or by `..`.
+        seed: of what a mixture takes at random.
         is_chat: whether the records are for a chat format, in which only answers are learnt.
 
     Returns:
@@ -113,28 +119,35 @@ def load_records(
         what becomes of the former.
 
     Raises:
-        DatasetError: when the file is missing, empty, or neither format, naming line and column.
+        DatasetError: when a file is missing, empty, or neither format, naming line and column, or a mixture is wrong.
     """
     records: list[Record] = []
     problems: list[Problem] = []
-    first_seen: dict[str, str] = {}
-    folders = {"video": str(video_folder or ""), "image": str(image_folder or "")}
-    empty = True
-    for source, raw in read_values(Path(data_path)):
-        empty = False
-        if isinstance(raw, NotJSON):
-            problems.append(Problem(source, "", "not JSON", str(raw)))
-            continue
-        found: list[tuple[str, str]] = []
-        record_id = _id_of(raw)
-        record = _parse(raw, record_id, source, folders, reserved, allow_absolute_paths, found, is_chat)
-        if record_id and first_seen.setdefault(record_id, source) != source:
-            found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
-        problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
-        if record is not None:
-            records.append(record)
-    if empty:
-        raise DatasetError(f"{show(data_path)}: holds no record; check --data_path")
+    owners: dict[str, Source] = {}
+    shared: set[str] = set()
+    for origin in open_sources(data_path, video_folder, image_folder, seed):
+        first_seen: dict[str, str] = {}
+        for source, raw in origin.values():
+            if isinstance(raw, NotJSON):
+                problems.append(Problem(source, "", "not JSON", str(raw)))
+                continue
+            found: list[tuple[str, str]] = []
+            record_id = _id_of(raw) or _id_by_place(raw, source, origin)
+            record = _parse(raw, record_id, source, origin, reserved, allow_absolute_paths, found, is_chat)
+            if record_id and first_seen.setdefault(record_id, source) != source:
+                found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
+            if record_id and owners.setdefault(record_id, origin) is not origin:
+                shared.add(record_id)
+            problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
+            if record is not None:
+                records.append(record)
+    if shared:
+        records = [replace(r, id=f"{r.origin.name}/{r.id}") if r.id in shared and r.origin else r for r in records]
+        problems += [
+            Problem(r.source, r.id, "duplicate id", f"{r.id!r} is what another record is called by its file and id")
+            for r in records
+            if r.id in owners and r.origin is not owners[r.id]
+        ]
     return records, problems
 
 
@@ -148,11 +161,17 @@ def _id_of(raw: Any) -> str:
     return show(value)
 
 
+def _id_by_place(raw: Any, source: str, origin: Source) -> str:
+    """What a record without an id is called, `train.json[3]` or `train.jsonl:4`; empty when it has one that is none."""
+    is_absent = isinstance(raw, dict) and raw.get("id") is None
+    return origin.name + show(source.removeprefix(origin.path)) if is_absent else ""
+
+
 def _parse(
     raw: Any,
     record_id: str,
     source: str,
-    folders: Mapping[str, str],
+    origin: Source,
     reserved: Sequence[str],
     allow_absolute_paths: bool,
     found: list[tuple[str, str]],
@@ -166,8 +185,7 @@ def _parse(
         found.append(("repeated key", f"{', '.join(map(repr, raw.keys_twice))} stands there twice"))
     if not record_id:
         found.append(("no id", f"id must be a word or a number, got {raw.get('id')!r:.80}"))
-    turns: Any = raw.get("conversations")
-    wrong = _wrong_turns(turns)
+    turns, wrong = read_turns(raw)
     meta = raw.get("meta")
     if meta is not None and not isinstance(meta, dict):
         wrong.append(f"meta must be an object, got {type(meta).__name__}")
@@ -175,7 +193,7 @@ def _parse(
     if half := half_character(str(raw.get("id"))):
         wrong.append(f"id: {half}")
     paths = {}
-    for kind, folder in folders.items():
+    for kind, folder in (("video", origin.video_folder), ("image", origin.image_folder)):
         key, value = files_under(raw, kind)
         files = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files):
@@ -199,21 +217,7 @@ def _parse(
             found.append(("bad split", f"expected two frame numbers [first, last], got {meta['split']!r:.80}"))
     turns = [turn if "<" not in turn["value"] else {**turn, "value": lay_out(turn["value"])} for turn in turns]
     remarks = (*remarks_on(turns), *[(UNREAD, message) for message, lost in unread if not lost])
-    return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks)
-
-
-def _wrong_turns(turns: Any) -> list[str]:
-    if not isinstance(turns, list) or not turns:
-        return [f"conversations must be a list of turns with at least one, got {turns!r:.80}"]
-    wrong = []
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            wrong.append(f"turn {i} must be an object, got {type(turn).__name__}")
-        elif turn.get("from") not in ROLES:
-            wrong.append(f"turn {i}: from must be human or gpt, got {turn.get('from')!r:.80}")
-        elif not isinstance(turn.get("value"), str):
-            wrong.append(f"turn {i}: value must be a text, got {turn.get('value')!r:.80}")
-    return wrong
+    return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks, origin)
 
 
 def _parse_split(value: Any) -> tuple[int, int] | None:

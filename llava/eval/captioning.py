@@ -30,7 +30,8 @@ from llava.eval.controls import other_samples
 from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.model.builder import load_pretrained_model
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.capabilities import max_positions
+from llava.model.vlm import VisionCausalLM
 
 MARGIN_TOKENS = 32
 """How much longer than the longest reference a caption may become, unless a flag says otherwise."""
@@ -56,7 +57,7 @@ class Captioner:
         ValueError: when the tokenizer's chat template is not the one of training.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: LlavaGPT2ForCausalLM) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: VisionCausalLM) -> None:
         self.tokenizer, self.model, self.spec = tokenizer, model, model.video_spec
         self.text_format = recorded_format(model.config, tokenizer)
         self.spans = Spans.of(tokenizer, self.spec)
@@ -114,7 +115,7 @@ def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, version: str =
 
 @torch.no_grad()
 def generate(
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Sequence[int]],
     generation: Mapping[str, Any] | None = None,
@@ -135,7 +136,7 @@ def generate(
     pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(i)) + i for i in ids], device=model.device)
     mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids], device=model.device)
-    room = model.config.max_position_embeddings - longest
+    room = max_positions(model) - longest
     if room < 1:
         raise ValueError(
             f"video and prompt take {longest} positions and the model has {longest + room}: give a shorter prompt"
@@ -224,7 +225,7 @@ def reference_losses(
     """Loss of each record's own text after its video, in nats per token: which clips the model finds hard."""
     model, tokenizer, form = captioner.model, captioner.tokenizer, captioner.text_format
     dataset = LazySupervisedDataset(
-        records, tokenizer, form.preprocess, model.config.max_position_embeddings, captioner.spec, cache=cache,
+        records, tokenizer, form.preprocess, max_positions(model), captioner.spec, cache=cache,
         text_format=form,
     )  # fmt: skip
     collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
@@ -272,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Captions every record of one or more files and prints their scores; with `--output` writes all as JSON."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.captioning", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos")
+    parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos, or mixtures")
     add_folder_flags(parser)
     parser.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
     parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
@@ -301,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in args.data_path:
         records = read_for_evaluation(
             path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-            args.limit, args.on_bad_sample, args.allow_absolute_paths,
+            args.limit, args.on_bad_sample, args.allow_absolute_paths, args.seed,
         )  # fmt: skip
         captioned = [r for r in records if len(r.videos) == 1 and not r.images and answer_of(r) is not None]
         if len(captioned) < len(records):

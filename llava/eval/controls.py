@@ -37,6 +37,7 @@ from llava.eval.data import read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.eval.statistics import bootstrap_ratio
 from llava.model.builder import load_pretrained_model
+from llava.model.capabilities import max_positions
 
 GAINS = {"video": "other", "time": "shuffled", "blank": "blank", "fast": "no_fast", "slow": "no_slow"}
 """Each gain and the condition that it takes from the true video's loss."""
@@ -314,7 +315,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
     parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument("--data_path", required=True, help="LLaVA JSON file with videos that were not trained on")
+    parser.add_argument(
+        "--data_path", required=True, help="LLaVA JSON file with videos that were not trained on, or mixture"
+    )
     add_folder_flags(parser)
     parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
     parser.add_argument("--vision-tower", help="where the model's tower lies now")
@@ -329,9 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = open_cache(args.feature_cache, model)
     records = read_for_evaluation(
         args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-        allow_absolute_paths=args.allow_absolute_paths,
+        allow_absolute_paths=args.allow_absolute_paths, seed=args.seed,
     )  # fmt: skip
-    length = model.config.max_position_embeddings
+    length = max_positions(model)
     form = recorded_format(model.config, tokenizer)
     dataset = LazySupervisedDataset(
         records, tokenizer, form.preprocess, length, model.video_spec, model.processor_spec, cache, text_format=form

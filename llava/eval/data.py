@@ -6,17 +6,18 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.features.extract import FeatureCache, extract_features
+from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
 from llava.errors import show
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.vlm import VisionCausalLM
 
 
 def read_for_evaluation(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     cache: FeatureCache,
     video_folder: str | None = None,
     image_folder: str | None = None,
@@ -24,15 +25,16 @@ def read_for_evaluation(
     limit: int | None = None,
     on_bad_sample: str = "stop",
     allow_absolute_paths: bool = False,
+    seed: int = DEFAULT_SEED,
 ) -> list[Record]:
-    """The records of a file, or the first `limit`, after extraction of the features that `cache` lacks.
+    """The records of a `--data_path`, or the first `limit`, after extraction of the features that `cache` lacks.
 
     Raises:
         DatasetError: under `stop`, with all problems of the file at once; under `skip`, when no record is left.
     """
     version = recorded_format(model.config, tokenizer).version
     records, problems = load_records(
-        path, image_folder, video_folder, (*reserved_tokens(tokenizer), *reserved(version)), allow_absolute_paths,
+        path, image_folder, video_folder, (*reserved_tokens(tokenizer), *reserved(version)), allow_absolute_paths, seed,
         version != PLAIN,
     )  # fmt: skip
     if limit is not None and len(records) > limit:

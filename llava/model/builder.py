@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.constants import VISUAL_TOKENS
 from llava.data.prompt import visual_token_ids
-from llava.foreign import config_values, load_tokenizer
-from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.foreign import check_sizes, config_values, load_tokenizer
+from llava.model.capabilities import attention_for, embedding_names
+from llava.model.language_model.causal_lm import OWN_FILES, PREFIX, causal_lm_class, language_type
+from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.vlm import VisionCausalLM
 
-MM_PARTS = {
-    "mm_language_model": ("transformer.", "lm_head."),
+logger = logging.getLogger(__name__)
+
+VISION_PARTS = {
     "mm_mlp_adapter": ("mm_projector.",),
     "mm_vision_resampler": ("vision_resampler.",),
     "mm_vision_tower": ("vision_tower.",),
 }
-"""What `mm_tunable_parts` may name, and the parameters of each; together they hold every parameter."""
-
-
-GROUPS = {
-    "embeddings": ("transformer.wte.", "transformer.wpe."),
-    "language model blocks": ("transformer.h.", "transformer.ln_f."),
-    "head": ("lm_head.",),
+MM_PARTS = ("mm_language_model", *VISION_PARTS)
+"""What `mm_tunable_parts` may name; together they hold every parameter."""
+VISION_GROUPS = {
     "projector": ("mm_projector.",),
     "resampler fast": ("vision_resampler.fast.",),
     "resampler slow": ("vision_resampler.slow.",),
     "tower": ("vision_tower.",),
 }
+LANGUAGE_GROUPS = ("embeddings", "language model blocks", "head")
+GROUPS = (*LANGUAGE_GROUPS, *VISION_GROUPS)
 """The groups that gradients are watched by, finer than `MM_PARTS`. A head that is tied belongs to the embeddings."""
 
 
@@ -82,7 +84,7 @@ def check_embeddings(entries: int, model: PreTrainedModel) -> None:
         )
 
 
-def check_stored_tower(model: LlavaGPT2ForCausalLM, name_or_path: str) -> None:
+def check_stored_tower(model: VisionCausalLM, name_or_path: str) -> None:
     """Refuses another tower for a model whose checkpoint holds its own, which would be used in its place.
 
     The stored one may have been trained since, so what is compared is the tower that it began as.
@@ -91,9 +93,7 @@ def check_stored_tower(model: LlavaGPT2ForCausalLM, name_or_path: str) -> None:
         ValueError: naming both towers and their checksums.
     """
     config = model.config
-    other = DINOv2VisionTower.from_pretrained(
-        name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature
-    )
+    other = load_vision_tower(name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature)
     checksum = other.checksum()
     if not other.has_checksum(config.mm_vision_tower_checksum):
         raise ValueError(
@@ -125,65 +125,119 @@ def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
     Raises:
         ValueError: when a part is unknown, or a parameter belongs to none.
     """
-    chosen = tuple(prefix for part in select_parts(parts) for prefix in MM_PARTS[part])
+    chosen = select_parts(parts)
     for name, parameter in model.named_parameters():
-        part_of(name)
-        parameter.requires_grad_(name.startswith(chosen))
+        parameter.requires_grad_(part_of(name) in chosen)
 
 
 def part_of(parameter_name: str) -> str:
-    """The part of `MM_PARTS` that a parameter belongs to; ValueError when there is none."""
-    for part, prefixes in MM_PARTS.items():
+    """The part of `MM_PARTS` that a parameter belongs to; ValueError for one of vision that belongs to none."""
+    for part, prefixes in VISION_PARTS.items():
         if parameter_name.startswith(prefixes):
             return part
-    raise ValueError(f"parameter {parameter_name!r} belongs to no part of {tuple(MM_PARTS)}")
+    if parameter_name.startswith(("mm_", "vision_")):
+        raise ValueError(f"parameter {parameter_name!r} belongs to no part of {MM_PARTS}")
+    return "mm_language_model"
 
 
-def group_of(parameter_name: str) -> str:
-    """The group of `GROUPS` that a parameter belongs to; ValueError when there is none."""
-    for group, prefixes in GROUPS.items():
-        if parameter_name.startswith(prefixes):
-            return group
-    raise ValueError(f"parameter {parameter_name!r} belongs to no group of {tuple(GROUPS)}")
+def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
+    """The group of `GROUPS` that each parameter belongs to, by name; ValueError for one that belongs to none."""
+    head, tables = model.get_output_embeddings(), embedding_names(model)
+    of_head = tuple(f"{name}." for name, module in model.named_modules() if module is head)
+    groups = {}
+    for name, _ in model.named_parameters():
+        if part_of(name) != "mm_language_model":
+            groups[name] = next((g for g, prefixes in VISION_GROUPS.items() if name.startswith(prefixes)), "")
+            if not groups[name]:
+                raise ValueError(f"parameter {name!r} belongs to no group of {GROUPS}")
+        elif name.startswith(tables):
+            groups[name] = "embeddings"
+        else:
+            groups[name] = "head" if name.startswith(of_head) else "language model blocks"
+    return groups
 
 
 def load_language_model(
     name_or_path: str, from_scratch: bool = False, attn_implementation: str = "sdpa", load_vision_tower: bool = True
-) -> LlavaGPT2ForCausalLM:
-    """A `LlavaGPT2ForCausalLM` from a GPT-2 or llava_gpt2 folder, in fp32.
+) -> VisionCausalLM:
+    """The vision-language model of any causal language model of transformers, or of a checkpoint of ours, in fp32.
 
     Args:
         from_scratch: keep the folder's config and draw fresh weights (from torch's global generator).
+        attn_implementation: eager is taken instead of sdpa where the architecture has no sdpa.
         load_vision_tower: False leaves a llava checkpoint's tower out.
 
     Raises:
         ValueError: when the folder holds another kind of model, or incomplete weights.
     """
-    config = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
-    kind = config.get("model_type")
-    if kind not in ("gpt2", "llava_gpt2"):
-        raise ValueError(f"--model_name_or_path {name_or_path}: model type {kind!r}, expected gpt2 or llava_gpt2")
-    config.pop("model_type")
-    llava_config = LlavaGPT2Config(**config)
+    where = f"--model_name_or_path {name_or_path}"
+    values = config_values(name_or_path, where)
+    kind = str(values.pop("model_type", None))
+    try:
+        model_class = causal_lm_class(kind)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    attention = attention_for(model_class, attn_implementation)
+    if attention != attn_implementation:
+        logger.info("%s has no %s: attention is %s", language_type(kind), attn_implementation, attention)
     if from_scratch:
         # The vision modules of an earlier model are not part of a fresh one, nor is the format of its text.
         others = ("video_spec", "text_format")
-        language_only = {k: v for k, v in config.items() if not k.startswith("mm_") and k not in others}
-        fresh = LlavaGPT2Config(**language_only)
-        fresh._attn_implementation = attn_implementation
-        return LlavaGPT2ForCausalLM(fresh).float()
-    return LlavaGPT2ForCausalLM.from_pretrained(
+        values = {k: v for k, v in values.items() if not k.startswith("mm_") and k not in others}
+    config = model_class.config_class.from_dict(values)
+    check_sizes(config.to_dict(), where)  # With what the file leaves to the defaults of its type.
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
+        logger.warning("%s: the router's load-balancing loss is left out: the loss is that of the words alone", where)
+    if from_scratch:
+        config._attn_implementation = attention
+        return model_class(config).float()
+    if kind.startswith(PREFIX) or language_type(kind) in OWN_FILES:
+        return model_class.from_pretrained(
+            name_or_path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            load_vision_tower=load_vision_tower,
+        )
+    return from_language_model(model_class, config, name_or_path, attention)
+
+
+def from_language_model(
+    model_class: type[VisionCausalLM], config: PreTrainedConfig, name_or_path: str, attn_implementation: str
+) -> VisionCausalLM:
+    """A model with the weights of a plain language model, bit for bit, and no vision yet.
+
+    transformers loads them into its own class: it converts what older checkpoints call otherwise, or hold in pieces, by
+    the model type, which ours does not share.
+
+    Raises:
+        ValueError: when weights are missing or have other shapes.
+    """
+    plain, info = AutoModelForCausalLM.from_pretrained(
         name_or_path,
-        config=llava_config,
         dtype=torch.float32,
         attn_implementation=attn_implementation,
-        load_vision_tower=load_vision_tower,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
+    problems = {k: info[k] for k in ("missing_keys", "mismatched_keys") if info.get(k)}
+    if problems:
+        listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
+        raise ValueError(f"{name_or_path}: the weights do not fit the config ({listed})")
+    if info.get("unexpected_keys"):
+        names = sorted(map(str, info["unexpected_keys"]))
+        logger.warning("%s: %d tensors that the model has no use for: %s", name_or_path, len(names), names[:5])
+    config._attn_implementation = attn_implementation
+    model = model_class(config).float()
+    model.load_state_dict(plain.state_dict())
+    model.generation_config = plain.generation_config
+    return model.eval()
 
 
 def load_pretrained_model(
     model_path: str | Path, device: str | torch.device = "cpu", vision_tower: str | None = None
-) -> tuple[PreTrainedTokenizerBase, LlavaGPT2ForCausalLM]:
+) -> tuple[PreTrainedTokenizerBase, VisionCausalLM]:
     """Tokenizer and model of a finished run or checkpoint, in evaluation mode.
 
     Raises:
@@ -193,9 +247,11 @@ def load_pretrained_model(
     path = Path(model_path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json; --model-path is the folder of a finished run or a checkpoint")
-    config_values(str(path), str(path))
+    kind = str(config_values(str(path), str(path)).get("model_type"))
+    if not kind.startswith(PREFIX):
+        raise ValueError(f"{path}: model type {kind!r}, expected {PREFIX}<type>: --model-path is what training wrote")
     tokenizer = load_tokenizer(str(path))
-    model = LlavaGPT2ForCausalLM.from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
+    model = causal_lm_class(kind).from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
     check_embeddings(len(tokenizer), model)
     if vision_tower is not None and model.config.mm_vision_tower_storage == "checkpoint":
         check_stored_tower(model, vision_tower)

@@ -10,29 +10,32 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.positions import check_positions, visual_positions
 from llava.data.prompt import image_tokens, video_tokens
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.capabilities import embedding_std
+from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.builder import empty_vision_tower, load_vision_tower
 from llava.model.multimodal_projector.builder import build_projector
-from llava.model.multimodal_resampler.fast_slow import build_resampler
+from llava.model.multimodal_resampler.fast_slow import StreamResampler, build_resampler
 from llava.model.splice import splice
 
 TOWER_STORAGE = ("reference", "checkpoint")
 
 
 class LlavaMetaForCausalLM:
-    """Mixin for a `PreTrainedModel` with `transformer` and `lm_head`; adds tower, projector and resampler.
+    """Mixin for a causal language model; adds tower, projector and resampler.
 
     The modules exist when `config.mm_hidden_size` is set, apart from the tower: stored by reference, it is attached
     by `attach_vision_tower`, which training from cached features never needs.
     """
 
-    vision_tower: DINOv2VisionTower | None
+    vision_tower: VisionTower | None
     mm_projector: nn.Module | None
     vision_resampler: nn.Module | None
+    row_std: float | None = None
+    """Standard deviation that the resampler's rows begin with; None for that of the word embeddings beside them."""
     in_step: Mapping[str, bool] = {}
     """Kinds of vision (`image`, `video`) that every forward pass encodes, a blank one where the batch has none, and
     whether from pixels. Processes that gather weights module by module (ZeRO-3, FSDP) must all run the same modules.
@@ -44,21 +47,20 @@ class LlavaMetaForCausalLM:
         self.vision_tower = self.mm_projector = self.vision_resampler = None
         if config.mm_hidden_size is None:
             return
-        width = config.hidden_size
+        width = self.get_input_embeddings().embedding_dim
         self.mm_projector = build_projector(config.mm_projector_type, config.mm_hidden_size, width)
         self.vision_resampler = build_resampler(
             config.mm_resampler_type, width, self.video_spec, tuple(config.mm_patch_grid), config.mm_perceiver_depth
         )
         if config.mm_vision_tower_storage == "checkpoint":
-            tower_config = AutoConfig.for_model(**config.mm_vision_config)
-            self.vision_tower = DINOv2VisionTower.from_config(
-                tower_config, config.mm_vision_select_layer, config.mm_vision_select_feature
+            self.vision_tower = empty_vision_tower(
+                config.mm_vision_config, config.mm_vision_select_layer, config.mm_vision_select_feature
             )
             self.vision_tower.precision = config.mm_vision_precision
 
     def initialize_vision_modules(
         self,
-        tower: DINOv2VisionTower,
+        tower: VisionTower,
         name_or_path: str,
         spec: VideoSpec,
         processor: ProcessorSpec,
@@ -77,30 +79,28 @@ class LlavaMetaForCausalLM:
         Raises:
             ValueError: for settings that do not go together, each named.
         """
-        tower_config = tower.vision_model.config
-        patch = tower_config.patch_size
-        if processor.image_size % patch:
-            raise ValueError(
-                f"{name_or_path}: image size {processor.image_size} is not a multiple of patch size {patch}"
-            )
+        grid = tower.grid(processor.image_size)
         if storage not in TOWER_STORAGE:
             raise ValueError(f"mm_vision_tower_storage must be one of {TOWER_STORAGE}, got {storage!r}")
         config = self.config
         config.mm_vision_tower = name_or_path
         config.mm_vision_tower_checksum = tower.checksum()
         config.mm_vision_tower_storage = storage
-        config.mm_vision_config = tower_config.to_dict()
+        config.mm_vision_config = tower.vision_model.config.to_dict()
         config.mm_vision_select_layer = tower.select_layer
         config.mm_vision_select_feature = tower.select_feature
         config.mm_vision_precision = tower.precision
-        config.mm_hidden_size = tower_config.hidden_size
-        config.mm_patch_grid = [processor.image_size // patch] * 2
+        config.mm_hidden_size = tower.width
+        config.mm_patch_grid = list(grid)
         config.mm_processor = processor.to_dict()
         config.mm_projector_type = projector_type
         config.mm_resampler_type = resampler_type
         config.mm_perceiver_depth = depth
         config.video_spec = spec.to_dict()
         self.build_vision_modules()
+        for module in self.vision_resampler.modules():
+            if isinstance(module, StreamResampler):
+                module.row_std = embedding_std(self) if self.row_std is None else self.row_std
         for module in (self.mm_projector, self.vision_resampler):
             module.apply(self._init_weights)
             module.to(self.device)
@@ -116,9 +116,7 @@ class LlavaMetaForCausalLM:
         config = self.config
         name = name_or_path or config.mm_vision_tower
         try:
-            tower = DINOv2VisionTower.from_pretrained(
-                name, config.mm_vision_select_layer, config.mm_vision_select_feature
-            )
+            tower = load_vision_tower(name, config.mm_vision_select_layer, config.mm_vision_select_feature)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"the vision tower {name!r} of this model cannot be loaded; the tower is kept by reference: give its "

@@ -5,6 +5,9 @@ Letters in shapes: B batch, L positions, D width, V vocabulary, N supervised pos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,10 +22,26 @@ ALIGNMENT = 64
 """Multiple that the head's rows are padded to where matrix kernels want it (CUDA)."""
 
 
+@dataclass(frozen=True)
+class ClassHead:
+    """What a class of language model makes of its states: more than its linear layer where logits are scaled or capped.
+
+    Attributes:
+        to_logits: (N, D) and the multiple that `head_logits` takes -> (N, V).
+        out_features: V.
+    """
+
+    to_logits: Callable[[torch.Tensor, int], torch.Tensor]
+    out_features: int
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        return self.to_logits(states, 1)
+
+
 def supervised_loss(
     hidden: torch.Tensor,
     labels: torch.Tensor,
-    head: nn.Module,
+    head: nn.Module | ClassHead,
     num_items: torch.Tensor | int | None = None,
     positions: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
@@ -32,7 +51,8 @@ def supervised_loss(
     Args:
         hidden: (B, L, D) states of the language model.
         labels: (B, L), unshifted; position 0 is never a target.
-        head: a linear layer (..., D) -> (..., V); sees the states before supervised tokens and no others.
+        head: a linear layer, or all that a class puts after its states, (..., D) -> (..., V); sees the states before
+            supervised tokens and no others.
         num_items: what the sum is divided by; the number of supervised tokens here when None.
         positions: `supervised_positions(labels)`, when known: finding them waits for the device.
         label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
@@ -67,7 +87,7 @@ def supervised_loss(
 
 
 def _cross_entropy(
-    states: torch.Tensor, targets: torch.Tensor, head: nn.Module, label_smoothing: float
+    states: torch.Tensor, targets: torch.Tensor, head: nn.Module | ClassHead, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss, and detached cross-entropy (N,) of every target."""
     logits = head_logits(states, head, ALIGNMENT if states.is_cuda else 1).float()
@@ -77,12 +97,14 @@ def _cross_entropy(
     return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing), losses.detach()
 
 
-def head_logits(states: torch.Tensor, head: nn.Module, multiple: int = 1) -> torch.Tensor:
-    """(N, D) -> (N, V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as they
-    are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
+def head_logits(states: torch.Tensor, head: nn.Module | ClassHead, multiple: int = 1) -> torch.Tensor:
+    """(..., D) -> (..., V); computed on the head's rows padded with zeros to a multiple, which leaves the logits as
+    they are: a matrix product whose sizes are not multiples of the hardware's tiles is slower.
     """
+    if isinstance(head, ClassHead):
+        return head.to_logits(states, multiple)
     short = -head.out_features % multiple
     spread = head.weight.shape[0] != head.out_features  # ZeRO-3 brings a module's weights together when it is called.
     if not short or head.bias is not None or spread:
         return head(states)
-    return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[:, :-short]
+    return F.linear(states, F.pad(head.weight, (0, 0, 0, short)))[..., :-short]

@@ -106,12 +106,25 @@ def differing(runs: Mapping[str, Run]) -> dict[str, list[str]]:
     """Settings that are not the same in all runs: flags, versions and counts of the data, one value a run."""
     settings = []
     for run in runs.values():
-        data = (run.record.get("data") or {}).get("train") or {}
+        data = dict((run.record.get("data") or {}).get("train") or {})
+        if data.get("sources"):
+            data["sources"] = sources_line(data["sources"])
         versions = {f"version of {k}": v for k, v in (run.record.get("versions") or {}).items()}
         settings.append({**run.flags, **versions, **{f"training {k}": v for k, v in data.items()}})
     names = [n for n in dict.fromkeys(n for s in settings for n in s) if n not in IDENTITY_FLAGS]
     rows = {n: [show(s[n]) if n in s else "–" for s in settings] for n in names}
     return {n: values for n, values in rows.items() if len(set(values)) > 1}
+
+
+def share_of(source: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> float:
+    """The share of a source in the records of all, in per cent; NaN where that is not known."""
+    total = sum(number(s.get("records")) for s in sources)
+    return 100 * number(source.get("records")) / total if total else math.nan
+
+
+def sources_line(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Which records a data set has of which file, in a line."""
+    return ", ".join(f"{s.get('name')} ({s.get('strategy')}): {s.get('records')}" for s in sources)
 
 
 def show(value: Any) -> str:
@@ -174,7 +187,7 @@ def _environment() -> Environment:
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
     environment.finalize = lambda value: show_text(value) if type(value) is str else value
-    environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words)}
+    environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words, share_of)}
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS}
     environment.filters |= {"number": format_number, "interval": format_interval, "show": show, "draw": draw}
     return environment

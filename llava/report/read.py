@@ -113,10 +113,15 @@ def _check_shapes(run: Run) -> None:
             and all(isinstance(clip.get("ids"), list) for clip in named["listed"])
         )
 
+    def sources(data: Any) -> bool:
+        parts = list(data.values()) if isinstance(data, dict) else []
+        return all(isinstance(p or {}, dict) and objects((p or {}).get("sources") or []) for p in parts)
+
     sets = (run.captions or {}).get("captions") or {}
     found = {
         "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in ("flags", "versions", "data"))
-        and objects(run.record.get("parameters") or []),
+        and objects(run.record.get("parameters") or [])
+        and sources(run.record.get("data")),
         "trainer_state.json": objects(run.log),
         "preflight.json": objects((run.preflight or {}).get("checks", [])),
         "controls.jsonl": all(gains(line) and less(line) for line in run.controls or []),

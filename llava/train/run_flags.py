@@ -25,10 +25,11 @@ from llava.config.flags import DataArguments, ModelArguments, TrainingArguments,
 from llava.config.ranges import out_of_range
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
+from llava.data.mixture import path_problems
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import is_message
 from llava.model.builder import select_parts
-from llava.model.multimodal_encoder.dinov2_encoder import PRECISIONS, resolve_precision
+from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
 
@@ -151,7 +152,7 @@ def unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list
         remedy = f"did you mean {' or '.join(close)}?" if close else "--help lists all"
         problems.append(f"{word}: there is no such flag; {remedy}")
     if words and not problems:
-        problems.append(f"{' '.join(words)}: belongs to no flag; a value with spaces needs quotes")
+        problems.append(f"{' '.join(words)}: belongs to no flag; a value with spaces or braces needs quotes")
     return problems
 
 
@@ -198,8 +199,8 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
     """What is wrong with the flags, as far as they alone can tell."""
     problems = []
     for name, path in (("data_path", data_args.data_path), ("eval_data_path", data_args.eval_data_path)):
-        if path is not None and not Path(path).is_file():
-            problems.append(f"--{name} {path}: no such file")
+        if path is not None:
+            problems += [f"--{name} {problem}" for problem in path_problems(path)]
     for name in ("image_folder", "video_folder"):
         folder = getattr(data_args, name)
         if folder and not Path(folder).is_dir():

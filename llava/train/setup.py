@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -19,6 +20,7 @@ from llava.train.checkpoint import resume
 from llava.train.checkpoint.sharding import built_whole
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
+from llava.train.text_format import make_format
 from llava.train.trainer import LlavaTrainer
 
 logger = logging.getLogger(__name__)
@@ -53,17 +55,18 @@ def prepare(
     run_record = run_flags.make_run_record(args) if run_record is None else run_record
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
-    records, problems = stages.read_records(data_args.data_path, data_args, tokenizer, model_args.version)
+    data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    version = model_args.version
+    read = partial(stages.read_records, data_args=data_args, tokenizer=tokenizer, seed=data_seed, version=version)
+    records, problems = read(data_args.data_path)
     eval_records, eval_problems = [], []
     if data_args.eval_data_path:
-        eval_records, eval_problems = stages.read_records(
-            data_args.eval_data_path, data_args, tokenizer, model_args.version
-        )
+        eval_records, eval_problems = read(data_args.eval_data_path)
 
     with built_whole(training_args):
         model = stages.make_model(args, tokenizer)
         template = run_record.get("text_format", {}).get("template")
-        text_format = stages.make_format(model_args.version, tokenizer, model, template)
+        text_format = make_format(version, tokenizer, model, template)
     run_record["text_format"] = model.config.text_format
     stages.check_modalities(records, model)
     exempt = stages.freeze_unused(records, model)
@@ -84,6 +87,7 @@ def prepare(
     )
     stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
+    stages.report_sources("training", run_record["data"]["train"])
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, eval_lengths = stages.make_dataset(
@@ -91,6 +95,7 @@ def prepare(
             text_format,
         )  # fmt: skip
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)
+        stages.report_sources("evaluation", run_record["data"]["eval"])
         run_record["data"]["eval"]["targets"] = targets_digest(eval_dataset.records, text_format)
 
     trainer = LlavaTrainer(
@@ -104,6 +109,6 @@ def prepare(
         modalities=[modality(r) for r in dataset.records],
         run_record=run_record,
     )
-    trainer.record_digests = resume.record_digests(dataset.records, data_args)
+    trainer.record_digests = resume.record_digests(dataset.records)
     run_record["fingerprint"] = resume.fingerprint(trainer.record_digests)
     return Run(trainer, tokenizer, run_flags.tunable_parts(model_args), exempt, model_args.from_scratch)

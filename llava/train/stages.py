@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from llava import foreign
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.config.video import VideoSpec
-from llava.data.chat_formats import PLAIN, add_tokens, has_prefix_space, reserved, without_prefix_space
+from llava.data.chat_formats import PLAIN, reserved
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, length_problems, sequence_lengths
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     Problem,
@@ -31,20 +32,18 @@ from llava.data.records import (
     text_alone,
     without,
 )
-from llava.data.text_format import TextFormat, record_format
-from llava.data.text_format import text_format as format_of
+from llava.data.sources import SourceCount, count_sources, format_sources
+from llava.data.text_format import TextFormat
 from llava.errors import Stopped
 from llava.model.adapter import load_adapter
-from llava.model.builder import (
-    add_visual_tokens,
-    check_stored_tower,
-    grow_embeddings,
-    load_language_model,
-    set_trainable,
-)
-from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, processor_spec, resolve_precision
+from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
+from llava.model.capabilities import keeps_samples_apart, max_positions
+from llava.model.language_model.causal_lm import language_type
+from llava.model.multimodal_encoder.base import resolve_precision
+from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.vlm import VisionCausalLM
 from llava.train.run_flags import Arguments, tunable_parts
+from llava.train.text_format import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +64,28 @@ def load_tokenizer(model_args: ModelArguments, training_args: TrainingArguments)
         ) from error
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
-    if model_args.version != PLAIN and has_prefix_space(tokenizer):
-        logger.info("--version %s: the tokenizer writes no space before a text any more", model_args.version)
-        tokenizer = without_prefix_space(tokenizer)
-    return tokenizer
+    return prepare_tokenizer(model_args.version, tokenizer)
 
 
 def read_records(
-    path: str, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, version: str = PLAIN
+    path: str,
+    data_args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = DEFAULT_SEED,
+    version: str = PLAIN,
 ) -> tuple[list[Record], list[Problem]]:
-    """Records of a file and the problems that need no file to be opened."""
+    """Records of a `--data_path` and the problems that need no file of theirs to be opened.
+
+    Args:
+        seed: of what a mixture takes at random.
+    """
     records, problems = load_records(
         path,
         data_args.image_folder,
         data_args.video_folder,
         (*reserved_tokens(tokenizer), *reserved(version)),
         data_args.allow_absolute_paths,
+        seed,
         version != PLAIN,
     )
     if data_args.text_only:
@@ -88,7 +93,7 @@ def read_records(
     return records, problems + missing_files(records)
 
 
-def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2ForCausalLM:
+def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> VisionCausalLM:
     """The language model with the visual tokens registered, and with vision when a tower is named; parts frozen.
 
     Raises:
@@ -98,11 +103,11 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
     model = load_language_model(
         model_args.model_name_or_path, model_args.from_scratch, model_args.attn_implementation, load_vision_tower=False
     )
-    positions = model.config.max_position_embeddings
+    positions = max_positions(model)
     if training_args.model_max_length > positions:
         raise ValueError(
-            f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions "
-            "(n_positions): lower it, or make a model with more positions"
+            f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions: "
+            "lower it, or make a model with more positions"
         )
     add_visual_tokens(tokenizer, model)
     if model_args.vision_tower is None and model.config.mm_hidden_size is not None:
@@ -113,16 +118,17 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
     if model_args.vision_tower is not None:
         spec = video_spec(model_args, data_args)
         if model.config.mm_hidden_size is None:
-            tower = DINOv2VisionTower.from_pretrained(
+            tower = load_vision_tower(
                 model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
             )
+            logger.info("%s", tower.describe(tower.processor.image_size))
             # An absolute path, so that the checkpoint finds its tower from any folder.
             place = Path(model_args.vision_tower)
             model.initialize_vision_modules(
                 tower,
                 str(place.resolve()) if place.is_dir() else model_args.vision_tower,
                 spec,
-                processor_spec(model_args.vision_tower),
+                tower.processor,
                 model_args.mm_projector_type,
                 model_args.mm_resampler_type,
                 model_args.mm_perceiver_depth,
@@ -138,41 +144,14 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> LlavaGPT2
         if model_args.pretrain_mm_mlp_adapter:
             logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
     set_trainable(model, tunable_parts(model_args))
+    if training_args.packing and not keeps_samples_apart(model):
+        training_args.packing = False
+        name = language_type(model.config.model_type)
+        logger.info("one sample a row: those of a row would see each other with %s", name)
     return model
 
 
-def make_format(
-    version: str, tokenizer: PreTrainedTokenizerBase, model: LlavaGPT2ForCausalLM, template: str | None = None
-) -> TextFormat:
-    """The format of the text, with its tokens registered and written into the config and the tokenizer.
-
-    Args:
-        template: of the run that is resumed, in a chat format.
-
-    Raises:
-        ValueError: when the model would have to learn new tokens and its language model is frozen.
-    """
-    added = add_tokens(version, tokenizer)
-    if added:
-        if not model.get_input_embeddings().weight.requires_grad:
-            raise ValueError(
-                f"--version {version}: the tokenizer does not know {', '.join(added)}, and the language model, which "
-                "is frozen, could not learn them: add mm_language_model to --mm_tunable_parts, or name the model's own "
-                "format"
-            )
-        grow_embeddings(tokenizer, model)
-        logger.info("--version %s: added %s to the tokenizer, with fresh embeddings", version, ", ".join(added))
-    before = (getattr(model.config, "text_format", None) or {}).get("version")
-    if before not in (None, version):
-        logger.warning("the model was trained in the format %s; this run trains it in %s", before, version)
-    text_format = format_of(version, tokenizer, template)
-    record_format(text_format, model.config, tokenizer)
-    if version != PLAIN:
-        model.generation_config.eos_token_id = list(text_format.end_ids)
-    return text_format
-
-
-def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
+def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
     built = model.video_spec
     pairs = [
         ("num_frames", built.num_frames, spec.num_frames),
@@ -190,7 +169,7 @@ def _check_same_vision(model: LlavaGPT2ForCausalLM, model_args: ModelArguments, 
         raise ValueError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
 
 
-def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | None:
+def make_cache(args: Arguments, model: VisionCausalLM) -> FeatureCache | None:
     """The feature cache that the flags ask for; none without a tower, or when the tower trains.
 
     A frozen tower computes in the precision of the flags from here on, with a cache or without, and the model's config
@@ -222,7 +201,7 @@ def make_cache(args: Arguments, model: LlavaGPT2ForCausalLM) -> FeatureCache | N
 def fill_cache(
     cache: FeatureCache,
     records: Sequence[Record],
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     training_args: TrainingArguments,
     timeout: float,
     should_stop: Callable[[], bool] | None = None,
@@ -277,7 +256,7 @@ def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
         )
 
 
-def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> None:
+def check_modalities(records: Sequence[Record], model: VisionCausalLM) -> None:
     """Data and model must both have vision, or both be text alone.
 
     Raises:
@@ -294,7 +273,7 @@ def check_modalities(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> 
         )
 
 
-def freeze_unused(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> dict[str, str]:
+def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str, str]:
     """Freezes parameters that the flags let train but that this run could never reach; returns them with the reason.
 
     The fast stream serves videos alone, and of a tower that trains only the layers up to the selected one are used.
@@ -319,14 +298,22 @@ def freeze_unused(records: Sequence[Record], model: LlavaGPT2ForCausalLM) -> dic
 
 
 def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
-    """Counts of a data set for the run's record: records by modality, distinct clips, longest sample."""
+    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample."""
     kinds = [modality(r) for r in records]
     return {
         "records": len(records),
         "by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "clips": len({(r.videos, r.images, r.split) for r in records if r.videos or r.images}),
         "longest": max(lengths, default=0),
+        "sources": [asdict(count) for count in count_sources(records)],
     }
+
+
+def report_sources(what: str, summary: Mapping[str, Any]) -> None:
+    """Logs the sources of a data set and what of them was seen, where there are several."""
+    counts = [SourceCount(**values) for values in summary["sources"]]
+    if len(counts) > 1:
+        logger.info("%s: %s", what, format_sources(counts))
 
 
 def make_dataset(
@@ -334,7 +321,7 @@ def make_dataset(
     problems: list[Problem],
     args: Arguments,
     tokenizer: PreTrainedTokenizerBase,
-    model: LlavaGPT2ForCausalLM,
+    model: VisionCausalLM,
     cache: FeatureCache | None,
     preprocess: Preprocess,
     bad_list: str = "bad_samples.jsonl",

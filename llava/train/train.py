@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.text_format import preprocess
 from llava.errors import run_command
-from llava.train import run_flags, sight
+from llava.train import run_flags, sight, stages
 from llava.train.checkpoint import resume
 from llava.train.checkpoint.files import write_errors_explained
 from llava.train.checkpoint.frame_changes import report_frame_changes
@@ -76,6 +76,7 @@ def run_all(args: run_flags.Arguments, stop: Stop) -> None:
     check_finished(run.trainer)
     run.trainer.save_state()
     run.trainer.save_model()
+    stages.report_sources("trained on", run.trainer.run_record["data"]["train"])
     metrics: dict[str, float] = {}
     if run.trainer.eval_dataset is not None:
         metrics = run.trainer.evaluate()

@@ -20,6 +20,7 @@ from transformers.integrations import TensorBoardCallback
 from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
+from llava.data.sources import Seen
 from llava.data.target_words import target_entropies
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import part_of
@@ -71,6 +72,7 @@ class LlavaTrainer(ResumableTrainer):
         self.loaded_again = False
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
+        self.seen = Seen(getattr(self.train_dataset, "records", ()), run_record)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)
             self.monitor = monitor = RunMonitor(
@@ -125,6 +127,7 @@ class LlavaTrainer(ResumableTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
         self.last_batches.append((self.state.global_step + 1, kept))
+        self.seen.add(self.state.global_step + 1, [name for batch in kept for name in batch["sample_ids"]])
         if self.monitor is not None and self.invariants is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
             with self.monitor.timed():
@@ -307,13 +310,21 @@ class LlavaTrainer(ResumableTrainer):
                 json.dumps(self.run_record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
 
+    def restore(self, progress: dict[str, Any]) -> None:
+        """As in `ResumableTrainer`; goes on counting the samples of each source."""
+        self.seen.go_on(json.loads((Path(str(self.resumed_from)) / RUN_RECORD).read_text(encoding="utf-8")))
+        super().restore(progress)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in `ResumableTrainer`; the first one is loaded again."""
+        self.seen.write(gather_object([self.seen.counts(self.state.global_step)]))
         super()._save_checkpoint(model, trial)
         self._load_again(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `ResumableTrainer`; loaded again in a run that saved no checkpoint."""
+        if not _internal_call:
+            self.seen.write(gather_object([self.seen.counts(self.state.global_step)]))
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self._load_again(Path(output_dir or self.args.output_dir))

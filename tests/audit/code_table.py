@@ -296,7 +296,7 @@ CODE = [
         "test",
         r"",
         plant=code.gradients_never_zeroed,
-        test="tests/train/test_invariants.py",
+        test="tests/train/monitor/test_invariants.py",
     ),
     Fault(
         "sampler repeats a record",

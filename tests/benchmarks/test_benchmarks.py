@@ -48,7 +48,7 @@ def test_both_losses_that_are_timed_are_the_same(monkeypatch):
     model, batch = make_step(TINY, "cpu")
     found = []
     for loss in (full_logits, supervised_loss):
-        monkeypatch.setattr(run.llava_gpt2, "supervised_loss", loss)
+        monkeypatch.setattr(run.vlm, "supervised_loss", loss)
         model.zero_grad(set_to_none=True)
         value = model(**batch).loss
         value.backward()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,3 +300,17 @@ def test_segments_that_end_beyond_their_clip_are_remarked_on_one_by_one(
     shown = capsys.readouterr().out
     assert "2 remarks in 2 records" in shown and "segment beyond the end: 2" in shown
     assert "id 'v1'" in shown and "[2, 8] of frames 0 to 7" in shown and "id 'v0'" not in shown
+
+
+@pytest.mark.parametrize(("kind", "given", "found"), [("llama", None, 77), ("llava_llama", 50, 50), ("bloom", 60, 60)])
+def test_positions_are_those_of_any_language_model(assets, tmp_path, kind, given, found):
+    shutil.copytree(assets.gpt2, tmp_path / "model")
+    values = {"model_type": kind, "max_position_embeddings": 77} if kind != "bloom" else {"model_type": kind}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values))
+    assert check._tokenizer(str(tmp_path / "model"), given)[1] == found
+    if kind == "bloom":
+        with pytest.raises(ValueError, match="takes sequences of any length; say how long yours may be"):
+            check._tokenizer(str(tmp_path / "model"), None)
+    else:
+        with pytest.raises(ValueError, match="beyond the 77 positions"):
+            check._tokenizer(str(tmp_path / "model"), 78)

@@ -74,7 +74,6 @@ def test_content_decides_the_format(tmp_path: Path, suffix: str, lines: bool, en
 
 BAD: list = [
     pytest.param(["a list"], "malformed", "must be an object", id="no object"),
-    pytest.param(record(id=None), "no id", "None", id="no id"),
     pytest.param(record(id=""), "no id", "''", id="empty id"),
     pytest.param(record(id=float("nan")), "no id", "nan", id="id is not a number"),
     pytest.param(record(id=float("inf")), "no id", "inf", id="id is infinite"),
@@ -151,7 +150,7 @@ def test_a_bad_record_is_one_problem_that_names_it(tmp_path: Path, raw: Any, kin
 
 
 def test_all_problems_of_a_record_are_found(tmp_path: Path) -> None:
-    raw = record(0, id=None, meta={"split": 3}, conversations=turns("<image> <vid_patch>", ""))
+    raw = record(0, id="", meta={"split": 3}, conversations=turns("<image> <vid_patch>", ""))
     kinds = {p.kind for p in load(tmp_path, raw)[1]}
     assert kinds == {"no id", "bad split", "count mismatch", "reserved token", "empty caption"}
 
@@ -169,6 +168,22 @@ def test_text_only_and_null_files_are_fine(tmp_path: Path) -> None:
     assert problems == []
     assert records[0].id == "12"
     assert records[0].videos == records[0].images == ()
+
+
+def test_records_without_an_id_are_called_by_file_and_place(tmp_path: Path) -> None:
+    """Wherever the file lies, and whatever stands before it in a list of files."""
+    raw = [record(0, id=None), record(1, id="eins"), {**record(2), "id": None}]
+    records, problems = load(tmp_path, *raw)
+    assert problems == [] and [r.id for r in records] == ["data.json[0]", "eins", "data.json[2]"]
+    lines = tmp_path / "other" / "lines.jsonl"
+    lines.parent.mkdir()
+    lines.write_text("\n\n".join(json.dumps(r) for r in raw))
+    assert [r.id for r in load_records(lines)[0]] == ["lines.jsonl:1", "eins", "lines.jsonl:5"]
+    both, problems = load_records(f"{lines},{tmp_path / 'data.json'}")
+    assert problems == []
+    assert [r.id for r in both] == [
+        "lines.jsonl:1", "lines.jsonl/eins", "lines.jsonl:5", "data.json[0]", "data.json/eins", "data.json[2]"
+    ]  # fmt: skip
 
 
 def test_float_ids_are_what_the_json_says(tmp_path: Path) -> None:
@@ -267,7 +282,7 @@ def test_reserved_tokens_are_those_of_the_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "No such file.*--data_path"),
+        (None, "no such file.*--data_path"),
         (b"", "holds no record"),
         (b" \n", "holds no record"),
         (b"[]", "holds no record"),

@@ -15,7 +15,7 @@ from llava.data.prompt import expand_placeholders, preprocess_plain_lm
 from llava.model.builder import add_visual_tokens, load_language_model, load_pretrained_model, set_trainable
 from llava.model.language_model.llava_gpt2 import CACHE, LlavaGPT2ForCausalLM
 from llava.model.loss import head_logits, supervised_loss
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from tests.conftest import SPEC, save_tower
 
 PIXELS = torch.Generator().manual_seed(1)
@@ -305,10 +305,12 @@ def test_missing_weights_are_an_error(tmp_path, build):
 
 def test_another_kind_of_model_is_refused(assets, tmp_path):
     shutil.copytree(assets.gpt2, tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "llama"}
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"model_type": "t5"}
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="'llama'"):
+    with pytest.raises(ValueError, match="'t5', which transformers has no causal language model for"):
         load_language_model(str(tmp_path / "m"))
+    with pytest.raises(ValueError, match="model type 't5', expected llava_<type>"):
+        load_pretrained_model(tmp_path / "m")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_pretrained_model(tmp_path / "nothing")
 
@@ -435,7 +437,7 @@ def test_visual_tokens_must_be_registered_before_video(assets, tokenizer, build)
 @pytest.mark.parametrize("layer", [-4, -3, -2, -1, 0, 2, 3])
 @pytest.mark.parametrize("feature", ["patch", "cls_patch"])
 def test_unused_parameters_of_a_tower_are_those_without_gradient(assets, layer, feature):
-    tower = DINOv2VisionTower.from_pretrained(str(assets.tower), layer, feature)
+    tower = load_vision_tower(str(assets.tower), layer, feature)
     tower.requires_grad_(True)
     tower(torch.randn(2, 3, 56, 56)).square().sum().backward()
     silent = {n for n, p in tower.named_parameters() if p.grad is None or not p.grad.any()}

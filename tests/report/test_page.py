@@ -72,7 +72,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         root / "run <b>one</b>",
         llava_run={
             **record(learning_rate=1e-3, video_folder=str(root), data_path=f"{EVIL}.json", vision_tower="tower"),
-            "data": {"train": {"records": 4000, "by_modality": {"video": 3990, "text": 10}}, "eval": None},
+            "data": {"train": {"records": 4000, "by_modality": {"video": 3990, "text": 10}, "sources": [
+                {"name": f"{EVIL}.json", "strategy": "random:25%", "in_file": 12000, "records": 3000, "words": 45678,
+                 "seen": 9001},
+                {"name": "b.json", "strategy": "all", "in_file": 1000, "records": 1000, "words": 8000, "seen": None}]},
+                "eval": None},
             "parameters": [{"part": "projector", "trainable": 1234567, "frozen": 0, "learning_rate": 0.002},
                            {"part": "tower", "trainable": 0, "frozen": 89, "learning_rate": None}],
         },
@@ -116,6 +120,8 @@ def test_the_top_answers_in_words(page):
         "all 1,234,567 89",
         "records 4,000",
         "video 3,990, text 10",
+        ".json random:25% 3,000 12,000 75.0 % 45,678 9,001",
+        "b.json all 1,000 1,000 25.0 % 8,000 –",
         "--learning_rate 0.001 5e-05",
         "held, true video 0.75",
         "reference Una palla rossa. other video Un cane nero.",
@@ -228,6 +234,8 @@ def test_a_folder_that_is_no_run(tmp_path, name):
     ("name", "content", "where"),
     [
         ("llava_run.json", "{", r"llava_run\.json: not JSON"),
+        ("llava_run.json", '{"data": {"train": {"sources": ["a.json"]}}}', r"llava_run\.json: the fields"),
+        ("llava_run.json", '{"data": {"train": [1]}}', r"llava_run\.json: the fields"),
         ("trainer_state.json", "[]", r"trainer_state\.json: a JSON object was expected, found list"),
         ("trainer_state.json", '{"log_history": [1]}', r"trainer_state\.json: the fields"),
         ("alarms.jsonl", '{"step": 1}\n\n{"step"', r"alarms\.jsonl, line 3: not JSON"),

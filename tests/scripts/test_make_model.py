@@ -214,3 +214,21 @@ def test_paths_are_no_concern_of_a_tokenizer(script, data):
     rows[2]["video"] = "/elsewhere/a.mp4"
     data.write_text(json.dumps(rows))
     assert len(script.read_captions([data])) == len(rows)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "opt", "bloom"])
+def test_another_architecture_has_the_same_sizes(make, kind):
+    folder = make(kind, "--model_type", kind, "--seed", "3", "--dropout", "0.25")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config, table = model.config, model.get_input_embeddings()
+    assert (config.model_type, config.num_hidden_layers, config.num_attention_heads) == (kind, 2, 2)
+    assert (table.embedding_dim, table.num_embeddings) == (32, len(AutoTokenizer.from_pretrained(folder)))
+    assert kind == "bloom" or config.max_position_embeddings == 64
+    assert table.weight is model.get_output_embeddings().weight
+    assert {v for k, v in config.to_dict().items() if k.endswith("dropout")} == {0.25}
+    assert equal(weights(make("again", "--model_type", kind, "--seed", "3")), weights(folder))
+
+
+def test_an_architecture_without_a_language_model_is_refused(make):
+    with pytest.raises(SystemExit, match="--model_type: model type 'vit', which transformers has no causal language"):
+        make("vit", "--model_type", "vit")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags, losses, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,12 +70,17 @@ def test_a_failing_preflight_stops_every_process(assets, tmp_path):
 
 
 def test_a_rank_without_video_neither_hangs_nor_changes_the_result(assets, tmp_path):
-    """Batches of one sample: in most steps one rank has a video and the other has text."""
-    mixed = [record(f"v{i}", CAPTIONS[i], f"clip{i}.mp4") for i in range(3)]
-    mixed += [record(f"t{i}", CAPTIONS[i]) for i in range(3, 6)]
-    path = tmp_path / "mixed.json"
-    path.write_text(json.dumps(mixed))
+    """Batches of one sample: in most steps one rank has a video and the other has text. Both take the same of a
+    mixture, and its samples are counted over both.
+    """
+    entries = [f"{{json_path: {path}, sampling_strategy: random:3}}" for path in (assets.video_json, assets.text_json)]
+    path = tmp_path / "mixed.yaml"
+    path.write_text(f"datasets: [{', '.join(entries)}]")
     options = {"data_path": path, "max_steps": 6, "group_by_modality_length": False}
     torchrun(2, flags(assets, tmp_path / "two", per_device_train_batch_size=1, **options))
     one = train(assets, tmp_path / "one", per_device_train_batch_size=2, **options)
     assert losses(tmp_path / "two") == pytest.approx(one, abs=1e-4)
+    sources = [
+        json.loads((tmp_path / n / "llava_run.json").read_text())["data"]["train"]["sources"] for n in ("one", "two")
+    ]
+    assert sources[0] == sources[1] and [source["seen"] for source in sources[0]] == [6, 6]

@@ -69,13 +69,16 @@ def cache_settings(
     frames = spec.to_dict()
     # How many latents summarise the features does not change them.
     del frames["fast_latents"], frames["slow_latents"], frames["video_decoder"]
+    pixels = ProcessorSpec.from_dict(processor.to_dict()).to_dict()
+    if spec.image_aspect_ratio != "crop":
+        pixels.pop("resize_edge", None)  # Nothing is cropped.
     return {
         "tower": tower_checksum,
         "select_layer": select_layer,
         "select_feature": select_feature,
         "frames": frames,
         "frame_rule": FRAME_RULE,
-        "processor": ProcessorSpec.from_dict(processor.to_dict()).to_dict(),
+        "processor": pixels,
         "decoders": reader_versions(spec.video_decoder),
         "precision": precision,
         "dtype": dtype,

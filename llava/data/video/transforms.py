@@ -17,7 +17,7 @@ def frames_to_pixels(frames: np.ndarray, processor: ProcessorSpec, image_aspect_
 
     Args:
         image_aspect_ratio: "pad" puts the frame in the middle of a square of the mean colour; "square" squeezes it;
-            "crop" is DINOv2's own way, the shortest edge to S * 256 / 224 and the middle S x S of it.
+            "crop" brings the shortest edge to `processor.crop_edge` and takes the middle S x S, as DINOv2 and CLIP do.
 
     Raises:
         ValueError: for another `image_aspect_ratio`.
@@ -44,7 +44,7 @@ def _pad(image: Image.Image, processor: ProcessorSpec) -> Image.Image:
 
 
 def _crop(image: Image.Image, processor: ProcessorSpec) -> Image.Image:
-    short = round(processor.image_size * 256 / 224)
+    short = processor.crop_edge
     # The long edge is rounded down, as transformers does.
     width, height = (int(short * edge / min(image.size)) for edge in image.size)
     left, top = (width - processor.image_size) // 2, (height - processor.image_size) // 2

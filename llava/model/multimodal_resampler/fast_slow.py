@@ -12,6 +12,7 @@ D width of the language model.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -20,9 +21,11 @@ from torch import nn
 
 from llava.config.video import VideoSpec, grid
 
-OUTPUT_GAIN = 0.1
-"""Initial scale of the normalised rows: the order of a fresh word embedding plus a position."""
-POSITION_STD = 0.1
+ROW_STD = 0.2
+"""Initial standard deviation of the rows, where nobody says what the word embeddings beside them have."""
+ROW_PARTS = 4
+"""What a row is the sum of, in equal shares: the normalised latent, and embeddings of its row, column and frame."""
+PATCH_POSITION_STD = 0.1
 
 
 @lru_cache(maxsize=64)
@@ -86,16 +89,20 @@ class StreamResampler(nn.Module):
         self.row = nn.Parameter(torch.empty(self.grid[0], 1, width))
         self.column = nn.Parameter(torch.empty(self.grid[1], width))
         self.frame = nn.Parameter(torch.empty(num_frames, 1, width))
+        self.row_std = ROW_STD
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the positions and sets the output gain; linear layers keep the language model's own scheme."""
-        nn.init.constant_(self.norm.weight, OUTPUT_GAIN)
-        positions = [self.row, self.column, self.frame]
+        """Draws the positions and sets the output gain, so that rows begin with `row_std`; linear layers keep the
+        language model's own scheme.
+        """
+        share = self.row_std / math.sqrt(ROW_PARTS)
+        nn.init.constant_(self.norm.weight, share)
+        for parameter in (self.row, self.column, self.frame):
+            nn.init.normal_(parameter, std=share)
         if len(self.blocks):
-            positions += [self.patch_row, self.patch_column]
-        for parameter in positions:
-            nn.init.normal_(parameter, std=POSITION_STD)
+            for parameter in (self.patch_row, self.patch_column):
+                nn.init.normal_(parameter, std=PATCH_POSITION_STD)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(V, T, extra + P, D) projected patches -> (V, T * N, D) rows.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from llava.config.flags import FREE_FLAGS, DataArguments, ModelArguments, TrainingArguments
+from llava.config.flags import FREE_FLAGS, ModelArguments, TrainingArguments
 from llava.data.chat_formats import PLAIN
 from llava.data.records import Record
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
@@ -230,7 +230,7 @@ def _check_batch(checkpoint: str, before: dict[str, Any], now: dict[str, Any]) -
         )
 
 
-def record_digests(records: Sequence[Record], data_args: DataArguments) -> np.ndarray:
+def record_digests(records: Sequence[Record]) -> np.ndarray:
     """(N,) uint64: a hash of what each record trains with, its text and the names of its clips below their folders."""
 
     def below(path: str, folder: str | None) -> str:
@@ -241,8 +241,8 @@ def record_digests(records: Sequence[Record], data_args: DataArguments) -> np.nd
         seen = [
             r.id,
             [[turn["from"], turn["value"]] for turn in r.conversations],
-            [below(p, data_args.video_folder) for p in r.videos],
-            [below(p, data_args.image_folder) for p in r.images],
+            [below(p, r.origin and r.origin.video_folder) for p in r.videos],
+            [below(p, r.origin and r.origin.image_folder) for p in r.images],
             r.split,
         ]
         text = json.dumps(seen, ensure_ascii=False)

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, get_scheduler
 
 from llava.constants import IGNORE_INDEX
-from llava.model.builder import group_of
+from llava.model.builder import parameter_groups
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
 from llava.train.monitor.served import Difference, Served, ServedSamples, id_hash, served_problem
@@ -263,16 +263,16 @@ class Invariants(TrainerCallback):
 
     def _judge_movement(self, step: int, optimizer: Any) -> None:
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
-        still, moved = [], 0
+        still, moved, names = [], 0, parameter_groups(self.model)
         for name, parameter in self.model.named_parameters():
             group = groups.get(id(parameter))
             # Softmax does not change with a key's bias.
             if name not in self.before or group is None or name.endswith(("key.bias", "k_proj.bias")):
                 continue
-            if {f"{what} {group_of(name)}" for what in ("zero gradient", "no update")} & self.told():
+            if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue
-            taking_part = self.kinds["video"] if group_of(name) == "resampler fast" else self.kinds["vision"]
-            if group_of(name) in ("resampler fast", "resampler slow", "projector", "tower") and (
+            taking_part = self.kinds["video"] if names[name] == "resampler fast" else self.kinds["vision"]
+            if names[name] in ("resampler fast", "resampler slow", "projector", "tower") and (
                 taking_part < LEAST_STEPS
             ):
                 continue

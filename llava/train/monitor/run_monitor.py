@@ -24,7 +24,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
-from llava.model.builder import group_of, part_of
+from llava.model.builder import parameter_groups, part_of
 from llava.train.monitor.alarms import SPIKE_STEPS, WAITING_STEPS, Alarm, AlarmRules, Observation
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def batch_sums(token_losses: torch.Tensor, batch: Mapping[str, Any], visual_ids:
     """The sums that one batch adds, in the order of `_SUMS`, on its device and without waiting for it.
 
     Args:
-        token_losses: (B, L - 1), of `LlavaGPT2ForCausalLM.forward`.
+        token_losses: (B, L - 1), of `VisionCausalLM.forward`.
         batch: collated, with `input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` of the
             samples, and `segment_ids` (B, L) when several may share a row.
         visual_ids: ids of the visual tokens.
@@ -95,10 +95,11 @@ class RunMonitor(TrainerCallback):
     ) -> None:
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.parts: dict[str, str] = {}
+        groups = parameter_groups(model)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not sharded:
-                self.groups.setdefault(group_of(name), []).append(parameter)
-                self.parts[group_of(name)] = part_of(name)
+                self.groups.setdefault(groups[name], []).append(parameter)
+                self.parts[groups[name]] = part_of(name)
         if sharded and is_main:
             logger.info("gradients and updates of each group are not measured: they are spread over the processes")
         self.vocabulary, self.entropies = model.config.vocab_size, entropies

@@ -44,10 +44,11 @@ def codes(samples: int) -> torch.Tensor:
 
 def blocks_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
     """The list of the language model's blocks, with its owner and its name there; None when there is none."""
-    base = model.base_model
-    for name, child in base.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == getattr(model.config, "num_hidden_layers", None):
-            return base, name, child
+    number = getattr(model.config, "num_hidden_layers", None)
+    for owner in model.base_model.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == number:
+                return owner, name, child
     return None
 
 

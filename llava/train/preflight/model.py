@@ -189,6 +189,25 @@ def check_layout(model: nn.Module, reference: Reference, training: Batch, contex
     return Finding("layout of batches", "FAIL", words, remedy), loss
 
 
+def check_own_loss(model: nn.Module, batch: Batch, kind: str, context: Context) -> Finding:
+    """Whether the loss, taken at supervised positions alone, is the one that the architecture's own class computes from
+    the logits of every position, with whatever it puts after its head.
+
+    Args:
+        batch: one sample a row.
+    """
+    with torch.no_grad(), context():
+        ours = float(model(**batch, return_logits=False, use_cache=False).loss)
+        theirs = float(model.own_loss(**batch))
+        autocast = torch.is_autocast_enabled(batch["input_ids"].device.type)
+    name, limit = f"loss of the class, {kind}", LAYOUT_ERROR_AUTOCAST if autocast else LAYOUT_ERROR
+    if abs(ours - theirs) <= limit:
+        return Finding(name, "ok", f"{ours:.4f}, as transformers computes it from all logits")
+    words = f"the loss is {ours:.4f}, the class of {type(model).__name__} computes {theirs:.4f}"
+    remedy = "the logits must be those of the class: what it does after its head (a scale, a soft cap) is left out"
+    return Finding(name, "FAIL", words, remedy)
+
+
 @contextmanager
 def replaced_input(module: nn.Module, chosen: torch.Tensor) -> Iterator[list[int]]:
     """While active, the `chosen` (V,) rows of a module's first argument (V, ...) are those of other videos, or noise

@@ -207,6 +207,8 @@ def _check_kind(
         return findings
     layout, loss = on_model.check_layout(model, reference, training, context)
     findings += [layout] if layout.status == "FAIL" else []
+    alone = _on_device(trainer, trainer.data_collator(some[:1]))
+    findings.append(on_model.check_own_loss(model, alone, kind, context))
     findings.append(on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size))
     if kind != "text":
         findings += on_model.check_use_of_video(model, reference, kind, context)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.model.builder import GROUPS, group_of, part_of
+from llava.model.builder import GROUPS, LANGUAGE_GROUPS, parameter_groups, part_of
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch, Context
 from llava.train.preflight.reach import check_reach, watched
@@ -47,7 +47,7 @@ def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str,
         ),
         (trains - wanted, "training, though --mm_tunable_parts freezes it", "freeze after loading (set_trainable)"),
     ):
-        for group, listed in _by_group(names).items():
+        for group, listed in _by_group(model, names).items():
             found, mend = f"{', '.join(listed[:3])} is {words}", remedy
             if group == "embeddings" and "frozen" in words:
                 found += ": the vocabulary cannot learn and the loss will stay near ln(vocabulary)"
@@ -103,8 +103,10 @@ def check_gradients(
             reached[name] = max(reached.get(name, 0.0), size)
     model.zero_grad(set_to_none=True)
     # Softmax does not change with a key's bias, so its gradient is 0 but for rounding.
-    silent = _by_group({n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith("key.bias")})
-    members = _by_group(wanted)
+    silent = _by_group(
+        model, {n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith(("key.bias", "k_proj.bias"))}
+    )
+    members = _by_group(model, wanted)
     for group in GROUPS:
         if group in silent:
             whole = "none of it" if len(silent[group]) == len(members[group]) else ", ".join(silent[group][:3])
@@ -218,9 +220,9 @@ def check_overfit(
         if max_grad_norm > 0:
             nn.utils.clip_grad_norm_(twin.parameters(), max_grad_norm)
         optimizer.step()
-    still = _by_group({n for n, p in twin.named_parameters() if n in start and torch.equal(p.detach(), start[n])})
+    still = _by_group(twin, {n for n, p in twin.named_parameters() if n in start and torch.equal(p.detach(), start[n])})
     if kind == "text":
-        still = {g: n for g, n in still.items() if GROUPS[g][0].startswith(("transformer.", "lm_head."))}
+        still = {g: n for g, n in still.items() if g in LANGUAGE_GROUPS}
     words = f"loss {losses[0]:.2f} → {losses[-1]:.2f} on one batch in {len(losses)} steps"
     if not losses[-1] < OVERFIT_SHARE * losses[0]:
         stuck = f"; weights that did not move: {', '.join(still)}" if still else "; all groups move"
@@ -230,8 +232,9 @@ def check_overfit(
     return Finding(f"over-fit, {kind}", "ok", words)
 
 
-def _by_group(names: set[str]) -> dict[str, list[str]]:
+def _by_group(model: Any, names: set[str]) -> dict[str, list[str]]:
+    groups_of = parameter_groups(model)
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        groups.setdefault(group_of(name), []).append(name)
+        groups.setdefault(groups_of[name], []).append(name)
     return groups

@@ -28,13 +28,13 @@ from llava.data.features.workers import WorkerFailure
 from llava.data.records import load_records
 from llava.data.video import FRAME_RULE, frames_to_pixels, read_frames
 from llava.errors import Stopped
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from tests.conftest import PROCESSOR, SPEC, colour_frames
 
 
 @pytest.fixture
 def tower(assets):
-    return DINOv2VisionTower.from_pretrained(str(assets.tower))
+    return load_vision_tower(str(assets.tower))
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from llava.data.features.old import is_older
 from llava.data.features.store import FeatureCache
 from llava.data.records import load_records
 from llava.data.video import frames_to_pixels, read_frames
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.model.multimodal_encoder.builder import load_vision_tower
 from tests.conftest import PROCESSOR, SPEC
 
 
 @pytest.fixture
 def tower(assets):
-    return DINOv2VisionTower.from_pretrained(str(assets.tower))
+    return load_vision_tower(str(assets.tower))
 
 
 @pytest.fixture

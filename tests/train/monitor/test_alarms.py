@@ -265,7 +265,7 @@ def test_the_start_of_a_run_is_kept_for_its_resumption():
 
 
 def test_every_kind_of_alarm_is_listed_and_documented():
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     text = "\n".join(path.read_text() for path in (root / "llava" / "train").rglob("*.py"))
     said = set(re.findall(r'Alarm\((?:seen\.)?step, "([^"]+)"|self\.alarm\([\w.+ ]+, "([^"]+)"', text))
     assert {a or b for a, b in said} <= set(KINDS)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from llava.model.multimodal_encoder import dinov2_encoder
-from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower, resolve_precision
+from llava.model.multimodal_encoder import base
+from llava.model.multimodal_encoder.base import resolve_precision
+from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 from tests.conftest import save_tower
 
 PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
@@ -17,7 +19,7 @@ PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def tower(assets):
-    return DINOv2VisionTower.from_pretrained(str(assets.tower))
+    return load_vision_tower(str(assets.tower))
 
 
 def test_bf16_rounds_and_leaves_the_weights(tower):
@@ -56,7 +58,7 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch):
         def read_text(self):
             return Flags.text
 
-    monkeypatch.setattr(dinov2_encoder, "Path", Flags)
+    monkeypatch.setattr(base, "Path", Flags)
     for text, expected in (("avx2 avx512_bf16 fma", "bf16"), ("amx_bf16", "bf16"), ("avx2 avx512f", "fp32")):
         Flags.text = text
         assert resolve_precision("auto", "cpu") == expected
@@ -80,7 +82,7 @@ def numbered(model_class, config_class, **options):
         hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, **options
     )
     model = model_class(config)
-    renamed = {old: new for new, old in dinov2_encoder.ATTENTION_NAMES}
+    renamed = {old: new for new, old in base.ATTENTION_NAMES}
     values = {}
     for name, tensor in model.state_dict().items():
         for old, new in renamed.items():
@@ -160,25 +162,25 @@ def test_checksums_of_earlier_commits_are_known_whatever_transformers_made_them(
     model = tower.vision_model
 
     def digest(rename):
-        sha = dinov2_encoder.hashlib.sha256()
+        sha = base.hashlib.sha256()
         for name, tensor in sorted((rename(n), t) for n, t in model.state_dict().items()):
             sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             sha.update(tensor.numpy().tobytes())
         return sha.hexdigest()
 
     def old(name):
-        for new, was in dinov2_encoder.ATTENTION_NAMES:
+        for new, was in base.ATTENTION_NAMES:
             name = name.replace(new, was)
         return name
 
     def new(name):
-        for now, was in dinov2_encoder.ATTENTION_NAMES:
+        for now, was in base.ATTENTION_NAMES:
             name = name.replace(was, now)
         return name
 
     assert digest(old) != digest(new)
     save_tower(tmp_path / "other", seed=3)
-    other = DINOv2VisionTower.from_pretrained(str(tmp_path / "other"))
+    other = load_vision_tower(str(tmp_path / "other"))
     for known in (digest(old), digest(new), tower.checksum()):
         assert tower.has_checksum(known) and not other.has_checksum(known)
         assert not tower.has_checksum(known[:-1]), "all of it counts"

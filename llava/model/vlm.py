@@ -1,0 +1,330 @@
+"""What vision adds to the class of a language model: forward, generation, save and load, whatever its architecture.
+
+The class is asked for what it does and never told apart by its name: `base_model` makes the states, and the logits are
+those that the class's own `forward` makes of states, with whatever it puts after its head.
+
+Letters in shapes: B batch, L positions, D width of the states, V vocabulary, N any number of positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+
+from llava.foreign import check_sizes
+from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.loss import ClassHead, head_logits, supervised_loss
+from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.permissions import follow_umask
+
+TOWER_PREFIX = "vision_tower."
+TOWER_KEYS = rf"^{TOWER_PREFIX[:-1]}\."
+CACHE = "cache" if hasattr(CausalLMOutputWithCrossAttentions, "cache") else "past_key_values"
+"""What transformers calls the keys and values of earlier positions: `cache` since 5.24. Callers may use either name."""
+
+
+@dataclass(repr=False, eq=False, kw_only=True)
+class VisionConfig:
+    """What the config of a language model says about tower, projector, resampler and visual tokens.
+
+    `mm_hidden_size` is None on a model without vision. The other `mm_*` fields carry the launch flags of the same
+    name; `video_spec` and `mm_processor` are `VideoSpec` and `ProcessorSpec` as dictionaries.
+    """
+
+    mm_vision_tower: str | None = None
+    mm_vision_tower_checksum: str | None = None
+    mm_vision_tower_storage: str = "reference"
+    mm_vision_config: dict | None = None
+    mm_vision_select_layer: int = -2
+    mm_vision_select_feature: str = "patch"
+    mm_vision_precision: str = "fp32"
+    mm_feature_dtype: str = "float16"
+    mm_hidden_size: int | None = None
+    mm_patch_grid: list | None = None
+    mm_processor: dict | None = None
+    mm_projector_type: str = "mlp2x_gelu"
+    mm_resampler_type: str = "fast_slow_resampler"
+    mm_perceiver_depth: int = 1
+    video_spec: dict | None = None
+    visual_token_ids: dict | None = None
+
+
+@dataclass
+class LlavaCausalLMOutput(CausalLMOutputWithCrossAttentions):
+    """Args beyond transformers' own: `token_losses` (B, L - 1), the cross-entropy in nats of every target, detached
+    and unscaled, with 0 where nothing is supervised; column `i` belongs to the token at position `i + 1`.
+    """
+
+    token_losses: torch.Tensor | None = None
+
+
+class VisionCausalLM(LlavaMetaForCausalLM):
+    """Mixin before a causal-LM class of transformers; text-only when the config names no tower."""
+
+    accepts_loss_kwargs = True  # What the class says of its own loss does not hold for this one.
+
+    def __init__(self, config: Any) -> None:
+        check_sizes(config.to_dict(), config.name_or_path or "the model")
+        super().__init__(config)
+        if self.base_model is self or self.get_output_embeddings() is None:
+            raise ValueError(
+                f"{type(self).__name__}: the class has no body ({self.base_model_prefix!r}) or no head of its own, so "
+                "it cannot be given vision here: use another architecture"
+            )
+        if config.mm_vision_tower_storage != "checkpoint":
+            # The tower of a checkpoint that keeps it by reference is absent on purpose.
+            own = self._keys_to_ignore_on_load_missing
+            self._keys_to_ignore_on_load_missing = [*(own or ()), TOWER_KEYS]
+        self.build_vision_modules()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, StreamResampler):
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, vision_tower: str | None = None, load_vision_tower: bool = True, **kwargs: Any
+    ):
+        """As in transformers, and then the tower is attached, checked and frozen.
+
+        Args:
+            vision_tower: where the tower lies now, when it is not where the checkpoint says.
+            load_vision_tower: False leaves it out, for training from cached features.
+
+        Raises:
+            ValueError: when weights are missing from the checkpoint, or the tower is another one.
+            FileNotFoundError: when the tower cannot be found.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        problems = {k: info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys") if info.get(k)}
+        if problems:
+            listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
+            raise ValueError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
+        if model.vision_tower is not None:
+            model.vision_tower.requires_grad_(False)
+        elif model.config.mm_hidden_size is not None and load_vision_tower:
+            model.attach_vision_tower(vision_tower)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, state_dict: dict | None = None, **kwargs: Any) -> Any:
+        """As in transformers; a tower that is kept by reference stays out of the files, which follow the umask."""
+        if self.config.mm_vision_tower_storage == "reference":
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
+        result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        follow_umask(save_directory)
+        return result
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        num_images: torch.Tensor | None = None,
+        num_videos: torch.Tensor | None = None,
+        sample_ids: list[str] | None = None,
+        image_positions: torch.Tensor | None = None,
+        video_positions: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        supervised_positions: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutput:
+        """Next-token prediction over text and video.
+
+        Args:
+            input_ids: (B, L); visual positions are swapped for features as
+                `prepare_inputs_labels_for_multimodal_video` describes, whose arguments are taken here too.
+            segment_ids: (B, L) the sample that each position belongs to, from `llava.data.packing.TrainingCollator`;
+                rows are padded on the right. With `position_ids` that restart, attention stays within a sample.
+            supervised_positions, label_smoothing: as `llava.model.loss.supervised_loss` takes them.
+            labels: (B, L), `IGNORE_INDEX` where nothing is predicted; shifted inside, so `labels` may equal the ids.
+            return_logits: full logits (B, L, V) beside the loss; by default only in evaluation. In training the head
+                sees supervised positions alone.
+            num_items_in_batch: supervised tokens of the whole accumulated batch over all ranks; the loss is the sum
+                over it. Without it, the mean over this batch's.
+
+        Raises:
+            ValueError: when counts do not match, or `labels` supervise nothing.
+        """
+        if inputs_embeds is None:
+            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(
+                input_ids,
+                labels,
+                pixel_values=pixel_values,
+                pixel_values_videos=pixel_values_videos,
+                image_features=image_features,
+                video_features=video_features,
+                num_images=num_images,
+                num_videos=num_videos,
+                sample_ids=sample_ids,
+                image_positions=image_positions,
+                video_positions=video_positions,
+            )
+        if segment_ids is not None:
+            # Causal attention never reaches the padding on the right, and transformers keeps samples of a row apart
+            # where positions restart, but only without a mask and without a cache of keys and values.
+            attention_mask, use_cache = None, False
+        if labels is not None and use_cache is None:
+            use_cache = False
+        earlier = past_key_values if cache is None else cache
+        output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
+        hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)
+        loss = logits = token_losses = None
+        if labels is not None:
+            loss, token_losses = supervised_loss(
+                hidden, labels, head, num_items_in_batch, supervised_positions, label_smoothing
+            )
+        if labels is None or (return_logits if return_logits is not None else not self.training):
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = head(hidden[:, keep])
+        return LlavaCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+            token_losses=token_losses,
+            **{CACHE: next((output[name] for name in ("cache", "past_key_values") if name in output), None)},
+        )
+
+    def states(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The output of the class's body, with `last_hidden_state` (B, L, D), for embeddings (B, L, its width)."""
+        taken = inspect.signature(self.base_model.forward).parameters
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
+        # Who has no positions (ALiBi, a recurrence) names no such argument.
+        given = {k: v for k, v in given.items() if k != "position_ids" or k in taken}
+        name = "cache" if "cache" in taken else "past_key_values"
+        if cache is not None or name in taken:
+            given[name] = cache
+        return self.base_model(inputs_embeds=inputs_embeds, **given)
+
+    def logits_of(self, output: Any, states: torch.Tensor, multiple: int = 1) -> torch.Tensor:
+        """What the class makes of states: (..., D) -> (..., V), with the scale or soft cap that it puts on its head.
+
+        Its own `forward` is run with the body left out.
+
+        Args:
+            output: of `states`, for what else the class reads of it.
+            multiple: as `llava.model.loss.head_logits` takes it.
+        """
+        head = self.get_output_embeddings()
+        name = next(name for name, module in self.named_children() if module is head)
+        flat = states if states.dim() == 3 else states.unsqueeze(0)
+        given = type(output)(last_hidden_state=flat)
+        body = _StandIn(self.base_model, lambda *_, **__: given)
+        layer = _StandIn(head, partial(head_logits, head=head, multiple=multiple))
+        with _instead(self, {self.base_model_prefix: body, name: layer}):
+            logits = super().forward(inputs_embeds=flat).logits
+        return logits.view(*states.shape[:-1], -1)
+
+    def own_loss(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there."""
+        mask = inputs.pop("attention_mask", None)
+        embeds, _ = self.prepare_inputs_labels_for_multimodal_video(**inputs)
+        return super().forward(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' generation (greedy, sampling, beam search), with video.
+
+        The visual arguments of `forward` are taken beside transformers' own. The prompt is encoded once, so that
+        neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left. Visual
+        tokens, which are places for features and no words, are never generated.
+
+        Raises:
+            ValueError: for pixels or features that are not finite, of which a model makes an empty text, and from
+                `prepare_inputs_labels_for_multimodal_video`.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        visual = {
+            name: kwargs.pop(name, None)
+            for name in ("pixel_values", "pixel_values_videos", "image_features", "video_features")
+        }
+        for name, values in visual.items():
+            if values is not None and not torch.isfinite(values).all():
+                bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+                raise ValueError(f"{name}: items {bad} of {len(values)} hold NaN or infinite values; read them again")
+        visual |= {name: kwargs.pop(name, None) for name in ("num_images", "num_videos", "sample_ids")}
+        if input_ids is not None and self.mm_projector is not None:
+            kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, **visual)
+        elif any(value is not None for name, value in visual.items() if name != "sample_ids"):
+            raise ValueError("this model was trained on text alone: it takes no video or image")
+        never = set(kwargs.pop("suppress_tokens", None) or ()) | set((self.config.visual_token_ids or {}).values())
+        return super().generate(input_ids, suppress_tokens=sorted(never) or None, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        prompt_embeds: torch.Tensor | None = None,
+        cache: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; while nothing is cached, the prompt enters as embeddings with its video in them."""
+        earlier = past_key_values if cache is None else cache
+        inputs = super().prepare_inputs_for_generation(input_ids, **{CACHE: earlier}, **kwargs)
+        cached = earlier.get_seq_length() if earlier is not None else 0
+        if prompt_embeds is None or cached >= prompt_embeds.shape[1]:
+            return inputs
+        ids = inputs.pop("input_ids")
+        if cached or ids.shape[1] < prompt_embeds.shape[1]:
+            raise ValueError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
+        new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
+        return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
+
+
+class _StandIn:
+    """Is called in place of a module, and is that module in all else."""
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        self.module, self.call = module, call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # Some classes call the decoder within their body.
+        return self if name == "decoder" else getattr(self.module, name)
+
+
+@contextmanager
+def _instead(module: nn.Module, stand_ins: dict[str, Any]) -> Iterator[None]:
+    """While active, `module.<name>` is its stand-in; its modules stay registered."""
+    for name, stand_in in stand_ins.items():
+        object.__setattr__(module, name, stand_in)  # Found before the modules of that name.
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            object.__delattr__(module, name)
