@@ -64,6 +64,10 @@ class ModelArguments:
         metadata={"help": "reference: checkpoints name the tower and its checksum; checkpoint: they hold its weights."},
     )
     mm_projector_type: str = field(default="mlp2x_gelu", metadata={"help": "linear, identity or mlp<N>x_gelu."})
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None,
+        metadata={"help": "A .bin or .safetensors with weights of the projector, or of projector and resampler."},
+    )
     mm_resampler_type: str = field(default="fast_slow_resampler", metadata={"help": "fast_slow_resampler."})
     mm_perceiver_latents: int = field(default=81, metadata={"help": "Latents of a frame in the slow stream."})
     mm_perceiver_latents_fast: int = field(default=9, metadata={"help": "Latents of a frame in the fast stream."})

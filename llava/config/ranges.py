@@ -100,7 +100,7 @@ RANGES: dict[str, Range] = {
     "mm_vision_resampler_lr": RATE,
     "mm_vision_tower_lr": RATE,
     "warmup_steps": RATE,
-    "warmup_ratio": Range(0, 1),
+    "warmup_ratio": Range(0, 1, below=True),
     "weight_decay": RATE,
     "adam_beta1": Range(0, 1, below=True),
     "adam_beta2": Range(0, 1, below=True),

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 import llava
+from llava.config import llava_st
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
 from llava.data.chat_formats import PLAIN, resolve
@@ -47,6 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
         SystemExit: from the parser, for `--help`.
     """
     parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    added = llava_st.add_flags(parser)
     values, unknown = parser.parse_known_args(list(argv) if argv is not None else None)
     problems = unknown_flags(unknown, parser)
     outside = out_of_range(vars(values))
@@ -54,6 +56,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     for name in outside:
         # The rest is looked at as if this one were right, so that all is said at once.
         setattr(values, name, parser.get_default(name))
+    taken = llava_st.take(vars(values), added, {name: parser.get_default(name) for name in vars(values)})
+    problems += taken.problems
+    vars(values).update(taken.values)
     for name in TrainingArguments._VALID_DICT_FIELDS:
         problem = settings_problem(getattr(values, name))
         if problem:
@@ -72,6 +77,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     if problems:
         raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
     keep_timeout(training_args)
+    if taken.notes and training_args.process_index == 0:
+        logger.warning("flags without effect here:\n%s", "\n".join(f"  - {note}" for note in taken.notes))
     choose_format(model_args, data_args, is_main=training_args.process_index == 0)
     if model_args.vision_tower is not None:
         # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
@@ -260,6 +267,11 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
             problems.append(str(error))
     if data_args.text_only and model_args.vision_tower is not None:
         problems.append("--text_only True leaves the videos out: leave --vision_tower out too")
+    adapter = model_args.pretrain_mm_mlp_adapter
+    if adapter and not Path(adapter).is_file():
+        problems.append(f"--pretrain_mm_mlp_adapter {adapter}: no such file")
+    if adapter and model_args.vision_tower is None:
+        problems.append("--pretrain_mm_mlp_adapter has weights of a projector, but there is no --vision_tower")
     if model_args.vision_tower is None:
         asked = [p for p in parts if p != "mm_language_model"]
         if asked and model_args.mm_tunable_parts is not None:

@@ -35,6 +35,7 @@ from llava.data.records import (
 from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.text_format import TextFormat
 from llava.errors import Stopped
+from llava.model.adapter import load_adapter
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.capabilities import keeps_samples_apart, max_positions
 from llava.model.language_model.causal_lm import language_type
@@ -140,6 +141,8 @@ def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> VisionCau
             else:
                 check_stored_tower(model, model_args.vision_tower)
             model.config.video_spec = spec.to_dict()
+        if model_args.pretrain_mm_mlp_adapter:
+            logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
     set_trainable(model, tunable_parts(model_args))
     if training_args.packing and not keeps_samples_apart(model):
         training_args.packing = False

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llava.data.features.store import DamagedFeatures
 from llava.errors import Stopped
@@ -69,6 +70,22 @@ def test_the_precision_is_recorded_and_goes_with_the_model(assets, tmp_path, mon
     with pytest.raises(ValueError, match="--vision_precision: was 'bf16', is 'fp32'"):
         train(assets, tmp_path / "run", vision_precision="auto", feature_dtype="int8", save_strategy="steps",
               save_steps=3, resume_from_checkpoint="True")  # fmt: skip
+
+
+def test_a_projector_of_another_run_is_the_start(assets, tmp_path):
+    train(assets, tmp_path / "run", max_steps=2)
+    weights = tmp_path / "run" / "model.safetensors"
+    options = {"preflight": "off", "pretrain_mm_mlp_adapter": weights, "from_scratch": True}
+    model = prepare(parse_arguments(flags(assets, tmp_path / "next", **options))).trainer.model.state_dict()
+    for name, value in load_file(weights).items():
+        same = torch.equal(model[name], value)
+        assert same or not name.startswith(("mm_projector", "vision_resampler")), name
+        assert not same or not name.startswith("transformer.h.0.attn.c_attn.weight"), "the language model is fresh"
+
+
+def test_a_projector_that_cannot_be_loaded_is_named(assets, tmp_path):
+    with pytest.raises(ValueError, match=r"--pretrain_mm_mlp_adapter /no.bin: no such file\n.*no --vision_tower"):
+        parse_arguments(flags(assets, tmp_path, 1, pretrain_mm_mlp_adapter="/no.bin"))
 
 
 def test_unknown_precisions_and_types_are_named_together(assets, tmp_path):

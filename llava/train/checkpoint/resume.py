@@ -37,7 +37,7 @@ OPTIMIZER_FLAGS = {
 """Their values lie in the optimiser's saved state, which would go on with the old ones without a word."""
 STATE_FLAGS = {
     *({f.name for f in fields(ModelArguments)} - {"model_name_or_path", "from_scratch", "attn_implementation",
-                                                  "vision_tower"}),
+                                                  "vision_tower", "pretrain_mm_mlp_adapter"}),
     "num_frames", "deepspeed", "fsdp", "fsdp_config",
 }  # fmt: skip
 """They decide which weights and states there are, and the saved ones would not fit."""

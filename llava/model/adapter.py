@@ -1,0 +1,81 @@
+"""Weights of projector and resampler from a file of their own: LLaVA's `--pretrain_mm_mlp_adapter`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from llava.model.llava_arch import LlavaMetaForCausalLM
+
+PARTS = {"mm_projector": "projector", "vision_resampler": "resampler"}
+
+
+def load_adapter(model: LlavaMetaForCausalLM, path: str) -> str:
+    """Copies the weights of a file into the projector of `model` and, where the file has any, into its resampler.
+
+    Names may have anything in front of `mm_projector.` or `vision_resampler.`, as LLaVA's and checkpoints have; other
+    weights of the file are left alone. Returns a line that says what was loaded.
+
+    Raises:
+        ValueError: naming the file and every weight that is missing, superfluous, of another shape or not finite.
+    """
+    weights = read_weights(path)
+    problems, found = [], {}
+    for part in PARTS:
+        own = getattr(model, part).state_dict()
+        found[part] = {n.partition(f"{part}.")[2]: value for n, value in weights.items() if f"{part}." in n}
+        if found[part] or (part == "mm_projector" and own):
+            problems += _differences(part, found[part], own)
+    if not any(found.values()):
+        problems = [f"no weight of mm_projector or vision_resampler, only {', '.join(list(weights)[:3]) or 'nothing'}"]
+    if problems:
+        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise ValueError(
+            f"--pretrain_mm_mlp_adapter {path} does not fit this model: {'; '.join(problems[:12])}{more}. It must come "
+            "from a model with the same tower width, model width, --mm_projector_type, --mm_resampler_type, "
+            "--num_frames and --mm_perceiver_* (LLaVA's own mlp projectors have no LayerNorm in front)"
+        )
+    for part, values in found.items():
+        if values:
+            getattr(model, part).load_state_dict(values)
+    said = [
+        f"{len(found[part])} weights of the {name}" if found[part] else f"none of the {name}, which starts fresh"
+        for part, name in PARTS.items()
+    ]
+    return f"loaded from {path}: {', '.join(said)}"
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` or of a pickle, which is read without running code.
+
+    Raises:
+        ValueError: when the file is neither, or holds something else.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--pretrain_mm_mlp_adapter {path}: no file of weights alone ({reason:.200})") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"--pretrain_mm_mlp_adapter {path}: expected names and tensors, as torch.save(state_dict) has")
+    return weights
+
+
+def _differences(part: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Every way in which the weights `found` for a part are not those that it has."""
+    differences = [f"{part}.{name} is missing" for name in own if name not in found]
+    differences += [f"{part}.{name} is not one of the model's" for name in found if name not in own]
+    for name in own:
+        if name in found and found[name].shape != own[name].shape:
+            shapes = f"{tuple(found[name].shape)}, expected {tuple(own[name].shape)}"
+            differences.append(f"{part}.{name} has shape {shapes}")
+        elif name in found and not torch.isfinite(found[name]).all():
+            differences.append(f"{part}.{name} has values that are not finite")
+    return differences
