@@ -10,7 +10,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from tokenizers import processors
+from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from llava.data.chat import Chat
 from llava.eval import captioning, controls
@@ -261,3 +262,28 @@ def test_the_environment_decides_for_plain_lm_and_says_so(assets, questions, tmp
     assert "USE_PLAIN_LM=1 in the environment decides over --version llama_v2" in caplog.text
     assert json.loads((tmp_path / "run" / "config.json").read_text())["text_format"]["version"] == "plain"
     assert json.loads((tmp_path / "run" / "llava_run.json").read_text())["flags"]["version"] == "plain"
+
+
+def test_another_language_model_in_its_own_format(assets, questions, tmp_path):
+    """A Llama, whose tokenizer writes the beginning of a text itself."""
+    tokenizer = AutoTokenizer.from_pretrained(assets.gpt2)
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
+    begin = ("<|begin_of_text|>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(f"{begin[0]} $A", special_tokens=[begin])
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, bos_token_id=begin[1], eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    options = {"data_path": questions, "version": "llava_llama_3", "model_name_or_path": tmp_path / "model"}
+    train(assets, tmp_path / "run", **options, **STEPS | {"max_steps": 100})
+    captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+    clips = [assets.clips / f"clip{i}.mp4" for i in range(6)]
+    assert captioner(clips, QUESTION) == CAPTIONS
+    asked = captioner.text_format.prompt([{"from": "human", "value": QUESTION}])
+    assert asked.count(begin[1]) == 1 and asked[0] == begin[1]
+    assert captioner.tokenizer.convert_ids_to_tokens(list(captioner.text_format.end_ids)) == [
+        "<|endoftext|>", "<|eot_id|>",
+    ]  # fmt: skip
