@@ -231,7 +231,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         return self.base_model(inputs_embeds=inputs_embeds, **given)
 
     def logits_of(self, output: Any, states: torch.Tensor, multiple: int = 1) -> torch.Tensor:
-        """What the class makes of states: (..., D) -> (..., V), with the scale or soft cap that it puts on its head.
+        """What the class makes of states: (N, D) or (B, N, D) -> (..., V), with the scale or soft cap that it puts on its head.
 
         Its own `forward` is run with the body left out.
 
@@ -247,7 +247,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         layer = _StandIn(head, partial(head_logits, head=head, multiple=multiple))
         with _instead(self, {self.base_model_prefix: body, name: layer}):
             logits = super().forward(inputs_embeds=flat).logits
-        return logits.view(*states.shape[:-1], -1)
+        return logits if states.dim() == 3 else logits[0]
 
     def own_loss(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there."""

@@ -210,6 +210,16 @@ def test_accumulated_batches_have_the_gradient_of_the_large_one(family):
     assert_same_grads(grads(parts), grads(whole))
 
 
+def test_a_rank_without_targets_adds_nothing_to_those_of_others(family):
+    model = family.copy()
+    batch = make_batch(family.tokenizer, TEXTS[:1], pixel_values_videos=pixels())
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    loss = model(**batch, num_items_in_batch=torch.tensor(7)).loss
+    loss.backward()
+    assert loss == 0
+    assert not any(grad.any() for grad in grads(model).values())
+
+
 def test_fresh_rows_have_the_spread_of_the_words_beside_them(family):
     """GPT-2 keeps the spread that its loss curves were measured with."""
     rows = family.model.encode_videos(pixels(4)).detach()
