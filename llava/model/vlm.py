@@ -231,7 +231,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         return self.base_model(inputs_embeds=inputs_embeds, **given)
 
     def logits_of(self, output: Any, states: torch.Tensor, multiple: int = 1) -> torch.Tensor:
-        """What the class makes of states: (N, D) or (B, N, D) -> (..., V), with the scale or soft cap that it puts on its head.
+        """What the class makes of states, with the scale or soft cap of its head: (N, D) or (B, N, D) -> (..., V).
 
         Its own `forward` is run with the body left out.
 
