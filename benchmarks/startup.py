@@ -79,10 +79,10 @@ def make_data(folder: Path, records: int, clips: int, lines: bool) -> list[str]:
 def fill_cache(flags: list[str]) -> None:
     """Writes features of noise for every clip, as extraction would those of the tower."""
     args = run_flags.parse_arguments(flags)
-    model = stages.make_model(args, stages.load_tokenizer(args[0], args[2]))
+    model = stages.make_model(args, stages.load_tokenizer(args.model, args.training))
     cache = stages.make_cache(args, model)
     assert cache is not None
-    records = load_records(args[1].data_path, video_folder=args[1].video_folder)[0]
+    records = load_records(args.data.data_path, video_folder=args.data.video_folder)[0]
     named = list(features.distinct_clips(records))
     contents, _ = cache.contents.resolve(path for path, _, _ in named)
     clips = [(features.join_key(contents[path], split), path) for path, split, _ in named]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import transformers
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -200,6 +200,14 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.device.type == "cuda" and self.dataloader_pin_memory:
             # Pinned memory is copied while the device computes.
             cast(AcceleratorConfig, self.accelerator_config).non_blocking = True
+
+
+class Settings(NamedTuple):
+    """All flags of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
 
 
 def video_spec(model_args: ModelArguments, data_args: DataArguments) -> VideoSpec:

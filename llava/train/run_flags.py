@@ -21,7 +21,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 import llava
 from llava.config import llava_st
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.flags import DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
@@ -37,10 +37,9 @@ logger = logging.getLogger(__name__)
 
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, OSError, NotImplementedError)
 """What transformers raises for flags that it cannot take."""
-Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> Arguments:
+def parse_arguments(argv: Sequence[str] | None) -> Settings:
     """The flags of a run.
 
     Raises:
@@ -83,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Arguments:
     if model_args.vision_tower is not None:
         # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
         model_args.vision_precision = resolve_precision(model_args.vision_precision, training_args.device)
-    return model_args, data_args, training_args
+    return Settings(model_args, data_args, training_args)
 
 
 def plain_by_environment() -> bool:
@@ -298,12 +297,12 @@ def tunable_parts(model_args: ModelArguments) -> list[str]:
     return ["mm_language_model", *vision]
 
 
-def make_run_record(args: Arguments) -> dict[str, Any]:
+def make_run_record(settings: Settings) -> dict[str, Any]:
     """The resolved flags, the division of the global batch and the versions that a run is made with."""
     flags: dict[str, Any] = {}
-    for group in args:
+    for group in settings:
         flags |= group.to_dict() if isinstance(group, TrainingArguments) else asdict(group)
-    training_args = args[2]
+    training_args = settings.training
     size, accumulation = training_args.train_batch_size, training_args.gradient_accumulation_steps
     processes = training_args.world_size
     return {
@@ -320,6 +319,6 @@ def make_run_record(args: Arguments) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "frames": FRAME_RULE,
-            "decoders": reader_versions(args[1].video_decoder),
+            "decoders": reader_versions(settings.data.video_decoder),
         },
     }

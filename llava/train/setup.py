@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from llava.config.flags import Settings
 from llava.data.chat_formats import PLAIN
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
@@ -38,7 +39,7 @@ class Run:
 
 
 def prepare(
-    args: run_flags.Arguments,
+    settings: Settings,
     run_record: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Run:
@@ -51,8 +52,8 @@ def prepare(
     Raises:
         Stopped: when `should_stop` said so.
     """
-    model_args, data_args, training_args = args
-    run_record = run_flags.make_run_record(args) if run_record is None else run_record
+    model_args, data_args, training_args = settings
+    run_record = run_flags.make_run_record(settings) if run_record is None else run_record
     set_seed(training_args.seed)
     tokenizer = stages.load_tokenizer(model_args, training_args)
     data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
@@ -64,7 +65,7 @@ def prepare(
         eval_records, eval_problems = read(data_args.eval_data_path)
 
     with built_whole(training_args):
-        model = stages.make_model(args, tokenizer)
+        model = stages.make_model(settings, tokenizer)
         template = run_record.get("text_format", {}).get("template")
         text_format = make_format(version, tokenizer, model, template)
     run_record["text_format"] = model.config.text_format
@@ -75,7 +76,7 @@ def prepare(
     run_record["parameters"] = parameter_rows(model, training_args)
     logger.info("%s", parameter_table(run_record["parameters"]))
 
-    cache = stages.make_cache(args, model)
+    cache = stages.make_cache(settings, model)
     if cache is not None:
         timeout = data_args.clip_timeout
         problems += stages.fill_cache(cache, without(records, problems), model, training_args, timeout, should_stop)
@@ -83,7 +84,7 @@ def prepare(
             cache, without(eval_records, eval_problems), model, training_args, timeout, should_stop
         )
     dataset, lengths = stages.make_dataset(
-        records, problems, args, tokenizer, model, cache, trained, text_format=text_format
+        records, problems, settings, tokenizer, model, cache, trained, text_format=text_format
     )
     stages.check_batches(len(dataset), training_args)
     run_record["data"] = {"train": stages.summarise(dataset.records, lengths), "eval": None}
@@ -91,7 +92,7 @@ def prepare(
     eval_dataset = None
     if data_args.eval_data_path:
         eval_dataset, eval_lengths = stages.make_dataset(
-            eval_records, eval_problems, args, tokenizer, model, cache, preprocess, "bad_eval_samples.jsonl",
+            eval_records, eval_problems, settings, tokenizer, model, cache, preprocess, "bad_eval_samples.jsonl",
             text_format,
         )  # fmt: skip
         run_record["data"]["eval"] = stages.summarise(eval_dataset.records, eval_lengths)

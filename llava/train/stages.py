@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava import foreign
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments, video_spec
+from llava.config.flags import DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.video import VideoSpec
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.check import check_files
@@ -42,7 +42,7 @@ from llava.model.language_model.causal_lm import language_type
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.vlm import VisionCausalLM
-from llava.train.run_flags import Arguments, tunable_parts
+from llava.train.run_flags import tunable_parts
 from llava.train.text_format import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -93,13 +93,13 @@ def read_records(
     return records, problems + missing_files(records)
 
 
-def make_model(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> VisionCausalLM:
+def make_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> VisionCausalLM:
     """The language model with the visual tokens registered, and with vision when a tower is named; parts frozen.
 
     Raises:
         ValueError: when flags and model disagree, each disagreement named.
     """
-    model_args, data_args, training_args = args
+    model_args, data_args, training_args = settings
     model = load_language_model(
         model_args.model_name_or_path, model_args.from_scratch, model_args.attn_implementation, load_vision_tower=False
     )
@@ -169,7 +169,7 @@ def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: 
         raise ValueError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
 
 
-def make_cache(args: Arguments, model: VisionCausalLM) -> FeatureCache | None:
+def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None:
     """The feature cache that the flags ask for; none without a tower, or when the tower trains.
 
     A frozen tower computes in the precision of the flags from here on, with a cache or without, and the model's config
@@ -178,7 +178,7 @@ def make_cache(args: Arguments, model: VisionCausalLM) -> FeatureCache | None:
     Raises:
         ValueError: when a cache is asked for by folder while the tower trains.
     """
-    model_args, data_args, training_args = args
+    model_args, data_args, training_args = settings
     tower = model.vision_tower
     if tower is not None and tower.frozen:
         tower.precision = model.config.mm_vision_precision = resolve_precision(
@@ -319,7 +319,7 @@ def report_sources(what: str, summary: Mapping[str, Any]) -> None:
 def make_dataset(
     records: list[Record],
     problems: list[Problem],
-    args: Arguments,
+    settings: Settings,
     tokenizer: PreTrainedTokenizerBase,
     model: VisionCausalLM,
     cache: FeatureCache | None,
@@ -332,7 +332,7 @@ def make_dataset(
     Raises:
         DatasetError: with all problems at once, or when nothing is left.
     """
-    _, data_args, training_args = args
+    _, data_args, training_args = settings
     spec = model.video_spec if model.config.video_spec else None
     if cache is None and spec and data_args.on_bad_sample == "skip":
         # Extraction opens every file; without it, bad ones are found here and not in the middle of training.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from llava.config.flags import Settings
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.text_format import preprocess
 from llava.errors import run_command
@@ -28,8 +29,8 @@ logger = logging.getLogger("llava")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; see `--help`."""
-    args = run_flags.parse_arguments(argv)
-    training_args = args[2]
+    settings = run_flags.parse_arguments(argv)
+    training_args = settings.training
     is_main = training_args.process_index == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     folder, rank, ranks = training_args.output_dir, training_args.process_index, training_args.world_size
@@ -40,25 +41,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         only_run(folder, rank, ranks),
         Stop(folder, rank, ranks, training_args.device, remedy) as stop,
     ):
-        run_all(args, stop)
+        run_all(settings, stop)
 
 
-def run_all(args: run_flags.Arguments, stop: Stop) -> None:
+def run_all(settings: Settings, stop: Stop) -> None:
     """A run from its checks to its report, in a folder that is its own.
 
     Raises:
         Stopped: when it was told to stop; the same command goes on.
     """
-    training_args = args[2]
+    training_args = settings.training
     checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
-    run_record = run_flags.make_run_record(args)
+    run_record = run_flags.make_run_record(settings)
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
         run_record["text_format"] = {"template": resume.pinned_template(checkpoint)}
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 
-    run = prepare(args, run_record, stop.requested)
+    run = prepare(settings, run_record, stop.requested)
     run.trainer.stop = stop
     if checkpoint:
         dataset = run.trainer.train_dataset

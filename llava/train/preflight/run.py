@@ -350,14 +350,14 @@ def print_table(findings: Sequence[Finding], mode: str, seconds: float) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Pre-flight alone: takes the flags of `llava/train/train.py` and trains nothing."""
-    args = run_flags.parse_arguments(argv)
-    training_args = args[2]
+    settings = run_flags.parse_arguments(argv)
+    training_args = settings.training
     logging.basicConfig(
         level=logging.INFO if training_args.process_index == 0 else logging.WARNING, format="%(message)s"
     )
     if training_args.preflight == "off":
         raise ValueError("--preflight off: there is nothing to do; use quick or full")
-    run = prepare(args)
+    run = prepare(settings)
     try:
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
     except PreflightError as error:
