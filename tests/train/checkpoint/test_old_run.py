@@ -1,7 +1,8 @@
 """A run of commit 7f1b7ba, cut after step 4 of 6: its checkpoint, feature cache and folders open, and it goes on.
 
-`tests/assets/run_7f1b7ba.zip` was made by that commit with torch 2.13.0 and transformers 5.24.0: the fixtures' clips and
-captions, a GPT-2 of 1 x 16 and a DINOv2 of 2 x 24, flags in `flags.json`, and the weights and losses that it ended with.
+`tests/assets/run_7f1b7ba.zip` was made by that commit with torch 2.13.0 and transformers 5.24.0: the fixtures' clips
+and captions, a GPT-2 of 1 x 16 and a DINOv2 of 2 x 24, flags in `flags.json`, and the weights and losses that it ended
+with.
 """
 
 from __future__ import annotations
