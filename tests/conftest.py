@@ -152,13 +152,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def build(assets: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> Callable:
-    """`build(vision=True, spec=SPEC, parts=..., **initialize)`: a tiny model with fixed weights; registers the visual
-    tokens on the `tokenizer` fixture.
+    """`build(vision=True, spec=SPEC, parts=..., **initialize)`: a tiny model with fixed weights (`folder`: another than
+    the GPT-2); registers the visual tokens on the `tokenizer` fixture.
     """
 
     def make(vision: bool = True, spec: VideoSpec = SPEC, parts: str | None = None, **options):
         torch.manual_seed(0)
-        model = load_language_model(str(assets.gpt2))
+        model = load_language_model(str(options.pop("folder", assets.gpt2)))
         add_visual_tokens(tokenizer, model)
         if vision:
             tower = load_vision_tower(str(assets.tower), options.pop("select_layer", -2))

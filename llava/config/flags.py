@@ -74,6 +74,17 @@ class ModelArguments:
     mm_perceiver_depth: int = field(
         default=1, metadata={"help": "Cross-attention blocks of each stream; 0 is pooling alone."}
     )
+    lora_enable: bool = field(
+        default=False,
+        metadata={"help": "LoRA: adapters of the language model's linear layers train in place of its weights."},
+    )
+    lora_r: int = field(default=64, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=16, metadata={"help": "Adapters are multiplied by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of what adapters see."})
+    lora_bias: str = field(
+        default="none",
+        metadata={"help": "Biases of the language model that train beside: none, all, or lora_only."},
+    )
 
 
 @dataclass

@@ -44,11 +44,10 @@ def _flags(status: str, rows: Mapping[str, tuple[Any, ...]]) -> list[Flag]:
 
 GRID = "an image is one square view (--image_aspect_ratio); there is no grid of crops"
 POOL = "belongs to resamplers that are not here; --mm_perceiver_latents says how many rows a frame takes"
-LORA = "belongs to --lora_enable"
 GROUP = "--group_by_modality_length, which is on, makes batches of one modality and of similar lengths"
 MERGE = (
-    "merge the adapter into its model first (peft's merge_and_unload) and name the merged folder with "
-    "--model_name_or_path"
+    "merge the adapter into its model first (a run of this project: python -m llava.commands.merge_lora; another: "
+    "peft's merge_and_unload) and name the merged folder with --model_name_or_path"
 )
 
 FLAGS: tuple[Flag, ...] = (
@@ -81,6 +80,13 @@ FLAGS: tuple[Flag, ...] = (
         "mm_perceiver_latents": (81, "rows of a frame in the slow stream"),
         "mm_perceiver_latents_fast": (9, "rows of a frame in the fast stream, which reaches the model"),
         "mm_perceiver_depth": (3, "blocks of each stream"),
+        "lora_enable": (False, "adapters of the language model's linear layers train, its own weights, embeddings and "
+                        "head stay; the vision parts train in full. Needs peft and mm_language_model in "
+                        "--mm_tunable_parts"),
+        "lora_r": (64, "rank of the adapters"),
+        "lora_alpha": (16, "adapters are multiplied by lora_alpha / lora_r"),
+        "lora_dropout": (0.05, "dropout of what adapters see"),
+        "lora_bias": ("none", "none, all (of the language model's body) or lora_only (of the adapted layers)"),
         # The data
         "data_path": (None, "JSON or JSONL, several files (`{a,b}.json`), or a YAML mixture"),
         "image_folder": (None, "`.` and an empty folder are the working folder"),
@@ -140,10 +146,6 @@ FLAGS: tuple[Flag, ...] = (
         "group_by_varlen": (False, GROUP),
         "group_by_modality_length_auto": (False, GROUP),
         "group_by_length": (False, GROUP),
-        "lora_r": (64, LORA),
-        "lora_alpha": (16, LORA),
-        "lora_dropout": (0.05, LORA),
-        "lora_bias": ("none", LORA),
         "double_quant": (True, "belongs to --bits"),
         "quant_type": ("nf4", "belongs to --bits"),
         "mpt_attn_impl": ("triton", "--attn_implementation says it for every model"),
@@ -154,12 +156,11 @@ FLAGS: tuple[Flag, ...] = (
         "logging_dir": (None, "TensorBoard's files lie in output_dir/runs; TENSORBOARD_LOGGING_DIR moves them"),
     }),
     *_flags(REFUSED, {
-        "lora_enable": (False, "LoRA is not built in: leave the --lora flags out; the language model trains in full "
-                        "with mm_language_model in --mm_tunable_parts and stays frozen without", False),
         "lora_weight_path": ("", MERGE, ""),
         "load_lora_path": ("", MERGE, ""),
-        "bits": (16, "weights are not quantised: leave it out; --bf16 True, --gradient_checkpointing True and "
-                 "--deepspeed scripts/zero2_offload.json save memory", 16, 32),
+        "bits": (16, "weights of 4 and 8 bits, which need CUDA and bitsandbytes, are not built in yet: leave it out; "
+                 "--lora_enable True, --bf16 True, --gradient_checkpointing True and --deepspeed "
+                 "scripts/zero2_offload.json save memory", 16, 32),
         "add_time_instruction": (False, "times are not written into texts, where they would tell one clip from "
                                  "another without looking: write the sentence into the human turns of the records",
                                  False),

@@ -68,6 +68,9 @@ RANGES: dict[str, Range] = {
     "mm_perceiver_latents_fast": LATENTS,
     "mm_perceiver_depth": Range(0, 1000, whole=True),
     "mm_vision_select_layer": Range(-10_000, 10_000, whole=True),
+    "lora_r": Range(1, 65536, whole=True),
+    "lora_alpha": Range(1, 65536, whole=True),
+    "lora_dropout": Range(0, 1, below=True),
     # The data
     "num_frames": LATENTS,
     "video_fps": Range(0, 1e6),

@@ -15,6 +15,7 @@ from llava.data.prompt import visual_token_ids
 from llava.foreign import check_sizes, config_values, load_tokenizer
 from llava.model.capabilities import attention_for, embedding_names
 from llava.model.language_model.causal_lm import OWN_FILES, PREFIX, causal_lm_class, language_type
+from llava.model.lora import adapter_parameters
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.vlm import VisionCausalLM
 
@@ -36,6 +37,8 @@ VISION_GROUPS = {
 LANGUAGE_GROUPS = ("embeddings", "language model blocks", "head")
 GROUPS = (*LANGUAGE_GROUPS, *VISION_GROUPS)
 """The groups that gradients are watched by, finer than `MM_PARTS`. A head that is tied belongs to the embeddings."""
+KEY_BIASES = tuple(f"{key}.{layer}bias" for key in ("key", "k_proj") for layer in ("", "base_layer."))
+"""Ends of the names of parameters whose gradient is 0 but for rounding: softmax does not change with a key's bias."""
 
 
 def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> dict[str, int]:
@@ -120,14 +123,23 @@ def select_parts(names: str | Iterable[str]) -> list[str]:
 
 
 def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
-    """Lets exactly the parameters of `parts` train and freezes all others.
+    """Lets exactly the `trainable_names` of `parts` train and freezes all others.
 
     Raises:
         ValueError: when a part is unknown, or a parameter belongs to none.
     """
-    chosen = select_parts(parts)
+    names = trainable_names(model, select_parts(parts))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in chosen)
+        parameter.requires_grad_(name in names)
+
+
+def trainable_names(model: nn.Module, parts: Iterable[str]) -> set[str]:
+    """Names of the parameters of `parts`; of a language model with LoRA, those of its adapters alone."""
+    adapters = adapter_parameters(model)
+    names = {name for name, _ in model.named_parameters() if part_of(name) in parts}
+    if adapters is None:
+        return names
+    return {name for name in names if part_of(name) != "mm_language_model" or name in adapters}
 
 
 def part_of(parameter_name: str) -> str:
@@ -181,8 +193,8 @@ def load_language_model(
     if attention != attn_implementation:
         logger.info("%s has no %s: attention is %s", language_type(kind), attn_implementation, attention)
     if from_scratch:
-        # The vision modules of an earlier model are not part of a fresh one, nor is the format of its text.
-        others = ("video_spec", "text_format")
+        # The vision modules of an earlier model are not part of a fresh one, nor are its adapters and its text format.
+        others = ("video_spec", "text_format", "lora")
         values = {k: v for k, v in values.items() if not k.startswith("mm_") and k not in others}
     config = model_class.config_class.from_dict(values)
     check_sizes(config.to_dict(), where)  # With what the file leaves to the defaults of its type.

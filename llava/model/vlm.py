@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from llava.foreign import check_sizes
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.model.permissions import follow_umask
@@ -36,7 +37,7 @@ class VisionConfig:
     """What the config of a language model says about tower, projector, resampler and visual tokens.
 
     `mm_hidden_size` is None on a model without vision. The other `mm_*` fields carry the launch flags of the same
-    name; `video_spec` and `mm_processor` are `VideoSpec` and `ProcessorSpec` as dictionaries.
+    name; `video_spec`, `mm_processor` and `lora` are `VideoSpec`, `ProcessorSpec` and `LoraSettings` as dictionaries.
     """
 
     mm_vision_tower: str | None = None
@@ -55,6 +56,7 @@ class VisionConfig:
     mm_perceiver_depth: int = 1
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
+    lora: dict | None = None
 
 
 @dataclass
@@ -86,6 +88,9 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             self._keys_to_ignore_on_load_missing = [*(own or ()), TOWER_KEYS]
         self.build_vision_modules()
         self.post_init()
+        lora = settings_of(self)
+        if lora is not None:
+            add_adapters(self, lora)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

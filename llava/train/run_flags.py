@@ -29,6 +29,7 @@ from llava.data.mixture import path_problems
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import is_message
 from llava.model.builder import select_parts
+from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
@@ -76,8 +77,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
     if problems:
         raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
     keep_timeout(training_args)
-    if taken.notes and training_args.process_index == 0:
-        logger.warning("flags without effect here:\n%s", "\n".join(f"  - {note}" for note in taken.notes))
+    notes = taken.notes + lora_notes(model_args)
+    if notes and training_args.process_index == 0:
+        logger.warning("flags without effect here:\n%s", "\n".join(f"  - {note}" for note in notes))
     choose_format(model_args, data_args, is_main=training_args.process_index == 0)
     if model_args.vision_tower is not None:
         # The run's record holds what it was, so that a run that goes on on another machine computes in the same.
@@ -264,6 +266,7 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
             check()
         except ValueError as error:
             problems.append(str(error))
+    problems += lora_problems(model_args, parts)
     if data_args.text_only and model_args.vision_tower is not None:
         problems.append("--text_only True leaves the videos out: leave --vision_tower out too")
     adapter = model_args.pretrain_mm_mlp_adapter
@@ -295,6 +298,42 @@ def tunable_parts(model_args: ModelArguments) -> list[str]:
         return select_parts(model_args.mm_tunable_parts)
     vision = ["mm_mlp_adapter", "mm_vision_resampler"] if model_args.vision_tower else []
     return ["mm_language_model", *vision]
+
+
+def lora_settings(model_args: ModelArguments) -> LoraSettings | None:
+    """The adapters that the flags ask for, if they do."""
+    if not model_args.lora_enable:
+        return None
+    return LoraSettings(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_bias)
+
+
+def lora_problems(model_args: ModelArguments, parts: Sequence[str]) -> list[str]:
+    """What is wrong with the flags of LoRA."""
+    problems = []
+    if model_args.lora_bias not in BIASES:
+        problems.append(f"--lora_bias {model_args.lora_bias}: use {', '.join(BIASES[:-1])} or {BIASES[-1]}")
+    if not model_args.lora_enable:
+        return problems
+    if not is_installed():
+        problems.append(f"--lora_enable True: {MISSING}")
+    if model_args.from_scratch:
+        problems.append(
+            "--from_scratch True --lora_enable True: weights that were just drawn would stay as they are, and adapters "
+            "cannot make up for it: one of the two"
+        )
+    if parts and "mm_language_model" not in parts:
+        problems.append(
+            "--lora_enable True adapts the language model, which --mm_tunable_parts freezes: add mm_language_model to "
+            "it, or leave --lora_enable out"
+        )
+    return problems
+
+
+def lora_notes(model_args: ModelArguments) -> list[str]:
+    """The flags of LoRA that have no effect because it is off."""
+    given, default = asdict(model_args), {f.name: f.default for f in fields(ModelArguments)}
+    names = [name for name in given if name.startswith("lora_") and given[name] != default[name]]
+    return [] if model_args.lora_enable else [f"--{name} {given[name]}: belongs to --lora_enable" for name in names]
 
 
 def make_run_record(settings: Settings) -> dict[str, Any]:

@@ -39,10 +39,11 @@ from llava.model.adapter import load_adapter
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.capabilities import keeps_samples_apart, max_positions
 from llava.model.language_model.causal_lm import language_type
+from llava.model.lora import adapt
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.vlm import VisionCausalLM
-from llava.train.run_flags import tunable_parts
+from llava.train.run_flags import lora_settings, tunable_parts
 from llava.train.text_format import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ def make_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Vision
             model.config.video_spec = spec.to_dict()
         if model_args.pretrain_mm_mlp_adapter:
             logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
+    adapt(model, lora_settings(model_args), f"--model_name_or_path {model_args.model_name_or_path}")
     set_trainable(model, tunable_parts(model_args))
     if training_args.packing and not keeps_samples_apart(model):
         training_args.packing = False

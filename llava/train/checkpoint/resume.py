@@ -167,8 +167,8 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     """
     before = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
     _check_batch(checkpoint, before, run_record)
-    # Earlier runs had one format and no flag for it.
-    old, new = {"version": PLAIN} | before["flags"], json.loads(json.dumps(run_record["flags"]))
+    # Earlier runs had one format and no LoRA, and no flags for them.
+    old, new = {"version": PLAIN, "lora_enable": False} | before["flags"], json.loads(json.dumps(run_record["flags"]))
     names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
     changed = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
     if not changed:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, get_scheduler
 
 from llava.constants import IGNORE_INDEX
-from llava.model.builder import parameter_groups
+from llava.model.builder import KEY_BIASES, parameter_groups
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
 from llava.train.monitor.served import Difference, Served, ServedSamples, id_hash, served_problem
@@ -266,8 +266,7 @@ class Invariants(TrainerCallback):
         still, moved, names = [], 0, parameter_groups(self.model)
         for name, parameter in self.model.named_parameters():
             group = groups.get(id(parameter))
-            # Softmax does not change with a key's bias.
-            if name not in self.before or group is None or name.endswith(("key.bias", "k_proj.bias")):
+            if name not in self.before or group is None or name.endswith(KEY_BIASES):
                 continue
             if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue

@@ -147,6 +147,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     # DeepSpeed and FSDP spread the weights when training starts; until then each process has the whole model.
     args, model = trainer.args, trainer.model
     findings = on_training.check_trainable(model, parts, exempt)
+    findings += on_training.check_lora(model, trainer.run_record.get("flags", {}))
     model.to(args.device)
     context = trainer.accelerator.autocast
     trained = model.training

@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava.model.builder import GROUPS, LANGUAGE_GROUPS, parameter_groups, part_of
+from llava.model.builder import GROUPS, KEY_BIASES, LANGUAGE_GROUPS, parameter_groups, part_of, trainable_names
+from llava.model.lora import LoraSettings, adapted_layers, awake, settings_of
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch, Context
 from llava.train.preflight.reach import check_reach, watched
@@ -31,11 +33,11 @@ OVERFIT_SHARE = 0.5
 
 def expected_to_train(model: nn.Module, parts: Sequence[str], exempt: Mapping[str, str]) -> set[str]:
     """Names of the parameters that the flags let train; `exempt` are left out for the reason given there."""
-    return {n for n, _ in model.named_parameters() if part_of(n) in parts and n not in exempt}
+    return trainable_names(model, parts) - set(exempt)
 
 
 def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str, str]) -> list[Finding]:
-    """Whether exactly what the flags name trains, and tied weights are tied."""
+    """Whether exactly what the flags name trains, the base of adapters does not, and tied weights are tied."""
     wanted = expected_to_train(model, parts, exempt)
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
     findings = []
@@ -45,7 +47,11 @@ def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str,
             "frozen, though --mm_tunable_parts lets it train",
             "requires_grad_(True) was undone somewhere",
         ),
-        (trains - wanted, "training, though --mm_tunable_parts freezes it", "freeze after loading (set_trainable)"),
+        (
+            trains - wanted,
+            f"training, though {'LoRA or ' if settings_of(model) else ''}--mm_tunable_parts freezes it",
+            "freeze after loading (set_trainable)",
+        ),
     ):
         for group, listed in _by_group(model, names).items():
             found, mend = f"{', '.join(listed[:3])} is {words}", remedy
@@ -68,6 +74,26 @@ def check_trainable(model: nn.Module, parts: Sequence[str], exempt: Mapping[str,
     return findings
 
 
+def check_lora(model: nn.Module, flags: Mapping[str, Any]) -> list[Finding]:
+    """Whether the model has the adapters that the run's flags ask for, in layers of the language model alone."""
+    asked = None
+    if flags.get("lora_enable"):
+        asked = LoraSettings(**{name: flags[f"lora_{name}"] for name in asdict(LoraSettings())})
+    has, layers = settings_of(model), adapted_layers(model)
+    if has is None and asked is None:
+        return []
+    away = [name for name in layers if part_of(name) != "mm_language_model"]
+    if has != asked or not layers or away:
+        words = f"the flags ask for {asked or 'no adapters'}; the model has {len(layers)} ({has or 'no LoRA'})"
+        words += f", of which {', '.join(away[:3])} are not the language model's" if away else ""
+        remedy = "adapters are given by llava.model.lora.adapt, before the trainer is made"
+        return [Finding("LoRA", "FAIL", words, remedy)]
+    base = sum(p.numel() for n, p in model.named_parameters() if part_of(n) == "mm_language_model")
+    own = sum(p.numel() for layer in layers.values() for n, p in layer.named_parameters() if ".default." in n)
+    words = f"{len(layers)} layers have adapters ({own:,} parameters) beside {base - own:,} of the language model"
+    return [Finding("LoRA", "ok", f"{words}; {has}")]
+
+
 def check_gradients(
     model: nn.Module,
     batches: Mapping[str, Batch],
@@ -86,7 +112,7 @@ def check_gradients(
     findings: list[Finding] = []
     for kind, batch in batches.items():
         model.zero_grad(set_to_none=True)
-        with watched(model, batch, kind) as seen:
+        with awake(model), watched(model, batch, kind) as seen:
             (loss_of(seen.batch) * scale).backward()
         findings += check_reach(model, seen, kind)
         for name, parameter in model.named_parameters():
@@ -102,10 +128,7 @@ def check_gradients(
                 findings.append(Finding(f"gradients, {kind}", "FAIL", words, "freeze it with requires_grad_(False)"))
             reached[name] = max(reached.get(name, 0.0), size)
     model.zero_grad(set_to_none=True)
-    # Softmax does not change with a key's bias, so its gradient is 0 but for rounding.
-    silent = _by_group(
-        model, {n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith(("key.bias", "k_proj.bias"))}
-    )
+    silent = _by_group(model, {n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith(KEY_BIASES)})
     members = _by_group(model, wanted)
     for group in GROUPS:
         if group in silent:

@@ -1,0 +1,84 @@
+"""A run with LoRA as a plain checkpoint, which opens without peft: `python -m llava.commands.merge_lora DIR OUT`.
+
+DIR is a finished run, or a checkpoint of one, that was trained with --lora_enable True. OUT is made: the weights with
+the adapters added to them, the projector, the resampler, and the tokenizer. What is in OUT is loaded again, and must
+give the logits of DIR, before the command ends well.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from llava import foreign
+from llava.errors import run_command
+from llava.foreign import config_values
+from llava.model.language_model.causal_lm import PREFIX, causal_lm_class
+from llava.model.lora import merge_adapters, settings_of
+
+LIMIT = 1e-5
+"""Largest difference of logits, relative to the largest logit above 1, that adding in another order explains."""
+WORDS = 64
+
+
+@torch.no_grad()
+def merge(source: Path, target: Path) -> tuple[int, float]:
+    """Writes the merged model; returns how many layers were merged, and the largest relative difference of logits.
+
+    Raises:
+        FileNotFoundError: when `source` is not a checkpoint.
+        FileExistsError: when there is something at `target`.
+        ValueError: for a model without adapters, or a result that gives other logits.
+    """
+    if not (source / "config.json").is_file():
+        raise FileNotFoundError(f"{source}: no config.json; DIR is the folder of a finished run or a checkpoint")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
+    kind = str(config_values(str(source), str(source)).get("model_type"))
+    if not kind.startswith(PREFIX):
+        raise ValueError(f"{source}: model type {kind!r}, expected {PREFIX}<type>: DIR is what training wrote")
+    model_class, tokenizer = causal_lm_class(kind), foreign.load_tokenizer(str(source))
+    model = model_class.from_pretrained(source, dtype=torch.float32, load_vision_tower=False).eval()
+    if settings_of(model) is None:
+        raise ValueError(f"{source}: has no LoRA adapters (config.json): it opens as it is")
+    ids = torch.arange(WORDS).unsqueeze(0) % min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    ids = ids[:, :positions]
+    before = language_logits(model, ids)
+    layers = merge_adapters(model)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    merged = model_class.from_pretrained(target, dtype=torch.float32, load_vision_tower=False).eval()
+    difference = float((language_logits(merged, ids) - before).abs().max() / before.abs().max().clamp(min=1))
+    if not difference <= LIMIT:
+        raise ValueError(
+            f"{target}: its logits differ from those of {source} by {difference:.2g} of their size, expected at most "
+            f"{LIMIT:g}: do not use it; are the weights of {source} finite?"
+        )
+    return layers, difference
+
+
+def language_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (1, L, V) of words (1, L), without vision."""
+    states = model.states(model.get_input_embeddings()(ids), use_cache=False)
+    return model.logits_of(states, states.last_hidden_state)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m llava.commands.merge_lora", description=__doc__.splitlines()[0])
+    parser.add_argument("source", metavar="DIR", type=Path, help="a run, or a checkpoint of one, with LoRA adapters")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the folder to make")
+    args = parser.parse_args(argv)
+    layers, difference = merge(args.source, args.target)
+    print(
+        f"{args.target}: {layers} adapters merged; its logits are those of {args.source} (difference {difference:.1g})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
