@@ -19,8 +19,8 @@ from llava.foreign import config_values
 from llava.model.language_model.causal_lm import PREFIX, causal_lm_class
 from llava.model.lora import merge_adapters, settings_of
 
-LIMIT = 1e-5
-"""Largest difference of logits, relative to the largest logit above 1, that adding in another order explains."""
+LIMIT = 1e-4
+"""Largest difference of logits, relative to the largest, that adding in another order explains in a deep model."""
 WORDS = 64
 
 
@@ -52,7 +52,7 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     merged = model_class.from_pretrained(target, dtype=torch.float32, load_vision_tower=False).eval()
-    difference = float((language_logits(merged, ids) - before).abs().max() / before.abs().max().clamp(min=1))
+    difference = float((language_logits(merged, ids) - before).abs().max() / before.abs().max())
     if not difference <= LIMIT:
         raise ValueError(
             f"{target}: its logits differ from those of {source} by {difference:.2g} of their size, expected at most "

@@ -266,7 +266,7 @@ def flag_problems(model_args: ModelArguments, data_args: DataArguments, training
             check()
         except ValueError as error:
             problems.append(str(error))
-    problems += lora_problems(model_args, parts)
+    problems += lora_problems(model_args, training_args, parts)
     if data_args.text_only and model_args.vision_tower is not None:
         problems.append("--text_only True leaves the videos out: leave --vision_tower out too")
     adapter = model_args.pretrain_mm_mlp_adapter
@@ -307,7 +307,7 @@ def lora_settings(model_args: ModelArguments) -> LoraSettings | None:
     return LoraSettings(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_bias)
 
 
-def lora_problems(model_args: ModelArguments, parts: Sequence[str]) -> list[str]:
+def lora_problems(model_args: ModelArguments, training_args: TrainingArguments, parts: Sequence[str]) -> list[str]:
     """What is wrong with the flags of LoRA."""
     problems = []
     if model_args.lora_bias not in BIASES:
@@ -320,6 +320,11 @@ def lora_problems(model_args: ModelArguments, parts: Sequence[str]) -> list[str]
         problems.append(
             "--from_scratch True --lora_enable True: weights that were just drawn would stay as they are, and adapters "
             "cannot make up for it: one of the two"
+        )
+    if training_args.deepspeed or training_args.fsdp:
+        problems.append(
+            "--lora_enable True with --deepspeed or --fsdp has not been tried, and might train something else: leave "
+            "one of the two out (adapters need little memory for gradients and optimiser)"
         )
     if parts and "mm_language_model" not in parts:
         problems.append(

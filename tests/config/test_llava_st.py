@@ -81,7 +81,7 @@ def test_the_flags_of_the_stages_are_known(stage):
     result = taken(*STAGES[stage].split())
     assert any(note.startswith(f"--stage {stage}: ") for note in result.notes)
     refused = [line.partition(":")[0] for line in result.problems]
-    assert refused == [[], ["--lora_enable True"], ["--lora_enable True", "--load_lora_path output/stage2"]][stage - 1]
+    assert refused == [[], [], ["--load_lora_path output/stage2"]][stage - 1]
     if stage == 1:
         assert result.values == {"eval_strategy": "no"}
 
@@ -105,7 +105,7 @@ def test_a_flag_that_does_not_work_says_so(flag):
 
 def test_a_bare_switch_and_hyphens_are_read():
     assert [note.partition(":")[0] for note in taken("--lazy_preprocess").notes] == ["--lazy_preprocess True"]
-    assert taken("--lora-enable").problems[0].startswith("--lora_enable True: LoRA is not built in")
+    assert taken("--add-faster-video").problems[0].startswith("--add_faster_video True: a video always has")
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_a_command_line_says_it_once(assets, tmp_path, caplog):
 
 def test_what_is_refused_is_said_with_everything_else(assets, tmp_path):
     with pytest.raises(ValueError) as error:
-        parse_arguments(flags(assets, tmp_path, bits=4, lora_enable=True, warmup_ratio=1, video_folder="/nowhere"))
+        parse_arguments(flags(assets, tmp_path, bits=4, s2=True, warmup_ratio=1, video_folder="/nowhere"))
     lines = str(error.value).splitlines()[1:]
-    assert sorted(line.split()[1] for line in lines) == ["--bits", "--lora_enable", "--video_folder", "--warmup_ratio"]
+    assert sorted(line.split()[1] for line in lines) == ["--bits", "--s2", "--video_folder", "--warmup_ratio"]
 
 
 def test_a_silent_run_stays_silent(assets, tmp_path, caplog):

@@ -33,20 +33,14 @@ STEPS = {"model_max_length": 128, "per_device_train_batch_size": 6, "learning_ra
 
 
 def save_base(folder: Path, family: str) -> Path:
-    """A model whose tokenizer knows ChatML; of weights so large that its frozen head can tell words apart."""
+    """A model of fresh weights whose tokenizer knows ChatML."""
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = tiny_config(family, len(tokenizer), initializer_range=0.3)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(tiny_config(family, len(tokenizer))).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("qwen2"), "qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +51,21 @@ def questions(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def qwen(assets, questions, tmp_path_factory):
+    """One that has learnt the words of the captions, and not which clip each belongs to."""
+    folder = tmp_path_factory.mktemp("qwen2")
+    base = save_base(folder / "fresh", "qwen2")
+    options = {"data_path": questions, "text_only": True, "model_name_or_path": base, "max_steps": 60}
+    train(assets, folder / "base", 1, **STEPS | options)
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
 def run(assets, qwen, questions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora") / "run"
     train(
-        assets, folder, data_path=questions, eval_data_path=questions, model_name_or_path=qwen, max_steps=150,
-        save_strategy="steps", save_steps=75, **STEPS, **LORA,
+        assets, folder, data_path=questions, model_name_or_path=qwen, max_steps=150, save_strategy="steps",
+        save_steps=75, **STEPS, **LORA,
     )  # fmt: skip
     return folder
 
@@ -73,7 +77,7 @@ def test_a_run_learns_through_its_adapters_in_silence(run, qwen):
     assert "14 layers have adapters" in checks["LoRA"]["finding"]
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     weights, base = load_file(run / "model.safetensors"), load_file(qwen / "model.safetensors")
     for name, tensor in weights.items():
         if "lora_" in name:
@@ -181,6 +185,7 @@ def test_words_that_embeddings_would_have_to_learn_are_refused(assets, questions
         ({"lora_dropout": 1}, "--lora_dropout 1: a number from 0 to below 1"),
         ({"mm_tunable_parts": "mm_mlp_adapter"}, "add mm_language_model"),
         ({"bits": 4}, "--bits 4: .*CUDA and bitsandbytes"),
+        ({"deepspeed": "scripts/zero2.json"}, "with --deepspeed or --fsdp has not been tried"),
     ],
 )
 def test_flags_that_do_not_go_together(assets, tmp_path, options, words):
