@@ -39,6 +39,7 @@ assert len(names) > 10, names
 
 WORKERS = """
 import pkgutil, sys
+sys.modules["peft"] = None  # Where it is installed, transformers imports it, and models with it, for any of its flags.
 import llava, llava.config, llava.data
 for room in (llava.config, llava.data):
     for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
