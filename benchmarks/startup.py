@@ -28,7 +28,7 @@ import numpy as np
 from llava.data.features import extract as features
 from llava.data.records import load_records
 from llava.model.builder import load_language_model
-from llava.train import run_flags, stages, train
+from llava.train import run_flags, setup, stages, train
 from llava.train.preflight import features as preflight_features
 from llava.train.preflight.data import Finding
 from scripts import make_model
@@ -40,7 +40,7 @@ STAGES = {
     "cache: index": (stages, "make_cache"),
     "cache: what it lacks": (stages, "fill_cache"),
     "dataset": (stages, "make_dataset"),
-    "trainer": (train, "LlavaTrainer"),
+    "trainer": (setup, "LlavaTrainer"),
 }
 
 
@@ -117,12 +117,12 @@ def measure(flags: list[str], profile: bool) -> None:
             setattr(module, function, timed(name, getattr(module, function)))
     begun = []
 
-    class Trainer(train.LlavaTrainer):
+    class Trainer(setup.LlavaTrainer):
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             begun.append((time.perf_counter(), resident()))
             return super().training_step(*args, **kwargs)
 
-    train.LlavaTrainer = Trainer  # type: ignore[misc]
+    setup.LlavaTrainer = Trainer  # type: ignore[misc]
     train.run_preflight = timed("pre-flight", train.run_preflight)
     # It decodes one clip, whatever the number of records, and these cannot be decoded.
     preflight_features.check_cache = lambda *_: Finding("feature cache", "note", "left out")  # type: ignore[assignment]

@@ -38,7 +38,7 @@ step lint python -m ruff check .
 step format python -m ruff format --check .
 step types python -m mypy
 # Two files of tests at a time; more processes than cores only make the time limits of tests tight.
-step tests python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile
+step tests python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder
 
 echo
 if ((${#FAILED[@]})); then

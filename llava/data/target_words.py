@@ -50,5 +50,7 @@ def target_entropies(
     records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, text_format: TextFormat | None = None
 ) -> dict[str, float]:
     """The unigram entropy in nats of the targets of "captions" and of "text"."""
+    if not records:
+        return {}
     counts = count_targets(records, tokenizer, text_format=text_format)
     return {words: entropy(count) for words, count in counts.items()}

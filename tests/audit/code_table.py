@@ -223,7 +223,7 @@ CODE = [
         "the model sees the next token",
         "code",
         "refused",
-        r"moves with a word that comes later",
+        r"moves with a word that comes later|the class of LlavaGPT2ForCausalLM computes",
         plant=code.sees_the_future,
         quick=True,
     ),
