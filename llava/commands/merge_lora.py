@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from llava import foreign
 from llava.errors import run_command
-from llava.foreign import config_values
+from llava.foreign import config_values, load_tokenizer
+from llava.model.capabilities import max_positions
 from llava.model.language_model.causal_lm import PREFIX, causal_lm_class
 from llava.model.lora import merge_adapters, settings_of
 
@@ -40,13 +40,12 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
     kind = str(config_values(str(source), str(source)).get("model_type"))
     if not kind.startswith(PREFIX):
         raise ValueError(f"{source}: model type {kind!r}, expected {PREFIX}<type>: DIR is what training wrote")
-    model_class, tokenizer = causal_lm_class(kind), foreign.load_tokenizer(str(source))
+    model_class, tokenizer = causal_lm_class(kind), load_tokenizer(str(source))
     model = model_class.from_pretrained(source, dtype=torch.float32, load_vision_tower=False).eval()
     if settings_of(model) is None:
         raise ValueError(f"{source}: has no LoRA adapters (config.json): it opens as it is")
     ids = torch.arange(WORDS).unsqueeze(0) % min(len(tokenizer), model.get_input_embeddings().num_embeddings)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    ids = ids[:, :positions]
+    ids = ids[:, : max_positions(model)]
     before = language_logits(model, ids)
     layers = merge_adapters(model)
     model.save_pretrained(target)

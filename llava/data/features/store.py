@@ -148,7 +148,7 @@ class FeatureCache:
                 raise DamagedFeatures(
                     f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
                     "compute them again with the flags of this run and --repair_features (training or python -m "
-                    "llava.commands.extract), and have the disk checked"
+                    "llava.data.extract), and have the disk checked"
                 )
             self._sound.add(key)
         return self.row(key)

@@ -241,7 +241,7 @@ class AlarmRules:
                 remedy = (
                     "look whether the vocabulary (embeddings, tied to the head) trains and gets a gradient, and "
                     "whether learning rate, weight decay and dropout are what you mean; python -m "
-                    "llava.train.preflight.run checks the first two."
+                    "llava.train.preflight checks the first two."
                 )
                 alarms.append((f"plateau {words}", Alarm(seen.step, "plateau", said, remedy)))
         return alarms
