@@ -19,7 +19,7 @@ from llava.errors import run_command
 from llava.train.train import main
 from llava.train.trainer import LlavaTrainer
 from tests.data.features.test_workers import double_or_fail
-from tests.train.runs import flags, train
+from tests.train.runs import alarms, flags, train
 
 
 def message_of(argv: list[str]) -> str:
@@ -103,6 +103,6 @@ def test_a_clock_that_goes_backwards_changes_nothing(assets, tmp_path, monkeypat
     log = json.loads((tmp_path / "back" / "trainer_state.json").read_text())["log_history"]
     for key in ("samples_per_second", "supervised_tokens_per_second", "data_wait_share", "monitor_share"):
         assert all(entry[key] >= 0 for entry in log if key in entry) and any(key in entry for entry in log)
-    assert not (tmp_path / "back" / "alarms.jsonl").exists()
+    assert alarms(tmp_path / "back") == []
     found = dict(run_tasks(double_or_fail, ["a", "b", "hang"], 2, timeout=1))
     assert (found["a"], found["b"]) == ("aa", "bb") and found["hang"].kind == "took too long"

@@ -37,3 +37,9 @@ def train(assets: SimpleNamespace, output: Path, experiment: int = 2, **override
 def losses(output: Path) -> list[float]:
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def alarms(output: Path) -> list[dict[str, Any]]:
+    """The alarms that a run sounded."""
+    path = output / "alarms.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -23,7 +23,7 @@ from llava.train import run_flags, stages
 from llava.train.preflight.run import PreflightError
 from tests.conftest import CAPTIONS, make_tokenizer, record
 from tests.model.contract.families import tiny_config
-from tests.train.runs import flags, train
+from tests.train.runs import alarms, flags, train
 
 pytest.importorskip("peft", reason='LoRA needs peft: pip install -e ".[lora]"')
 
@@ -71,7 +71,7 @@ def run(assets, qwen, questions, tmp_path_factory):
 
 
 def test_a_run_learns_through_its_adapters_in_silence(run, qwen):
-    assert not (run / "alarms.jsonl").exists()
+    assert alarms(run) == []
     checks = {c["check"]: c for c in json.loads((run / "preflight.json").read_text())["checks"]}
     assert {c["status"] for c in checks.values()} <= {"ok", "note"}, checks
     assert "14 layers have adapters" in checks["LoRA"]["finding"]
@@ -142,7 +142,7 @@ def test_resuming_equals_never_having_stopped(assets, questions, tmp_path, famil
     assert train(assets, tmp_path / "cut", resume_from_checkpoint=True, **options) == whole
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert not (tmp_path / "whole" / "alarms.jsonl").exists()
+    assert alarms(tmp_path / "whole") == []
     with pytest.raises(ValueError, match="--lora_r.*: was 8, is 4"):
         train(assets, tmp_path / "cut", resume_from_checkpoint=True, **options | {"lora_r": 4})
     with pytest.raises(ValueError, match="--lora_enable.*: was True, is False"):

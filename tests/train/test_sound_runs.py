@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 
 from tests.audit.sound import images
 from tests.conftest import CAPTIONS, make_tokenizer, record, tiny_gpt2_config
-from tests.train.runs import train
+from tests.train.runs import alarms, train
 
 
 def clips(text: str, videos: int = 1) -> list[dict]:
@@ -25,7 +25,7 @@ def clips(text: str, videos: int = 1) -> list[dict]:
 def check(folder) -> None:
     checks = json.loads((folder / "preflight.json").read_text())["checks"]
     assert [c for c in checks if c["status"] in ("warning", "FAIL")] == []
-    assert not (folder / "alarms.jsonl").exists()
+    assert alarms(folder) == []
 
 
 @pytest.mark.parametrize(

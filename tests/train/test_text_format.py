@@ -21,7 +21,7 @@ from llava.train.checkpoint.files import write_manifest
 from llava.train.preflight.run import PreflightError
 from llava.train.train import main
 from tests.conftest import CAPTIONS, record
-from tests.train.runs import flags, train
+from tests.train.runs import alarms, flags, train
 
 QUESTION = "Che cosa si vede?"
 STEPS = {"model_max_length": 128, "max_steps": 150, "learning_rate": 1e-2, "per_device_train_batch_size": 6}
@@ -55,7 +55,7 @@ def test_a_run_keeps_its_format_and_trains_in_silence(run):
     assert {c["status"] for c in checks.values()} <= {"ok", "note"}, checks
     assert "<|im_end|> are supervised, nothing else" in checks["text format"]["finding"]
     assert "decode to their record" in checks["words, video"]["finding"]
-    assert not (run / "alarms.jsonl").exists()
+    assert alarms(run) == []
     flags = json.loads((run / "llava_run.json").read_text())["flags"]
     assert (flags["version"], flags["use_plain_lm"]) == ("chatml", False)
 

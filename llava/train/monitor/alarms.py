@@ -48,8 +48,9 @@ SILENT = 3
 """Measurements in a row before a group without gradient or update is reported."""
 WAITING = 0.3
 """Share of the time that may be spent waiting for data."""
-WAITING_STEPS = 20
-"""Steps over which that share is taken."""
+WAITING_STEPS, WAITING_SECONDS = 20, 5.0
+"""Steps and seconds over which that share is taken, at the least: in 20 steps of 10 ms, one pause of the machine is a
+third of the time."""
 BASELINE = 3
 """Measurements that the start and the present of a curve are averaged over."""
 
@@ -67,7 +68,8 @@ class Observation:
         videos, images: how many the step's batches had.
         grad_norms, update_ratios, learning_rates: of each group, at this step alone. The update ratio is the norm of
             the change of the weights over the norm of the weights; it belongs to the learning rate of the same step.
-        waited: share of the time since the last observation that went into waiting for data, over `waited_steps`.
+        waited: share of the time since the last observation that went into waiting for data, over `waited_steps` that
+            took `waited_window` seconds.
     """
 
     step: int
@@ -83,6 +85,7 @@ class Observation:
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     waited: float = 0.0
     waited_steps: int = 0
+    waited_window: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -317,7 +320,8 @@ class AlarmRules:
         return [("left behind", Alarm(seen.step, "captions left behind", message, remedy))]
 
     def _waiting(self, seen: Observation) -> list[tuple[str, Alarm]]:
-        if seen.waited_steps < WAITING_STEPS or seen.waited < WAITING:
+        short = seen.waited_steps < WAITING_STEPS or seen.waited_window < WAITING_SECONDS
+        if short or seen.waited < WAITING:
             return []
         message = f"{seen.waited:.0%} of the time goes into waiting for data."
         remedy = "raise --dataloader_num_workers, or let --feature_cache keep the vision features."

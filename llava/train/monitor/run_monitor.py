@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.model.builder import parameter_groups, part_of
-from llava.train.monitor.alarms import SPIKE_STEPS, WAITING_STEPS, Alarm, AlarmRules, Observation
+from llava.train.monitor.alarms import SPIKE_STEPS, WAITING_SECONDS, WAITING_STEPS, Alarm, AlarmRules, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class RunMonitor(TrainerCallback):
         for name, value in sums.items():
             self.logged[name] += value
         waited, trained, steps = self.window
-        if steps >= WAITING_STEPS:
+        if steps >= WAITING_STEPS and waited + trained >= WAITING_SECONDS:
             self.window = [0.0, 0.0, 0]
         nats, tokens = (sum(sums[f"{kind}_{what}"] for kind in KINDS) for what in ("nats", "tokens"))
         return Observation(
@@ -248,6 +248,7 @@ class RunMonitor(TrainerCallback):
             learning_rates=self.rates,
             waited=waited / max(waited + trained, 1e-9),
             waited_steps=int(steps),
+            waited_window=waited + trained,
         )
 
     def metrics(self) -> dict[str, float]:

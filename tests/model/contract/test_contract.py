@@ -19,7 +19,7 @@ from llava.train.preflight.run import PREFLIGHT_FILE
 from tests.conftest import CAPTIONS, SPEC
 from tests.model.contract.families import LEAKING, tiny_config
 from tests.model.test_llava_gpt2 import make_batch, pixels
-from tests.train.runs import train
+from tests.train.runs import alarms, train
 
 TEXTS = [f"<video> {CAPTIONS[0]}", f"<video> {CAPTIONS[4]}"]
 
@@ -249,7 +249,7 @@ def test_a_run_is_silent(family, assets, feature_cache, tmp_path, caplog):
     # Of which class a tokenizer is read as, and so whether it puts a space in front, is transformers' affair.
     assert [c for c in checks if c["status"] in ("FAIL", "warning") and c["check"] != "text form"] == []
     assert "loss of the class, video" in {c["check"] for c in checks}
-    assert not (tmp_path / "run" / "alarms.jsonl").exists()
+    assert alarms(tmp_path / "run") == []
     assert "is that of the live model" in caplog.text
     assert ("one sample a row" in caplog.text) == (family.name in LEAKING)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == f"llava_{family.name}"

@@ -187,9 +187,12 @@ def test_a_finished_run_that_does_not_see_is_blind():
     assert blind(9, [0.3, None, None]) is None, "one clip says nothing"
 
 
-@pytest.mark.parametrize(("waited", "steps", "sounds"), [(0.5, 20, True), (0.5, 5, False), (0.2, 50, False)])
-def test_a_starving_loader(waited, steps, sounds):
-    found = kinds(AlarmRules(1000), falling(waited=waited, waited_steps=steps))
+@pytest.mark.parametrize(
+    ("waited", "steps", "seconds", "sounds"),
+    [(0.5, 20, 9.0, True), (0.5, 5, 9.0, False), (0.2, 50, 9.0, False), (0.5, 20, 0.2, False)],
+)
+def test_a_starving_loader(waited, steps, seconds, sounds):
+    found = kinds(AlarmRules(1000), falling(waited=waited, waited_steps=steps, waited_window=seconds))
     assert found == ([(1, "waiting for data")] if sounds else [])
 
 

@@ -17,7 +17,7 @@ from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.logs import short_logs
 from llava.train.monitor.run_monitor import RunMonitor, batch_sums
 from llava.train.trainer import LlavaTrainer
-from tests.train.runs import train
+from tests.train.runs import alarms, train
 
 
 def history(folder, key):
@@ -60,7 +60,7 @@ def test_logged_losses_and_norms_equal_the_trainers(assets, tmp_path, accumulati
     assert [math.hypot(*n) for n in norms] == pytest.approx(history(folder, "grad_norm"), rel=1e-4)
     assert all(0 < r < 1 for g in groups for r in history(folder, f"update_ratio/{g}"))
     assert history(folder, "learning_rate/projector") == pytest.approx(history(folder, "learning_rate"))
-    assert not (folder / "alarms.jsonl").exists()
+    assert alarms(folder) == []
 
 
 def test_text_and_caption_losses_are_apart(assets, tmp_path):
@@ -88,10 +88,9 @@ def test_a_lost_stream_sounds_an_alarm_within_the_first_steps(assets, tmp_path, 
 
     monkeypatch.setattr(FastSlowResampler, "forward", slow_twice)
     train(assets, tmp_path / "run", preflight="off", report_to="tensorboard", logging_steps=100)
-    lines = (tmp_path / "run" / "alarms.jsonl").read_text().splitlines()
-    alarms = [json.loads(line) for line in lines]
-    assert [(a["step"], a["kind"]) for a in alarms] == [(3, "zero gradient")]
-    assert "resampler fast" in alarms[0]["message"] and alarms[0]["time"]
+    (alarm,) = alarms(tmp_path / "run")
+    assert (alarm["step"], alarm["kind"]) == (3, "zero gradient")
+    assert "resampler fast" in alarm["message"] and alarm["time"]
     events = EventAccumulator(str(next((tmp_path / "run").rglob("events*")).parent)).Reload()
     assert "alarm/text_summary" in events.Tags()["tensors"]
 
@@ -113,10 +112,10 @@ def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatc
     monkeypatch.setattr(FeatureCache, "read", lambda self, *clip: torch.ones(2, 16, 24))
     train(assets, tmp_path / "run", preflight="off", eval_data_path=assets.video_json, eval_strategy="steps",
           eval_steps=3)  # fmt: skip
-    alarms = [json.loads(line) for line in (tmp_path / "run" / "alarms.jsonl").read_text().splitlines()]
+    found = alarms(tmp_path / "run")
     # Features that are all alike also leave attention over them without a gradient.
-    assert [a["step"] for a in alarms if a["kind"] == "blind"] == [6]
-    assert {a["kind"] for a in alarms} <= {"blind", "tensor without update", "features served"}
+    assert [a["step"] for a in found if a["kind"] == "blind"] == [6]
+    assert {a["kind"] for a in found} <= {"blind", "tensor without update", "features served"}
 
 
 @pytest.mark.parametrize(("logging_steps", "kept"), [(50, 137), (10_000, 137)])
@@ -201,6 +200,6 @@ def test_what_an_earlier_attempt_wrote_is_left_out(assets, tmp_path):
     (folder / "alarms.jsonl").write_text("\n".join([*lines, '{"step": 4, "ki']))
     controls = (folder / "controls.jsonl").read_text()
     train(assets, folder, resume_from_checkpoint=True, **options)
-    alarms = [json.loads(line) for line in (folder / "alarms.jsonl").read_text().splitlines()]
-    assert [(a["step"], a["kind"]) for a in alarms] == [(3, "old"), (4, "old")]
+    found = alarms(folder)
+    assert [(a["step"], a["kind"]) for a in found] == [(3, "old"), (4, "old")]
     assert (folder / "controls.jsonl").read_text() == controls, "and its controls are those of the whole run"
