@@ -25,6 +25,7 @@ from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.model.permissions import follow_umask
+from llava.model.shipped import give_code, write_code
 
 TOWER_PREFIX = "vision_tower."
 TOWER_KEYS = rf"^{TOWER_PREFIX[:-1]}\."
@@ -128,7 +129,10 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if self.config.mm_vision_tower_storage == "reference":
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
+        give_code(self)
         result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_code(save_directory, self)
         follow_umask(save_directory)
         return result
 

@@ -1,0 +1,46 @@
+"""What a checkpoint has beside its weights so that transformers opens it anywhere: code, and the processor's settings."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+ENTRY = "modeling_llava"
+"""The file that `auto_map` names: one for all classes, since transformers makes a package of each."""
+PROCESSOR = "LlavaProcessor"
+PROCESSOR_FILE = "processor_config.json"
+SETTINGS = ("video_spec", "mm_processor", "text_format")
+"""Fields of a model's config that its processor has too."""
+
+
+def give_code(model: Any) -> None:
+    """Writes into a model's config where transformers finds its classes in the files of `write_code`."""
+    own = f"{ENTRY}.{type(model).__name__}"
+    model.config.auto_map = {
+        "AutoConfig": f"{ENTRY}.{type(model.config).__name__}",
+        "AutoModelForCausalLM": own,
+        "AutoModelForImageTextToText": own,
+        "AutoProcessor": f"{ENTRY}.{PROCESSOR}",
+    }
+    # A model that came with such code would have transformers copy a part of it.
+    type(model)._auto_class = type(model.config)._auto_class = None
+
+
+def write_code(folder: str | Path, model: Any) -> None:
+    """Writes the code of a model, and the settings of its processor, beside its weights."""
+    if __name__.startswith("llava."):
+        files = importlib.import_module(f"{__package__}.remote_code").remote_code(type(model))
+    else:  # This is such code.
+        files = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*llava*.py")}
+    config = model.config
+    if config.mm_hidden_size is not None:
+        settings = {
+            "processor_class": PROCESSOR,
+            "auto_map": {"AutoProcessor": f"{ENTRY}.{PROCESSOR}"},
+            **{name: getattr(config, name, None) for name in SETTINGS},
+        }
+        files = {**files, PROCESSOR_FILE: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"}
+    for name, text in files.items():
+        (Path(folder) / name).write_text(text, encoding="utf-8")
