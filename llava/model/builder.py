@@ -248,7 +248,10 @@ def from_language_model(
 
 
 def load_pretrained_model(
-    model_path: str | Path, device: str | torch.device = "cpu", vision_tower: str | None = None
+    model_path: str | Path,
+    device: str | torch.device = "cpu",
+    vision_tower: str | None = None,
+    load_vision_tower: bool = True,
 ) -> tuple[PreTrainedTokenizerBase, VisionCausalLM]:
     """Tokenizer and model of a finished run or checkpoint, in evaluation mode.
 
@@ -263,7 +266,9 @@ def load_pretrained_model(
     if not kind.startswith(PREFIX):
         raise ValueError(f"{path}: model type {kind!r}, expected {PREFIX}<type>: --model-path is what training wrote")
     tokenizer = load_tokenizer(str(path))
-    model = causal_lm_class(kind).from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
+    model = causal_lm_class(kind).from_pretrained(
+        path, dtype=torch.float32, vision_tower=vision_tower, load_vision_tower=load_vision_tower
+    )
     check_embeddings(len(tokenizer), model)
     if vision_tower is not None and model.config.mm_vision_tower_storage == "checkpoint":
         check_stored_tower(model, vision_tower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,22 @@ def write_code(folder: str | Path, model: Any) -> None:
         files = {**files, PROCESSOR_FILE: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"}
     for name, text in files.items():
         (Path(folder) / name).write_text(text, encoding="utf-8")
+
+
+def written_place(tower: str | None, folder: str | Path, storage: str) -> str | None:
+    """Where a vision tower lies, as a checkpoint in `folder` says it: a hub name as it is, a folder of this machine by
+    the way to it from there (`../../tower`), so that both can move together; of one that is in the weights, its name.
+    """
+    if tower is None or not Path(tower).is_absolute():
+        return tower
+    if storage == "checkpoint":
+        return Path(tower).name
+    way = os.path.relpath(Path(tower).resolve(), Path(folder).resolve())
+    return way if way.startswith("..") else os.path.join(".", way)
+
+
+def found_place(tower: str | None, folder: str | Path | None) -> str | None:
+    """The tower that a checkpoint in `folder` names by `written_place`, from anywhere."""
+    if tower is None or folder is None or not tower.startswith("."):
+        return tower
+    return os.path.normpath(Path(folder).resolve() / tower)
