@@ -106,7 +106,9 @@ def _import_line(node: ast.Import | ast.ImportFrom) -> str | None:
             f'{alias} = _sys.modules[f"{{__package__}}.{_flat(module)}"]'
             for module, name, alias in own
         )  # fmt: skip
-    packages = {(alias.name if isinstance(node, ast.Import) else str(node.module)).split(".")[0] for alias in node.names}
+    packages = {
+        (alias.name if isinstance(node, ast.Import) else str(node.module)).split(".")[0] for alias in node.names
+    }
     if packages <= PROVIDED or not any(importlib.util.find_spec(p) and _installed(p) for p in packages - PROVIDED):
         return None
     return f"try:\n    {ast.unparse(node)}\nexcept ImportError:\n    raise"

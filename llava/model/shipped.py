@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llava.constants import ASIDE
+
 ENTRY = "modeling_llava"
 """The file that `auto_map` names: one for all classes, since transformers makes a package of each."""
 PROCESSOR = "LlavaProcessor"
@@ -55,7 +57,9 @@ def written_place(tower: str | None, folder: str | Path, storage: str) -> str | 
         return tower
     if storage == "checkpoint":
         return Path(tower).name
-    way = os.path.relpath(Path(tower).resolve(), Path(folder).resolve())
+    # A checkpoint is written aside and moved to its place when it is whole.
+    final = Path(*(part for part in Path(folder).resolve().parts if not part.startswith(ASIDE)))
+    way = os.path.relpath(Path(tower).resolve(), final)
     return way if way.startswith("..") else os.path.join(".", way)
 
 
