@@ -106,17 +106,11 @@ def _import_line(node: ast.Import | ast.ImportFrom) -> str | None:
             f'{alias} = _sys.modules[f"{{__package__}}.{_flat(module)}"]'
             for module, name, alias in own
         )  # fmt: skip
-    packages = {
-        (alias.name if isinstance(node, ast.Import) else str(node.module)).split(".")[0] for alias in node.names
-    }
-    if packages <= PROVIDED or not any(importlib.util.find_spec(p) and _installed(p) for p in packages - PROVIDED):
+    imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+    packages = {name.split(".")[0] for name in imported}
+    if packages <= PROVIDED | set(sys.stdlib_module_names):
         return None
     return f"try:\n    {ast.unparse(node)}\nexcept ImportError:\n    raise"
-
-
-def _installed(package: str) -> bool:
-    """Whether a package is not part of Python."""
-    return package not in sys.stdlib_module_names
 
 
 def _own_imports(node: ast.AST) -> Iterator[tuple[str, str | None, str]]:
@@ -136,8 +130,9 @@ def _own_imports(node: ast.AST) -> Iterator[tuple[str, str | None, str]]:
 
 
 def _names_module(node: Any) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(f"{PACKAGE}.model.") \
-        and _is_module(node.value)  # fmt: skip
+    """Whether a node is a text that names a module here, as `import_module` takes it."""
+    text = node.value if isinstance(node, ast.Constant) else None
+    return isinstance(text, str) and text.startswith(f"{PACKAGE}.model.") and _is_module(text)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a checkpoint has beside its weights so that transformers opens it anywhere: code, and the processor's settings."""
+"""What stands beside the weights of a checkpoint so that transformers opens it anywhere: code, and settings."""
 
 from __future__ import annotations
 
