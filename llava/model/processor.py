@@ -1,4 +1,4 @@
-"""`LlavaProcessor`: text, images and videos to what the model's `forward` and `generate` take, for transformers' users.
+"""`VisionCausalLMProcessor`: text, images and videos to what the model's `forward` and `generate` take, for transformers' users.
 
     processor = AutoProcessor.from_pretrained(DIR)
     model.generate(**processor(videos="clip.mp4", return_tensors="pt"))
@@ -35,7 +35,7 @@ from llava.data.video.transforms import frames_to_pixels
 PLAIN_FORMAT = {"version": PLAIN, "template": None}
 
 
-class LlavaProcessor(ProcessorMixin):
+class VisionCausalLMProcessor(ProcessorMixin):
     """A tokenizer with the visual tokens, and what a video becomes.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from llava.model.processor import LlavaProcessor
+from llava.model.processor import VisionCausalLMProcessor
 
 
 def register(config: Any, model: Any) -> None:
@@ -19,4 +19,4 @@ def register(config: Any, model: Any) -> None:
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     AutoModelForImageTextToText.register(config, model, exist_ok=True)
-    AutoProcessor.register(config, LlavaProcessor, exist_ok=True)
+    AutoProcessor.register(config, VisionCausalLMProcessor, exist_ok=True)

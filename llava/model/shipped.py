@@ -12,7 +12,7 @@ from llava.constants import ASIDE
 
 ENTRY = "modeling_llava"
 """The file that `auto_map` names: one for all classes, since transformers makes a package of each."""
-PROCESSOR = "LlavaProcessor"
+PROCESSOR = "VisionCausalLMProcessor"
 PROCESSOR_FILE = "processor_config.json"
 SETTINGS = ("video_spec", "mm_processor", "text_format")
 """Fields of a model's config that its processor has too."""
@@ -40,7 +40,7 @@ def write_code(folder: str | Path, model: Any) -> None:
     config = model.config
     if config.mm_hidden_size is not None:
         settings = {
-            "processor_class": PROCESSOR,
+            # Without `processor_class`, which transformers looks up by its name before it reads config.json.
             "auto_map": {"AutoProcessor": f"{ENTRY}.{PROCESSOR}"},
             **{name: getattr(config, name, None) for name in SETTINGS},
         }

@@ -1,4 +1,4 @@
-"""`LlavaProcessor` does what training and captioning do."""
+"""`VisionCausalLMProcessor` does what training and captioning do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.eval.captioning import Captioner
-from llava.model.processor import LlavaProcessor, video_frames
+from llava.model.processor import VisionCausalLMProcessor, video_frames
 from tests.conftest import PROCESSOR, SPEC, colour_frames
 
 
@@ -23,7 +23,7 @@ def saved(build, tokenizer, tmp_path):
 
 def test_it_gives_the_model_what_the_captioner_does(saved, assets, monkeypatch):
     processor, captioner = AutoProcessor.from_pretrained(saved), Captioner.from_pretrained(saved, device="cpu")
-    assert isinstance(processor, LlavaProcessor)
+    assert isinstance(processor, VisionCausalLMProcessor)
     generate, seen = type(captioner.model).generate, {}
 
     def watched(self, ids, **options):
