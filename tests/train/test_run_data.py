@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from llava.data.features.store import DamagedFeatures
 from llava.errors import Stopped
 from llava.eval.captioning import Captioner
-from llava.train import stages
+from llava.train import run_data
 from llava.train.run_flags import parse_arguments
 from llava.train.setup import prepare
 from llava.train.train import main
@@ -64,7 +64,7 @@ def test_the_precision_is_recorded_and_goes_with_the_model(assets, tmp_path, mon
     captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
     assert captioner.model.vision_tower.precision == "bf16"
     (settings,) = (tmp_path / "feature_cache").glob("*/settings.json")
-    cache = stages.open_cache(tmp_path / "feature_cache", captioner.model)
+    cache = run_data.open_cache(tmp_path / "feature_cache", captioner.model)
     assert cache.folder == settings.parent and len(cache) == 6, "evaluation reads what training read"
     monkeypatch.setattr("llava.train.run_flags.resolve_precision", lambda name, device: "fp32")
     with pytest.raises(ValueError, match="--vision_precision: was 'bf16', is 'fp32'"):
@@ -103,8 +103,8 @@ def test_damaged_features_stop_a_run_and_repair_mends_them(assets, tmp_path):
 
 
 def test_a_stop_during_extraction_keeps_what_is_computed(assets, tmp_path, monkeypatch):
-    fill = stages.fill_cache
-    monkeypatch.setattr(stages, "fill_cache", lambda *args: fill(*args[:-1], lambda: True))
+    fill = run_data.fill_cache
+    monkeypatch.setattr(run_data, "fill_cache", lambda *args: fill(*args[:-1], lambda: True))
     with pytest.raises(Stopped, match="the same command goes on"):
         main(flags(assets, tmp_path / "run"))
     monkeypatch.undo()
