@@ -139,7 +139,7 @@ def epoch(folder: Path, clips: Path, repeats: int, device: str) -> list[Row]:
     for path, use_cache in (("loop", False), ("cache", True)):
         run = prepared(folder, size, "12x768", clips, use_cache)
         model, dataset = run.trainer.model.to(device).train(), run.trainer.train_dataset
-        collate = run.trainer.training_collator()
+        collate = run.trainer.training_collator
 
         def batch(dataset: Any = dataset, collate: Any = collate) -> dict[str, Any]:
             return to_device(collate([dataset[i] for i in range(size.batch)]), device)

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from llava.errors import STOPPED_STATUS, run_command
-from llava.train import stages
+from llava.train import run_data
 from llava.train import train as training
 from llava.train.checkpoint.files import list_checkpoints
 from llava.train.trainer import LlavaTrainer
@@ -183,7 +183,7 @@ def child(command: list[str], log: Path, pipe: Connection) -> None:
     torch.set_num_threads(1)
     stack = ["start"]
     for name, owner, function in (
-        ("train", LlavaTrainer, "train"), ("evaluate", LlavaTrainer, "evaluate"), ("extract", stages, "fill_cache"),
+        ("train", LlavaTrainer, "train"), ("evaluate", LlavaTrainer, "evaluate"), ("extract", run_data, "fill_cache"),
         ("save", LlavaTrainer, "_save_checkpoint"), ("save", LlavaTrainer, "save_model"),
     ):  # fmt: skip
         setattr(owner, function, announced(name, getattr(owner, function), pipe.send, stack))

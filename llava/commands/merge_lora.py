@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from llava.errors import run_command
-from llava.foreign import config_values, load_tokenizer
+from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
-from llava.model.language_model.causal_lm import PREFIX, causal_lm_class
 from llava.model.lora import merge_adapters, settings_of
 
 LIMIT = 1e-4
@@ -33,14 +32,9 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
         FileExistsError: when there is something at `target`.
         ValueError: for a model without adapters, or a result that gives other logits.
     """
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(f"{source}: no config.json; DIR is the folder of a finished run or a checkpoint")
+    model_class, tokenizer = open_checkpoint(source, "DIR")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
-    kind = str(config_values(str(source), str(source)).get("model_type"))
-    if not kind.startswith(PREFIX):
-        raise ValueError(f"{source}: model type {kind!r}, expected {PREFIX}<type>: DIR is what training wrote")
-    model_class, tokenizer = causal_lm_class(kind), load_tokenizer(str(source))
     model = model_class.from_pretrained(source, dtype=torch.float32, load_vision_tower=False).eval()
     if settings_of(model) is None:
         raise ValueError(f"{source}: has no LoRA adapters (config.json): it opens as it is")

@@ -21,7 +21,7 @@ from llava.config.video import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import PLAIN, add_tokens, resolve
 from llava.data.chat_formats import reserved as reserved_of
-from llava.data.dataset import LazySupervisedDataset, length_problems, sequence_lengths
+from llava.data.dataset import measure_lengths
 from llava.data.features.extract import Clip, distinct_clips
 from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.paths import add_folder_flags
@@ -192,9 +192,8 @@ def check_lengths(
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
     add_tokens(version, tokenizer)
     form = text_format(version, tokenizer)
-    dataset = LazySupervisedDataset(records, tokenizer, form.preprocess, max_length, spec, text_format=form)
-    lengths = sequence_lengths(records, tokenizer, spec, form)
-    return length_problems(records, lengths, dataset.tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
+    lengths, problems = measure_lengths(records, tokenizer, spec, form, max_length)
+    return problems, sum(min(n, max_length) for n in lengths)
 
 
 def add_frame_flags(parser: argparse.ArgumentParser) -> None:
