@@ -5,14 +5,13 @@ The page is one file without outside parts: inline CSS and SVG, frames as JPEG i
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from llava.config.commands import parse
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.errors import run_command
 from llava.errors import show as show_text
@@ -193,15 +193,30 @@ def _environment() -> Environment:
     return environment
 
 
+@dataclass
+class ReportFlags:
+    """The runs, and how they are shown."""
+
+    runs: list[str] = field(
+        metadata={
+            "positional": True,
+            "metavar": "RUN",
+            "help": "Output folders of training runs; several are compared.",
+        }
+    )
+    output: Path | None = field(
+        default=None, metadata={"help": "The page (default: RUN/report.html; of several runs, ./report.html)."}
+    )
+    video_folder: str | None = field(
+        default=None, metadata={"help": "Prefix of the captions' video paths; by default the run's own."}
+    )
+    clips: bool = field(default=True, metadata={"help": "Show frames of the clips beside captions."})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes one HTML page about a run, or one that compares several, and prints its path."""
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.report", description=main.__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a training run")
-    parser.add_argument("--output", type=Path, help="the page (default: RUN/report.html; of several, ./report.html)")
-    parser.add_argument("--video_folder", help="prefix of the captions' video paths (default: the run's own)")
-    parser.add_argument("--no_clips", action="store_true", help="leave frames of the clips out")
-    args = parser.parse_args(argv)
-    print(write_report(args.runs, args.output, not args.no_clips, args.video_folder))
+    (flags,) = parse(main.__doc__, ReportFlags, argv=argv, prog="python -m llava.eval.report")
+    print(write_report(flags.runs, flags.output, flags.clips, flags.video_folder))
     return 0
 
 
