@@ -118,10 +118,10 @@ def test_a_missing_argument_without_a_flag_is_named(capsys: pytest.CaptureFixtur
 
 def test_help_has_groups_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse("Does\n  two things.", DataFlags, FrameFlags, Own, argv=["--help"], prog="command")
+        parse("Does one thing.\n\n    Says so.", DataFlags, FrameFlags, Own, argv=["--help"], prog="command")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("usage: command --data_path --out_file [flags]\n") and "Does\n  two things." in shown
+    assert shown.startswith("usage: command --data_path --out_file [flags]\n\nDoes one thing.\n\nSays so.\n")
     assert shown.index("\ndata:") < shown.index("--data_path DATA_PATH") < shown.index("\nframes, as in training:")
     assert "Clips at once, 100 % of them. (default: 16)" in shown
     assert "--batch-size" not in shown and "None" not in shown, "one spelling, and no default that is none"
