@@ -105,7 +105,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
       const i = nearest(s.steps, here);
       const band = s.low && s.low[i] !== null ? ` [${short(s.low[i])}, ${short(s.high[i])}]` : "";
       const other = s.steps[i] === here ? "" : ` at ${s.steps[i].toLocaleString("en")}`;
-      outputs[k].textContent = ` ${short(s.values[i])}${band}${other}`;
+      outputs[k].textContent = `${short(s.values[i])}${band}${other}`;
     });
   }
   function stepAt(event) {

@@ -130,9 +130,9 @@ def test_hover_zoom_and_keys_in_a_browser(tmp_path: Path):
     hovered, zoomed, whole, key = json.loads(found[1].replace("&quot;", '"'))
     every = f"0 0 {WIDTH} {HEIGHT}"
     # A loss of 8 / step, of twelve steps.
-    assert hovered == ["step 6", " 1.333", every, True, True]
+    assert hovered == ["step 6", "1.333", every, True, True]
     x, y, width, height = map(float, zoomed[2].split())
     assert (x, width, zoomed[4]) == (WIDTH / 2, WIDTH / 4, False)
     assert y > 0 and y + height < HEIGHT, "the values of steps 6 to 9, below those before and above those after"
     assert whole[2:] == [every, True, True]
-    assert key[:2] == ["step 1", " 8"]
+    assert key[:2] == ["step 1", "8"]
