@@ -20,10 +20,10 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     list.forEach((s, i) => { if (Math.abs(s - wanted) < Math.abs(list[best] - wanted)) best = i; });
     return best;
   };
-  const short = (v) => {
+  const short = (v, figures = 4) => {
     if (v === null) return "–";
     const size = Math.abs(v);
-    const text = v && (size < 1e-4 || size >= 1e6) ? v.toExponential(2) : String(Number(v.toPrecision(4)));
+    const text = v && (size < 1e-4 || size >= 1e6) ? v.toExponential(figures - 2) : String(Number(v.toPrecision(figures)));
     return text.replace("-", "−");
   };
 
@@ -103,9 +103,10 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     at.textContent = `step ${here.toLocaleString("en")}`;
     data.series.forEach((s, k) => {
       const i = nearest(s.steps, here);
-      const band = s.low && s.low[i] !== null ? ` [${short(s.low[i])}, ${short(s.high[i])}]` : "";
+      const figures = s.low ? 3 : 4;  // An interval needs the room.
+      const band = s.low && s.low[i] !== null ? ` [${short(s.low[i], figures)}, ${short(s.high[i], figures)}]` : "";
       const other = s.steps[i] === here ? "" : ` at ${s.steps[i].toLocaleString("en")}`;
-      outputs[k].textContent = `${short(s.values[i])}${band}${other}`;
+      outputs[k].textContent = `${short(s.values[i], figures)}${band}${other}`;
     });
   }
   function stepAt(event) {
