@@ -243,7 +243,10 @@ def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Ca
         check_reusable(folder, settings, exist_ok)
         return False
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise SystemExit(f"{folder}: cannot be made ({error.strerror}): choose another folder") from error
     try:
         fill(temporary)
         follow_umask(temporary)

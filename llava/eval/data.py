@@ -24,7 +24,7 @@ def device_of(name: str | None) -> torch.device:
     try:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
 
 
 def read_for_evaluation(

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from llava.config.commands import parse, refuse
 from llava.config.groups import ModelFlags
 from llava.config.ranges import COUNT, Range
 from llava.data.video import VideoError
 from llava.errors import run_command, show
 from llava.eval.captioning import Captioner, check_prompt
+from llava.eval.data import device_of
 
 PROG = "python -m llava.serve.cli"
 
@@ -43,10 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     trained, flags = parse(main.__doc__, ModelFlags, CaptionFlags, argv=argv, prog=PROG)
     try:
-        device = torch.device(trained.device) if trained.device else None
-        captioner = Captioner.from_pretrained(trained.model_path, device, trained.vision_tower)
+        captioner = Captioner.from_pretrained(trained.model_path, device_of(trained.device), trained.vision_tower)
         check_prompt(flags.prompt, captioner.tokenizer, captioner.text_format.version)
-    except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or one that is not there
+    except (OSError, ValueError, RuntimeError) as error:  # torch: a device that is not there
         refuse(error, PROG)
     options = {"num_beams": flags.num_beams, "max_new_tokens": flags.max_new_tokens}
     if flags.temperature is not None:

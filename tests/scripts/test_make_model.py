@@ -203,6 +203,12 @@ def test_wrong_flags_are_reported_together(script, capsys, options, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_folder_that_cannot_be_made_is_one_message(script, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file/tower: cannot be made"):
+        script.main(["--make_vision_tower", str(tmp_path / "file" / "tower"), *TOWER])
+
+
 @pytest.mark.parametrize("token", ["<pad>", "<|endoftext|>", "<vid_patch>"])
 def test_captions_with_special_tokens_are_refused(script, data, token):
     rows = json.loads(data.read_text())

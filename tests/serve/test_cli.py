@@ -46,7 +46,7 @@ def run(assets, tmp_path_factory):
         (["--prompt", "Un <|endoftext|>"], "contains <|endoftext|>"),
         (["--prompt", "Un <vid_patch>"], "contains <vid_patch>"),
         (["--prompt", "molto " * 600], "give a shorter prompt"),
-        (["--device", "toaster"], "toaster"),
+        (["--device", "toaster"], "--device toaster: torch knows no such device"),
     ],
 )
 def test_odd_options_are_one_message(assets, run, capsys, options, message):
