@@ -7,12 +7,13 @@ give the logits of DIR, before the command ends well.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from llava.config.commands import parse
 from llava.errors import run_command
 from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
@@ -60,15 +61,23 @@ def language_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model.logits_of(states, states.last_hidden_state)
 
 
+@dataclass
+class MergeFlags:
+    """What is merged, and into what."""
+
+    source: Path = field(
+        metadata={"positional": True, "metavar": "DIR", "help": "A run, or a checkpoint of one, with LoRA adapters."}
+    )
+    target: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "The folder to make."})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m llava.commands.merge_lora", description=__doc__.splitlines()[0])
-    parser.add_argument("source", metavar="DIR", type=Path, help="a run, or a checkpoint of one, with LoRA adapters")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the folder to make")
-    args = parser.parse_args(argv)
-    layers, difference = merge(args.source, args.target)
+    (flags,) = parse(__doc__, MergeFlags, argv=argv, prog="python -m llava.commands.merge_lora")
+    layers, difference = merge(flags.source, flags.target)
     print(
-        f"{args.target}: {layers} adapters merged; its logits are those of {args.source} (difference {difference:.1g})"
+        f"{flags.target}: {layers} adapters merged; its logits are those of {flags.source} "
+        f"(difference {difference:.1g})"
     )
     return 0
 
