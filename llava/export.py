@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llava.config.commands import parse
 from llava.errors import run_command
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
 from llava.model.language_model.causal_lm import language_type
 from llava.model.llava_arch import TOWER_STORAGE
@@ -61,7 +61,10 @@ def export(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
-    tokenizer, model = load_pretrained_model(source, vision_tower=vision_tower, load_vision_tower=not text_only)
+    model_class, tokenizer = open_checkpoint(source, "DIR")
+    model = model_class.from_pretrained(
+        source, dtype=torch.float32, vision_tower=vision_tower, load_vision_tower=not text_only
+    ).eval()
     if settings_of(model) is not None:
         raise ValueError(
             f"{source}: has LoRA adapters, which only peft can open: merge them first with "
