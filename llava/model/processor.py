@@ -1,4 +1,4 @@
-"""`VisionCausalLMProcessor`: text, images and videos to what the model's `forward` and `generate` take, for transformers' users.
+"""`VisionCausalLMProcessor`: text, images and videos to what `forward` and `generate` take, for users of transformers.
 
     processor = AutoProcessor.from_pretrained(DIR)
     model.generate(**processor(videos="clip.mp4", return_tensors="pt"))
