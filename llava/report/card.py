@@ -1,0 +1,145 @@
+"""The model card of a run: `README.md` in its folder, as the Hugging Face hub shows it.
+
+All of it is read from the run's own files. What they cannot know, such as the licence, is left to be filled in, and a
+card that was edited is never written over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.report.read import Run, read_run
+
+CARD = "README.md"
+MARK = "<!-- Written by training, which writes it anew as long as this line stands. -->"
+FLAGS = (
+    "version", "text_only", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2",
+    "bf16", "fp16", "seed", "model_max_length", "num_frames", "video_fps", "mm_perceiver_latents",
+    "mm_perceiver_latents_fast", "mm_perceiver_depth", "mm_vision_select_layer", "mm_tunable_parts", "vision_tower",
+)  # fmt: skip
+CONDITIONS = {
+    "true": "its own clip",
+    "other": "another clip",
+    "blank": "a blank clip",
+    "shuffled": "its own clip, frames in another order",
+    "no_fast": "its own clip, without the fast stream",
+    "no_slow": "its own clip, without the slow stream",
+}
+LOAD = """```python
+from transformers import AutoModelForCausalLM, {tool}
+
+model = AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True).eval()
+{use}
+```"""
+WITH_VIDEO = """processor = AutoProcessor.from_pretrained(DIR, trust_remote_code=True)
+inputs = processor(videos="clip.mp4")
+ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])"""
+WITH_TEXT = """tokenizer = AutoTokenizer.from_pretrained(DIR)
+ids = model.generate(**tokenizer("Un", return_tensors="pt"), max_new_tokens=40, do_sample=False)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
+
+
+def write_card(folder: str | Path) -> Path | None:
+    """Writes the card of a finished run; None where there is one that somebody edited.
+
+    Raises:
+        FileNotFoundError, ValueError: from `read_run`.
+    """
+    # Imported here: it is slow, and only the end of a run needs it.
+    from huggingface_hub import ModelCard, ModelCardData
+
+    path = Path(folder) / CARD
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return None
+    run = read_run(folder)
+    sees = not run.flags.get("text_only")
+    about = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
+        tags=["llava", "video", "from-scratch"] if sees else ["llava", "from-scratch"],
+    )
+    ModelCard(f"---\n{about.to_yaml()}\n---\n\n{card_text(run)}").save(path)
+    return path
+
+
+def card_text(run: Run) -> str:
+    """The card without its header, in Markdown."""
+    flags, record = run.flags, run.record
+    sees = not flags.get("text_only")
+    weights = sum(p.get("trainable", 0) + p.get("frozen", 0) for p in record.get("parameters") or [])
+    trained = sum(p.get("trainable", 0) for p in record.get("parameters") or [])
+    kind = "video-language model" if sees else "language model"
+    steps = (run.state or {}).get("global_step")
+    parts = [
+        MARK,
+        f"# {run.folder.resolve().name}",
+        f"A small {kind} of {weights:,} weights, {trained:,} of them trained here, {steps or 'an unknown number of'} "
+        f"steps of {(record.get('batch') or {}).get('global', '?')} samples, seed {flags.get('seed')}.",
+        "## What it was trained on",
+        _data(record.get("data") or {}),
+        "Say here where the texts and clips come from, who speaks in them, and what they must not be used for.",
+        "## How good it is",
+        _evaluation(run),
+        "## How to load it",
+        LOAD.format(
+            tool="AutoProcessor" if sees else "AutoTokenizer", use=WITH_VIDEO if sees else WITH_TEXT
+        ),
+        "## How it was made",
+        _table(("flag", "value"), [(f"`--{name}`", flags[name]) for name in FLAGS if flags.get(name) not in (None, "")]),
+        "All flags, versions and the checksum of the data stand in `llava_run.json`. The same flags, seed and data give "
+        "the same model on the same hardware.",
+        _table(("package", "version"), list((record.get("versions") or {}).items())),
+        "## Licence",
+        "To be filled in: that of the weights (`license` in the header), and those of the data.",
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    rows = [
+        (use, source["name"], f"{source['records']:,}", f"{source['words']:,}", f"{(data[use] or {}).get('clips', 0):,}")
+        for use in ("train", "eval")
+        for source in (data.get(use) or {}).get("sources", [])
+    ]
+    return _table(("use", "file", "captions", "words", "clips (of all files)"), rows)
+
+
+def _evaluation(run: Run) -> str:
+    if not run.controls:
+        return (
+            "Not measured against controls: no evaluation data, or text alone. The loss at the end of training stands in "
+            "`trainer_state.json`."
+        )
+    last = run.controls[-1]
+    rows = [
+        (CONDITIONS.get(name, name), f"{loss['per_token']:.3f}", f"{loss['per_caption']:.2f}")
+        for name, loss in last["losses"].items()
+    ]
+    seen = "clips that it was not trained on" if last.get("measured_on") == "evaluation clips" else "clips of training"
+    table = _table(("shown", "nats a token", "nats a caption"), rows)
+    return (
+        f"Loss of {last['captions']} captions of {last['clips']} {last.get('measured_on', 'clips')} ({seen}): with its "
+        f"own clip, and with less. What is lost without it is what the model sees.\n\n{table}" + _captions(run)
+    )
+
+
+def _captions(run: Run) -> str:
+    scores = (run.captions or {}).get("scores") or {}
+    if not scores:
+        return ""
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    rows = [(which, *(f"{values[n]:.2f}" if n in values else "" for n in names)) for which, values in scores.items()]
+    return "\n\nShare of greedy captions that are right, beside those for another clip's video:\n\n" + _table(
+        ("captions", *names), rows
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return ""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
