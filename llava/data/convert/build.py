@@ -112,7 +112,8 @@ def make_record(
 ) -> dict[str, Any]:
     """A record as `docs/data.md` has it; without a path it is of text alone, and keeps the clip's name."""
     record: dict[str, Any] = {"id": record_id}
-    token, meta = "", {}
+    token = ""
+    meta: dict[str, Any] = {}
     if path:
         record["image" if is_image else "video"] = path
         token = DEFAULT_IMAGE_TOKEN if is_image else DEFAULT_VIDEO_TOKEN
@@ -147,11 +148,12 @@ def _locate(row: Row, index: ClipIndex, times: Any, tally: Tally) -> tuple[str, 
     if isinstance(shown, str):
         tally.faults.append(Fault(row.source, "unreadable clip", shown))
         return None
-    if is_cut(shown, *seconds):
+    if not row.is_within and is_cut(shown, *seconds):
         return files[0], None
     if (frames := frames_between(shown, *seconds)) is None:
         message = f"{row.clip!r} ends after {shown[-1]:g} s, and the caption is of {seconds[0]:g} to {seconds[1]:g} s"
-        tally.faults.append(Fault(row.source, SEGMENT, f"{message}; --start_column none where clips are cut already"))
+        remedy = "" if row.is_within else "; --start_column none where clips are cut already"
+        tally.faults.append(Fault(row.source, SEGMENT, f"{message}{remedy}"))
         return None
     return files[0], frames
 

@@ -128,4 +128,4 @@ def frames_between(times: Sequence[float] | np.ndarray, start: float, end: float
 
 def is_cut(times: Sequence[float] | np.ndarray, start: float, end: float) -> bool:
     """Whether a clip holds nothing but its segment already: `start` and `end` are then of what it was cut from."""
-    return end > float(times[-1]) + SHORTER and float(times[-1]) <= end - start + SHORTER
+    return end > float(times[-1]) + SHORTER and abs(float(times[-1]) - (end - start)) <= SHORTER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from llava.data.json_records import DatasetError
 from llava.errors import show
@@ -110,7 +111,7 @@ def choose_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
         DatasetError: when there is no clip or no caption among them, or captions of several languages and nothing that
             chooses.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for kind in ("clip", "language", "split", "folder", "start", "end"):
         given = getattr(asked, kind, None) if kind != "language" else None
         if given and given.casefold() != NONE and given not in names:

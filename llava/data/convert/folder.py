@@ -80,4 +80,4 @@ def read_folder(folder: Path, asked: Asked, encoding: str) -> Iterator[Read]:
                 yield Fault(f"{path}:{cue[0]}", UNREADABLE, cue[1])
             else:
                 number, start, end, words = cue
-                yield Row(f"{path}:{number}", name, words, language, start=start, end=end)
+                yield Row(f"{path}:{number}", name, words, language, start=start, end=end, is_within=True)

@@ -22,7 +22,8 @@ class Row:
     """One caption of one clip, as the source has them; `source` is its file and place.
 
     `clip` is what the source calls the clip, `folder` the folder below the clips that it names, if it does. `start` and
-    `end` are seconds of the clip's file, and None where the caption is of all of it.
+    `end` are seconds, and None where the caption is of all of the clip; `is_within` says that they are of the clip's own
+    file, as those of subtitles are, and not maybe of a longer one that it was cut from.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Row:
     start: float | None = None
     end: float | None = None
     is_image: bool = False
+    is_within: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def open_source(path: Path) -> IO[bytes]:
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        return io.BufferedReader(gzip.open(path, "rb")) if packed else open(path, "rb")  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.open(path, "rb")) if packed else open(path, "rb")
     except OSError as error:
         raise DatasetError(f"{show(path)}: {error.strerror or error}; check SOURCE") from error
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llava.data.convert import annotations, tables
+from llava.data.convert import known, tables
 from llava.data.convert.clips import VIDEOS, times_in
 from llava.data.convert.columns import Asked, Columns
 from llava.data.convert.folder import read_folder, sidecars
@@ -59,14 +59,14 @@ def open_form(source: str | Path, asked: Asked, encoding: str = "utf-8", header:
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         return _json(path, asked, encoding)
     if _is_lines(path, encoding):
-        rows = annotations.read_lines(decode_lines(path, open_source(path), encoding), str(path))
+        rows = known.read_lines(decode_lines(path, open_source(path), encoding), str(path))
         return Opened("lines as in MSVD", "each begins with the name of a clip, ID_start_end", None, rows)
     columns, rows = tables.read_table(path, asked, encoding, header)
     with open_source(path) as file:
         sample = list(decode_lines(path, islice(file, tables.SAMPLE), encoding))
     delimiter, quoted = tables.sniff_dialect(sample)
     name = {",": "CSV", "\t": "TSV"}.get(delimiter, f"table with {delimiter!r} between columns")
-    msvd = header and annotations.msvd_columns([cell.strip() for cell in sample[0].split(delimiter)])
+    msvd = header and known.msvd_columns([cell.strip() for cell in sample[0].split(delimiter)])
     why = f"rows of the same number of columns, {'with' if quoted else 'without'} quotation marks"
     return Opened(f"{name} of MSVD" if msvd else name, why, columns, rows)
 
@@ -104,15 +104,15 @@ def _json(path: Path, asked: Asked, encoding: str) -> Opened:
         objects = ((f"{path}[{i}]", value) for i, value in enumerate(content))
         return _objects(path, "JSON list", next((v for v in content if isinstance(v, dict)), {}), objects, asked)
     if isinstance(content.get("videos"), list) and isinstance(content.get("sentences"), list):
-        return Opened("MSR-VTT", '"videos" and "sentences"', *annotations.read_msr_vtt(content, asked, where))
+        return Opened("MSR-VTT", '"videos" and "sentences"', *known.read_msr_vtt(content, asked, where))
     if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
-        columns, rows = annotations.read_coco(content, asked, where)
+        columns, rows = known.read_coco(content, asked, where)
         return Opened("COCO captions", '"images" and "annotations"', columns, rows, is_image=True)
     if RECORD_KEYS & content.keys():
-        raise annotations.refuse_records(where)
+        raise known.refuse_records(where)
     if content and all(isinstance(v, list) and v and isinstance(v[0], (str, dict)) for v in content.values()):
         return Opened(
-            "captions by clip", "an object with a list for each clip", None, annotations.read_by_clip(content, where)
+            "captions by clip", "an object with a list for each clip", None, known.read_by_clip(content, where)
         )
     return _objects(path, "one JSON object", content, iter([(str(path), content)]), asked)
 
@@ -120,15 +120,14 @@ def _json(path: Path, asked: Asked, encoding: str) -> Opened:
 def _objects(path: Path, form: str, first: dict[str, Any], objects: Iterator[tuple[str, Any]], asked: Asked) -> Opened:
     where = show(path)
     if RECORD_KEYS & first.keys():
-        raise annotations.refuse_records(where)
+        raise known.refuse_records(where)
     try:
         columns, rows = tables.read_objects(objects, asked, where)
     except DatasetError as error:
         raise DatasetError(f"{error}\n{COMMAND} reads {FORMS}") from error
-    known = "VATEX" if "videoID" in first and any(k.endswith("Cap") for k in first) else ""
-    return Opened(
-        known or form, "videoID, and captions by language" if known else form, columns, rows, columns.is_image
-    )
+    is_vatex = "videoID" in first and any(key.endswith("Cap") for key in first)
+    form, why = ("VATEX", "videoID, and captions by language") if is_vatex else (form, "objects with these keys")
+    return Opened(form, why, columns, rows, columns.is_image)
 
 
 def _is_lines(path: Path, encoding: str) -> bool:

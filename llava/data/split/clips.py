@@ -141,9 +141,8 @@ def thumbnail(task: tuple[str, bool]) -> np.ndarray | str:
     """(T * SIDE * SIDE * 3,) uint8: a few frames of a video, or an image, made small; or why it cannot be read."""
     path, is_image = task
     try:
-        frames = (
-            read_image(path)[None] if is_image else read_frames(path, VideoSpec(num_frames=FRAMES, force_sample=True))
-        )
+        spec = VideoSpec(num_frames=FRAMES, force_sample=True)
+        frames = read_image(path)[None] if is_image else read_frames(path, spec)
     except (VideoError, OSError, ValueError) as error:
         return str(error)
     small = [np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BOX)) for frame in frames]
@@ -170,8 +169,8 @@ def near_by_frames(
     if wrong:
         path, message = next(iter(sorted(wrong.items())))
         raise DatasetError(
-            f"{len(wrong)} clips cannot be read, the first is {show(path)}: {show(message)}; python -m llava.data.check "
-            "names all"
+            f"{len(wrong)} clips cannot be read, the first is {show(path)}: {show(message)}; python -m "
+            "llava.data.check names all"
         )
     pairs = []
     for found in rows.values():

@@ -55,10 +55,10 @@ def split_clips(
         groups: of keys of clips; no key is in two of them.
         seed: another one holds out others.
     """
-    groups = [sorted(group) for group in groups if group]
-    wanted = wanted_clips(sum(map(len, groups)), fraction, minimum, maximum_share)
+    listed = [sorted(group) for group in groups if group]
+    wanted = wanted_clips(sum(map(len, listed)), fraction, minimum, maximum_share)
     held_out: set[str] = set()
-    for group in sorted(groups, key=lambda g: (_draw(seed, g[0]), g[0])):
+    for group in sorted(listed, key=lambda g: (_draw(seed, g[0]), g[0])):
         if len(held_out) + len(group) <= wanted:
             held_out.update(group)
     return held_out
