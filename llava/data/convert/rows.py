@@ -22,8 +22,8 @@ class Row:
     """One caption of one clip, as the source has them; `source` is its file and place.
 
     `clip` is what the source calls the clip, `folder` the folder below the clips that it names, if it does. `start` and
-    `end` are seconds, and None where the caption is of all of the clip; `is_within` says that they are of the clip's own
-    file, as those of subtitles are, and not maybe of a longer one that it was cut from.
+    `end` are seconds, and None where the caption is of all of the clip; `is_within` says that they are of the clip's
+    own file, as those of subtitles are, and not maybe of a longer one that it was cut from.
     """
 
     source: str

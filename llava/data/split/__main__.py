@@ -11,6 +11,7 @@ clips below their folder, so that it is the same for records of text and of vide
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,13 @@ def find_groups(flags: SplitFlags, records: Sequence[Record], clips: Clips) -> t
         return group_clips(clips), ["no record names a clip: texts are held out, equal ones together"]
     if flags.by_name or not any(clips.paths.values()):
         return group_clips(clips), ["by names alone: copies of a clip under another name were not looked for"]
+    if flags.feature_cache and not Path(flags.feature_cache).is_dir():
+        raise DatasetError(f"--feature_cache {show(flags.feature_cache)}: no such folder")
     if missing := missing_files(records):
         apply_policy(records, missing, "stop")
     with tempfile.TemporaryDirectory() as folder:
         contents = ContentHashes(Path(flags.feature_cache or folder) / "contents")
-        equal = same_content(clips, contents, show_progress=True)
+        equal = same_content(clips, contents, show_progress=sys.stderr.isatty())
     notes = [f"{sum(map(len, equal)):,} clips have the bytes of another"]
     if flags.near_duplicates == "none":
         return group_clips(clips, chained(equal)), [*notes, "clips that look the same were not looked for"]

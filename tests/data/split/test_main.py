@@ -87,7 +87,7 @@ def test_features_decide_where_the_cache_has_all_clips(
     _, held_out = split(data, tmp_path, "--feature_cache", str(tmp_path / "cache"), "--val_maximum_share", ".2")
     assert len({"2.mp4", "5.mp4"} & clips(held_out)) != 1
     out = capsys.readouterr().out
-    assert "2 clips look like another, by features in" in out and "12 clips in 10 groups" in out
+    assert "4 clips look like another, by features in" in out and "12 clips in 10 groups" in out
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,8 @@ def test_features_decide_where_the_cache_has_all_clips(
     [
         (("--val_fraction", "0"), "nothing was split: --val_fraction is 0"),
         (("--val_fraction", "2"), "--val_fraction 2"),
-        (("--near_duplicates", "features", "--feature_cache", "nowhere"), "does not have all clips"),
+        (("--near_duplicates", "features"), "does not have all clips"),
+        (("--feature_cache", "nowhere"), "--feature_cache nowhere: no such folder"),
         (("--near_duplicates", "looks"), "--near_duplicates"),
         (("--video_folder", "nowhere"), "missing file: 24"),
     ],
