@@ -1,9 +1,9 @@
 """Command lines: dataclasses whose fields are the flags, read by transformers' parser.
 
 A command keeps its own flags in a dataclass beside its `main`, and takes those that it shares with others from
-`llava.config.groups`. A field is written as transformers' argument classes are, `field(default=…, metadata={"help": …})`,
-with two things added: `metadata={"positional": True}` is an argument without a flag, and a class attribute `ranges`
-says what the numbers of a class may be, beside `llava.config.ranges.RANGES`.
+`llava.config.groups`. A field is written as in transformers' argument classes, with two things added: the metadata
+`"positional": True` make it an argument without a flag, and a class attribute `ranges` says what the numbers of a class
+may be, beside `llava.config.ranges.RANGES`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
+from inspect import cleandoc
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser
@@ -43,7 +45,7 @@ def parse(
     Raises:
         SystemExit: with status 2 after all wrong flags were printed, each with its remedy; with 0 after `--help`.
     """
-    parser = Parser(kinds, prog=prog, description=description)
+    parser = Parser(kinds, prog=prog, description=cleandoc(description or ""))
     values, unknown = parser.parse_known_args(None if argv is None else list(argv))
     known = [name for action in parser._actions for name in action.option_strings]
     problems = unknown_flags(unknown, known)
@@ -76,6 +78,18 @@ def refuse(message: object, prog: str) -> NoReturn:
     text = show(message, keep="\n")
     print(f"{prog}: {text}", file=sys.stderr)
     sys.exit(WRONG)
+
+
+def check_output(flag: str, path: Path | None) -> None:
+    """Refuses a file that could not be written once the work is done.
+
+    Raises:
+        ValueError: naming the flag, when the path is a folder or lies in none.
+    """
+    if path is not None and path.is_dir():
+        raise ValueError(f"{flag} {path}: is a folder; name a file")
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
 def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -114,7 +128,7 @@ class Parser(HfArgumentParser):
             says so beside all else that is wrong.
     """
 
-    def __init__(self, kinds: Sequence[type], **options: Any) -> None:
+    def __init__(self, kinds: Sequence[Any], **options: Any) -> None:
         super().__init__(kinds, formatter_class=Help, allow_abbrev=False, **options)
         self.needed: list[tuple[str, str, str]] = []
         for action in self._actions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 
-from llava.config.ranges import COUNT, Range
+from llava.config.ranges import Range
 from llava.config.video import VideoSpec
 
 DEFAULT_SEED = 42
@@ -68,7 +68,7 @@ class FrameFlags:
         Raises:
             ValueError: naming every flag that is out of range.
         """
-        return VideoSpec(**{f.name: getattr(self, f.name) for f in fields(FrameFlags)}, **latents)
+        return VideoSpec(**{f.name: getattr(self, f.name) for f in fields(FrameFlags)} | latents)
 
 
 @dataclass
@@ -114,7 +114,9 @@ class ModelFlags:
 class EvaluationFlags(ModelFlags):
     """A model, and what its evaluation on clips takes."""
 
-    ranges = {"num_workers": PROCESSES, "limit": COUNT, "batch_size": COUNT}
+    ranges = {
+        "num_workers": PROCESSES,
+    }
 
     feature_cache: str = field(kw_only=True, metadata={"help": "Folder where vision features are kept."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode clips."})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llava.config.commands import parse, refuse
+from llava.config.commands import check_output, parse, refuse
 from llava.config.groups import DataFlags, FrameFlags
 from llava.config.ranges import COUNT
 
@@ -118,10 +119,10 @@ def test_a_missing_argument_without_a_flag_is_named(capsys: pytest.CaptureFixtur
 
 def test_help_has_groups_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse("Does\n  two things.", DataFlags, FrameFlags, Own, argv=["--help"], prog="command")
+        parse("Does one thing.\n\n    Says so.", DataFlags, FrameFlags, Own, argv=["--help"], prog="command")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("usage: command --data_path --out_file [flags]\n") and "Does\n  two things." in shown
+    assert shown.startswith("usage: command --data_path --out_file [flags]\n\nDoes one thing.\n\nSays so.\n")
     assert shown.index("\ndata:") < shown.index("--data_path DATA_PATH") < shown.index("\nframes, as in training:")
     assert "Clips at once, 100 % of them. (default: 16)" in shown
     assert "--batch-size" not in shown and "None" not in shown, "one spelling, and no default that is none"
@@ -133,3 +134,35 @@ def test_a_refusal_is_one_line_with_its_status(capsys: pytest.CaptureFixture[str
         refuse(ValueError("no such\x1b[2Jmodel"), "command")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "command: no such\\x1b[2Jmodel\n"
+
+
+def test_a_file_that_could_not_be_written_is_refused(tmp_path: Path) -> None:
+    check_output("--output", None)
+    check_output("--output", tmp_path / "a.json")
+    with pytest.raises(ValueError, match="--output .*: is a folder"):
+        check_output("--output", tmp_path)
+    with pytest.raises(ValueError, match="--output .*: there is no folder .*none; make it first"):
+        check_output("--output", tmp_path / "none" / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("module", "prog"),
+    [
+        ("llava.serve.cli", "llava.serve.cli"),
+        ("llava.report.page", "llava.eval.report"),
+        ("llava.data.check", "llava.data.check"),
+        ("llava.eval.controls", "llava.eval.controls"),
+        ("llava.eval.captioning", "llava.eval.captioning"),
+        ("llava.commands.merge_lora", "llava.commands.merge_lora"),
+        ("llava.commands.extract", "llava.data.extract"),
+    ],
+)
+def test_every_command_names_a_flag_that_is_not_known(
+    capsys: pytest.CaptureFixture[str], module: str, prog: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        import_module(module).main(["--no_such-flag_at_all=3"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"python -m {prog}: wrong flags:\n  - --no_such-flag_at_all: there is no such flag")
+    assert " is needed: " in said
