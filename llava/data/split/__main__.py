@@ -11,6 +11,7 @@ clips below their folder, so that it is the same for records of text and of vide
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -160,8 +161,9 @@ def split_file(flags: SplitFlags) -> list[str]:
     for path, side, count, name in zip(outputs, sides, counts, ("training", "held out"), strict=True):
         write_records(path, side)
         lines.append(f"{name}: {len(side):,} records of {count:,} {noun} ({count / total:.1%}) in {show(path)}")
-    folders = [f"{k.upper()}={v}" for k in ("video_folder", "image_folder") if (v := getattr(flags, k))]
-    command = " ".join([f"DATA_PATH={outputs[0]}", f"EVAL_DATA_PATH={outputs[1]}", *folders])
+    folders = [f"{k.upper()}={shlex.quote(v)}" for k in ("video_folder", "image_folder") if (v := getattr(flags, k))]
+    first, second = (shlex.quote(str(path)) for path in outputs)
+    command = " ".join([f"DATA_PATH={first}", f"EVAL_DATA_PATH={second}", *folders])
     return [*lines, f"next: {command} bash train_italian_video.sh"]
 
 

@@ -31,8 +31,8 @@ FRAMES, SIDE = 4, 16
 """Frames of a clip, and pixels of a side, that are compared where there are no features."""
 MAX_DIFFERENCE = 6.0
 """Root mean square of the difference of two such clips, of 255, up to which they show the same. Of 18 copies of
-six real clips (half the size; crf 38; half the rate) 17 differ by 1.3 to 3.9, and one of fast movement at half the rate by
-16; different clips by 50 and more. Of 300 clips of the demo, which differ little, no two are this near, and 16 would put
+six real clips (half the size; crf 38; half the rate) 17 differ by 1.3 to 3.9, and one of fast movement at half the rate
+by 16; different clips by 50 and more. Of 300 clips of the demo, which differ little, no two are this near; 16 would put
 up to 8 of them together."""
 LEAST_COSINE = 0.98
 """Of the pooled features of two clips, without the mean of all; chosen, and not measured on a trained tower."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from llava.data.convert.__main__ import main as convert
 from llava.data.features.extract import distinct_clips
 from llava.data.features.store import FeatureCache
 from llava.data.records import load_records
@@ -123,3 +125,22 @@ def test_earlier_files_are_kept(data: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main([str(data / "data.json"), "--video_folder", str(data)])
     assert "exist already" in capsys.readouterr().err and (data / "data_val.json").read_text() == "mine"
+
+
+def test_from_a_table_to_two_files_each_command_prints_the_next(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{i},Testo {i}.\n" for i in range(12))
+    (tmp_path / "captions.csv").write_text(f"videoid,name\n{rows}")
+    argv = [str(tmp_path / "captions.csv"), "--video_folder", str(data), "--output", str(tmp_path / "all.json")]
+    assert convert(argv) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python -m llava.data.split ")
+    assert main([*shlex.split(command), "--num_workers", "0"]) == 0
+    settings = dict(word.split("=", 1) for word in capsys.readouterr().out.splitlines()[-1].split() if "=" in word)
+    assert settings == {
+        "DATA_PATH": str(tmp_path / "all_train.json"),
+        "EVAL_DATA_PATH": str(tmp_path / "all_val.json"),
+        "VIDEO_FOLDER": str(data),
+    }
+    found = [load_records(settings[k], video_folder=data) for k in ("DATA_PATH", "EVAL_DATA_PATH")]
+    assert [len(records) for records, _ in found] == [11, 1] and not any(problems for _, problems in found)
