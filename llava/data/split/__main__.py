@@ -162,8 +162,9 @@ def split_file(flags: SplitFlags) -> list[str]:
         write_records(path, side)
         lines.append(f"{name}: {len(side):,} records of {count:,} {noun} ({count / total:.1%}) in {show(path)}")
     folders = [f"{k.upper()}={shlex.quote(v)}" for k in ("video_folder", "image_folder") if (v := getattr(flags, k))]
+    experiment = [] if any(clips.paths.values()) else ["EXP_ID=1"]
     first, second = (shlex.quote(str(path)) for path in outputs)
-    command = " ".join([f"DATA_PATH={first}", f"EVAL_DATA_PATH={second}", *folders])
+    command = " ".join([*experiment, f"DATA_PATH={first}", f"EVAL_DATA_PATH={second}", *folders])
     return [*lines, f"next: {command} bash train_italian_video.sh"]
 
 
