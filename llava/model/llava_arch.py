@@ -89,7 +89,8 @@ class LlavaMetaForCausalLM:
         config.mm_vision_tower = name_or_path
         config.mm_vision_tower_checksum = tower.checksum()
         config.mm_vision_tower_storage = storage
-        config.mm_vision_config = tower.vision_model.config.to_dict()
+        described = tower.vision_model.config.to_dict()
+        config.mm_vision_config = {k: v for k, v in described.items() if k != "_name_or_path"}
         config.mm_vision_select_layer = tower.select_layer
         config.mm_vision_select_feature = tower.select_feature
         config.mm_vision_precision = tower.precision

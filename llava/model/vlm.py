@@ -25,6 +25,7 @@ from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.model.permissions import follow_umask
+from llava.model.shipped import found_place, give_code, write_code, written_place
 from llava.model.vision_batch import VisionBatch
 
 TOWER_PREFIX = "vision_tower."
@@ -118,6 +119,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if problems:
             listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
             raise ValueError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
+        model.config.mm_vision_tower = found_place(model.config.mm_vision_tower, args[0] if args else None)
         if model.vision_tower is not None:
             model.vision_tower.requires_grad_(False)
         elif model.config.mm_hidden_size is not None and load_vision_tower:
@@ -129,7 +131,15 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if self.config.mm_vision_tower_storage == "reference":
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
-        result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        give_code(self)
+        place = self.config.mm_vision_tower
+        self.config.mm_vision_tower = written_place(place, save_directory, self.config.mm_vision_tower_storage)
+        try:
+            result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        finally:
+            self.config.mm_vision_tower = place
+        if kwargs.get("is_main_process", True):
+            write_code(save_directory, self)
         follow_umask(save_directory)
         return result
 
