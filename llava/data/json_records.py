@@ -14,6 +14,13 @@ from typing import Any
 from llava.errors import show
 
 EXPECTED_FORMAT = "expected a JSON list of records, or one JSON object on each line"
+CONVERT = (
+    "captions in another form (CSV, TSV, MSR-VTT, VATEX, COCO, Parquet, a folder of clips) become records by python -m "
+    "llava.data.convert"
+)
+OTHER_FORMS = ({"videos", "sentences"}, {"images", "annotations"})
+"""Keys of annotations that are no records: MSR-VTT's and COCO's."""
+PACKED = {b"\x1f\x8b": "gzip", b"PAR1": "Parquet", b"PK\x03\x04": "a ZIP archive"}
 
 
 class DatasetError(ValueError):
@@ -45,7 +52,10 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
     """(source, value) of every element of a JSON list or of every line; a line that is not JSON gives its error."""
     try:
         with open(path, "rb") as file:
-            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+            start = file.read(4096)
+            if packed := next((name for mark, name in PACKED.items() if start.startswith(mark)), None):
+                raise DatasetError(f"{show(path)}: is {packed}; {EXPECTED_FORMAT}; {CONVERT}")
+            start = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
             file.seek(0)
             yield from _read_lines(path, file) if start == b"{" else _read_list(path, file.read())
     except OSError as error:
@@ -101,7 +111,10 @@ def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
             continue
         value, twice = _load_json(text)
         if is_first and isinstance(value, NotJSON):
-            raise DatasetError(f"{show(path)}: line {number}, {value}; {EXPECTED_FORMAT}")
+            raise DatasetError(f"{show(path)}: line {number}, {value}; {EXPECTED_FORMAT}; {CONVERT}")
+        if is_first and isinstance(value, dict) and any(keys <= value.keys() for keys in OTHER_FORMS):
+            keys = ", ".join(list(value)[:8])
+            raise DatasetError(f"{show(path)}: is one object with {keys}; {EXPECTED_FORMAT}; {CONVERT}")
         is_first = False
         yield f"{path}:{number}", _marked(value) if twice else value
 
@@ -114,11 +127,16 @@ def _read_list(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     if isinstance(values, NotJSON):
         index = _broken_record(text, values)
         where = ([] if index is None else [f"record [{index}]"]) + ([f"line {values.line}"] if values.line else [])
-        raise DatasetError(f"{show(path)}: {', '.join([*where, str(values)])}; {EXPECTED_FORMAT}")
+        raise DatasetError(f"{show(path)}: {', '.join([*where, str(values)])}; {EXPECTED_FORMAT}{_other_form(text)}")
     if not isinstance(values, list):
         raise DatasetError(f"{show(path)}: holds {type(values).__name__}; {EXPECTED_FORMAT}")
     for index, value in enumerate(values):
         yield f"{path}[{index}]", _marked(value) if twice else value
+
+
+def _other_form(text: str) -> str:
+    """What is said of a text that does not begin as JSON does."""
+    return "" if text.lstrip()[:1] in ("[", "{") else f"; {CONVERT}"
 
 
 def _broken_record(text: str, error: NotJSON) -> int | None:

@@ -28,7 +28,7 @@ from llava.data.captions import (
     remarks_on,
     without_placeholders,
 )
-from llava.data.json_records import DatasetError, NotJSON, RepeatedKeys
+from llava.data.json_records import CONVERT, DatasetError, NotJSON, RepeatedKeys
 from llava.data.keys import UNREAD, files_under, unread_keys
 from llava.data.lookup import wrong_with_files
 from llava.data.mixture import DEFAULT_SEED, Source, open_sources
@@ -39,7 +39,8 @@ from llava.errors import show
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
-    "malformed": 'a record is {"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}',
+    "malformed": 'a record is {"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}; '
+    f"{CONVERT}",
     "no id": "give every record an id of its own, or take the key out: it is then called by its file and place",
     "duplicate id": "give every record an id of its own",
     "count mismatch": f"write {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} once for each file that the record names",

@@ -1,4 +1,6 @@
-"""Keys that stand twice in an object; `tests/data/test_records.py` has files that are no JSON."""
+"""Keys that stand twice in an object, and captions in another form; `tests/data/test_records.py` has files that are no
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.data.json_records import RepeatedKeys, read_values
+from llava.data.json_records import DatasetError, RepeatedKeys, read_values
 
 FINE = '{"id": "a", "meta": {"id": 1}}'
 
@@ -27,3 +29,22 @@ def test_a_repeated_key_is_marked_in_its_record_alone(tmp_path: Path, text: str,
     values = [value for _, value in read_values(path)]
     assert [isinstance(value, RepeatedKeys) for value in values] == [False, True, False]
     assert values[1].keys_twice == keys
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"videoid,name\n1,Un gatto\n",
+        b"videoid\tname\n1\tUn gatto\n",
+        b'{"videos": [], "sentences": []}',
+        b'{\n "videos": [],\n "sentences": []}',
+        b'{"images": [], "annotations": []}',
+        b"\x1f\x8b\x08",
+        b"PAR1\x00",
+    ],
+)
+def test_captions_in_another_form_name_the_command_that_converts_them(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="captions.csv.*python -m llava.data.convert"):
+        list(read_values(path))

@@ -1,0 +1,189 @@
+"""Rows to the trainer's records, with everything that is left out counted and named."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.data.captions import EMPTY, MISSING_VALUES, check_text, is_blank
+from llava.data.convert.clips import ClipIndex, frames_between, is_cut
+from llava.data.convert.rows import Fault, Read, Row
+from llava.data.lookup import wrong_with_files
+from llava.data.prompt import reserved_tokens
+from llava.data.video import VideoError, probe_video
+
+DUPLICATE = "duplicate"
+AMBIGUOUS = "several files of that name"
+SEGMENT = "segment outside its clip"
+NO_CAPTION = "clip without caption"
+RESERVED = reserved_tokens(None)
+
+
+@dataclass
+class Tally:
+    """What became of the rows: counts, and everything that was left out.
+
+    `missing` is the clips that have no file, with the reason and how many captions each had; `faults` are all others;
+    `languages` counts the captions read by language, those of other languages than asked included.
+    """
+
+    read: int = 0
+    written: Counter[str] = field(default_factory=Counter)
+    clips: set[str] = field(default_factory=set)
+    missing: dict[str, tuple[str, int]] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    languages: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many faults there are of each kind."""
+        return Counter(fault.kind for fault in self.faults)
+
+
+def tidy(caption: str) -> str:
+    """A caption in composed characters (NFC), on one line, with single spaces."""
+    return " ".join(unicodedata.normalize("NFC", caption.removeprefix("\ufeff")).split())
+
+
+def build(
+    rows: Iterable[Read], index: ClipIndex | None, tally: Tally, language: str = "", is_image: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, record) of every row that can be trained on; all others are counted in `tally`.
+
+    An id is the clip's name and the number of the caption among those of its clip and language, so that it does not
+    depend on which clips are there.
+
+    Args:
+        index: the files that there are; None makes records of text alone, whose `meta.clip` keeps the clip.
+        language: a code; captions of other languages are left out.
+    """
+    numbers: Counter[str] = Counter()
+    seen: set[int] = set()
+    times = lru_cache(64)(_times)
+    for row in rows:
+        if isinstance(row, Fault):
+            tally.faults.append(row)
+            continue
+        tally.languages[row.language] += 1
+        if language and row.language and row.language != language:
+            tally.left_out += 1
+            continue
+        tally.read += 1
+        name = clip_name(row)
+        number = numbers[name]
+        numbers[name] += 1
+        caption = tidy(row.caption)
+        if is_blank(caption) or caption.casefold() in MISSING_VALUES:
+            tally.faults.append(Fault(row.source, EMPTY, f"{name}: {caption!r}"))
+            continue
+        path, split = "", None
+        if index is not None:
+            found = _locate(row, index, times, tally)
+            if found is None:
+                continue
+            path, split = found
+        key = hash((path or name, split, caption, row.split))
+        if key in seen:
+            tally.faults.append(Fault(row.source, DUPLICATE, f"{name}: {caption!r:.100} stands there before"))
+            continue
+        record = make_record(f"{name}_{number}", caption, path, row.is_image or is_image, split, name)
+        files = {DEFAULT_VIDEO_TOKEN: int("video" in record), DEFAULT_IMAGE_TOKEN: int("image" in record)}
+        if wrong := check_text(record["conversations"], files, RESERVED):
+            tally.faults += [Fault(row.source, kind, f"{name}: {message}") for kind, message in wrong[:1]]
+            continue
+        seen.add(key)
+        tally.clips.add(path or name)
+        tally.written[row.split] += 1
+        yield row.split, record
+    if index is not None:
+        tally.faults += [Fault(str(index.folder / p), NO_CAPTION, "") for p in index.files() if p not in tally.clips]
+
+
+def make_record(
+    record_id: str, caption: str, path: str, is_image: bool, split: tuple[int, int] | None, clip: str
+) -> dict[str, Any]:
+    """A record as `docs/data.md` has it; without a path it is of text alone, and keeps the clip's name."""
+    record: dict[str, Any] = {"id": record_id}
+    token = ""
+    meta: dict[str, Any] = {}
+    if path:
+        record["image" if is_image else "video"] = path
+        token = DEFAULT_IMAGE_TOKEN if is_image else DEFAULT_VIDEO_TOKEN
+        meta = {"split": list(split)} if split is not None else {}
+    else:
+        meta = {"clip": clip}
+    record["conversations"] = [{"from": "human", "value": token}, {"from": "gpt", "value": caption}]
+    return {**record, "meta": meta} if meta else record
+
+
+def clip_name(row: Row) -> str:
+    """What ids call the clip of a row: as the source does, with its seconds where it is a segment."""
+    name = unicodedata.normalize("NFC", row.clip)
+    return name if row.start is None or row.end is None else f"{name}_{row.start:g}_{row.end:g}"
+
+
+def _locate(row: Row, index: ClipIndex, times: Any, tally: Tally) -> tuple[str, tuple[int, int] | None] | None:
+    """The file of a row and its frames there; None when it was counted as missing or at fault."""
+    files, seconds = index.find(row.clip, row.folder, row.start, row.end)
+    if len(files) > 1:
+        tally.faults.append(Fault(row.source, AMBIGUOUS, f"{row.clip!r} may be {' or '.join(files[:3])}"))
+        return None
+    path = str(index.folder / files[0]) if files else ""
+    reason = wrong_with_files([path]).get(path, "") if files else "no such file"
+    if reason:
+        known = tally.missing.get(clip_name(row), (reason, 0))
+        tally.missing[clip_name(row)] = (known[0], known[1] + 1)
+        return None
+    if seconds is None:
+        return files[0], None
+    shown = times(path)
+    if isinstance(shown, str):
+        tally.faults.append(Fault(row.source, "unreadable clip", shown))
+        return None
+    if not row.is_within and is_cut(shown, *seconds):
+        return files[0], None
+    if (frames := frames_between(shown, *seconds)) is None:
+        message = f"{row.clip!r} ends after {shown[-1]:g} s, and the caption is of {seconds[0]:g} to {seconds[1]:g} s"
+        remedy = "" if row.is_within else "; --start_column none where clips are cut already"
+        tally.faults.append(Fault(row.source, SEGMENT, f"{message}{remedy}"))
+        return None
+    return files[0], frames
+
+
+def _times(path: str) -> np.ndarray | str:
+    """When the frames of a file are shown, in seconds, or why it cannot be read."""
+    try:
+        return probe_video(path).times
+    except (VideoError, OSError) as error:
+        return str(error)
+
+
+def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True) -> list[str]:
+    """Lines that say what became of the rows."""
+    total = sum(tally.written.values())
+    lines = [f"{total:,} records of {len(tally.clips):,} clips from {tally.read:,} captions"]
+    captions = sum(n for _, n in tally.missing.values())
+    if has_clips:
+        absent = (
+            f"{len(tally.missing):,}, with {captions:,} captions, which are not written" if tally.missing else "none"
+        )
+        lines.append(f"clips missing: {absent}")
+    else:
+        lines.append("clips: not looked for, the records are of text alone")
+    lines += [f"{kind}: {count:,}" for kind, count in tally.kinds.most_common()]
+    languages = {code: n for code, n in tally.languages.items() if code}
+    if len(languages) > 1:
+        shown = ", ".join(
+            f"{code} {n:,}" for code, n in tally.languages.most_common(8) for code in [code or "not named"]
+        )
+        chosen = f"{tally.left_out:,} left out" if tally.left_out else "all are written; --language chooses one"
+        lines.append(f"languages: {shown}; {chosen}")
+    return [*lines, *listed]
