@@ -25,8 +25,8 @@ from llava.model.llava_arch import TOWER_STORAGE
 from llava.model.lora import settings_of
 from llava.model.permissions import follow_umask
 from llava.model.vlm import VisionCausalLM
+from llava.report.card import CARD
 
-CARD = "README.md"
 WORDS = 64
 VISION = ("mm_projector.", "vision_resampler.", "vision_tower.")
 

@@ -92,16 +92,27 @@ def card_text(run: Run) -> str:
         _table(("flag", "value"), [(f"`--{name}`", flags[name]) for name in FLAGS if flags.get(name) not in (None, "")]),
         "All flags, versions and the checksum of the data stand in `llava_run.json`. The same flags, seed and data give "
         "the same model on the same hardware.",
-        _table(("package", "version"), list((record.get("versions") or {}).items())),
+        _table(("package", "version"), _versions(record.get("versions") or {})),
         "## Licence",
         "To be filled in: that of the weights (`license` in the header), and those of the data.",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _versions(versions: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    decoders = versions.get("decoders") or {}
+    return [(k, v) for k, v in versions.items() if k not in ("decoders", "frames")] + list(decoders.items())
+
+
 def _data(data: Mapping[str, Any]) -> str:
     rows = [
-        (use, source["name"], f"{source['records']:,}", f"{source['words']:,}", f"{(data[use] or {}).get('clips', 0):,}")
+        (
+            use,
+            source["name"],
+            f"{source['records']:,}",
+            f"{source['words']:,}",
+            f"{(data[use] or {}).get('clips', 0):,}",
+        )
         for use in ("train", "eval")
         for source in (data.get(use) or {}).get("sources", [])
     ]
@@ -119,11 +130,11 @@ def _evaluation(run: Run) -> str:
         (CONDITIONS.get(name, name), f"{loss['per_token']:.3f}", f"{loss['per_caption']:.2f}")
         for name, loss in last["losses"].items()
     ]
-    seen = "clips that it was not trained on" if last.get("measured_on") == "evaluation clips" else "clips of training"
+    seen = "that it was not trained on" if last.get("measured_on") == "evaluation clips" else "which it was trained on"
     table = _table(("shown", "nats a token", "nats a caption"), rows)
     return (
-        f"Loss of {last['captions']} captions of {last['clips']} {last.get('measured_on', 'clips')} ({seen}): with its "
-        f"own clip, and with less. What is lost without it is what the model sees.\n\n{table}" + _captions(run)
+        f"Loss of {last['captions']} captions of {last['clips']} {last.get('measured_on', 'clips')}, {seen}, with its "
+        f"own clip and with less. What is lost without it is what the model sees.\n\n{table}" + _captions(run)
     )
 
 

@@ -27,6 +27,7 @@ from llava.errors import run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
 from llava.report.answers import did_it_learn, did_it_see, is_anything_wrong
+from llava.report.card import CARD, write_card
 from llava.report.drawing import HEIGHT, WIDTH, draw
 from llava.report.plots import (
     CONDITIONS,
@@ -226,6 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes one HTML page about a run, or one that compares several, and prints its path."""
     (flags,) = parse(main.__doc__, ReportFlags, argv=argv, prog="python -m llava.eval.report")
     print(write_report(flags.runs, flags.output, flags.clips, flags.video_folder))
+    for run in flags.runs:
+        if (Path(run) / CARD).exists():  # With what was measured since training wrote it.
+            write_card(run)
     return 0
 
 

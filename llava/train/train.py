@@ -88,10 +88,12 @@ def run_all(settings: Settings, stop: Stop) -> None:
     sight.measure_at_end(run.trainer, metrics)
     if training_args.run_report and run.trainer.is_world_process_zero():
         # Imported here: a run does not draw before its end.
+        from llava.report.card import write_card
         from llava.report.page import write_report
 
         run.trainer.save_state()  # The final evaluation is part of the log.
         logger.info("report: %s", write_report([training_args.output_dir]))
+        write_card(training_args.output_dir)
     logger.info("done: %s", training_args.output_dir)
 
 

@@ -1,0 +1,54 @@
+"""The model card says what a run's files say, leaves the rest open, and stays as somebody edited it."""
+
+from __future__ import annotations
+
+from llava.report.card import CARD, MARK, write_card
+from tests.report.test_page import control_line, record, write_run
+
+DATA = {
+    "train": {"clips": 9, "sources": [{"name": "a|b.json", "records": 4000, "words": 51234}]},
+    "eval": None,
+}
+
+
+def test_it_says_what_the_files_say(tmp_path):
+    run = write_run(
+        tmp_path / "run",
+        llava_run={
+            **record(learning_rate=1e-3, text_only=False),
+            "data": DATA,
+            "batch": {"global": 16},
+            "parameters": [{"trainable": 1000, "frozen": 24}, {"trainable": 0, "frozen": 10_000}],
+            "versions": {"torch": "2.8.0", "frames": 2, "decoders": {"av": "18.1.0"}},
+        },
+        trainer_state={"global_step": 300, "log_history": []},
+        controls=[{**control_line(300, (4.25, 4.0, 4.5)), "measured_on": "evaluation clips"}],
+        captions={"scores": {"held out, true video": {"all": 0.85}, "held out, other video": {"all": 0.01}},
+                  "captions": {}},
+    )  # fmt: skip
+    assert write_card(run) == run / CARD
+    text = (run / CARD).read_text()
+    assert text.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text")
+    assert "11,024 weights, 1,000 of them trained here, 300 steps of 16 samples, seed 42" in text
+    assert "| train | a\\|b.json | 4,000 | 51,234 | 9 |" in text
+    assert "| another clip | 0.700 | 14.25 |" in text and "that it was not trained on" in text
+    assert "| held out, other video | 0.01 |" in text
+    assert "`--learning_rate` | 0.001" in text and "| av | 18.1.0 |" in text
+    assert "AutoProcessor" in text and "To be filled in" in text
+
+
+def test_text_alone_is_loaded_by_its_tokenizer_and_not_called_seeing(tmp_path):
+    run = write_run(tmp_path / "run", llava_run=record(text_only=True))
+    write_card(run)
+    text = (run / CARD).read_text()
+    assert "text-generation" in text and "AutoTokenizer" in text and "AutoProcessor" not in text
+    assert "Not measured against controls" in text
+
+
+def test_an_edited_card_stays(tmp_path):
+    run = write_run(tmp_path / "run", llava_run=record())
+    write_card(run)
+    assert write_card(run) is not None, "its own is written anew"
+    edited = (run / CARD).read_text().replace(MARK, "") + "CC BY 4.0\n"
+    (run / CARD).write_text(edited)
+    assert write_card(run) is None and (run / CARD).read_text() == edited
