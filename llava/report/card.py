@@ -89,9 +89,9 @@ def card_text(run: Run) -> str:
             tool="AutoProcessor" if sees else "AutoTokenizer", use=WITH_VIDEO if sees else WITH_TEXT
         ),
         "## How it was made",
-        _table(("flag", "value"), [(f"`--{name}`", flags[name]) for name in FLAGS if flags.get(name) not in (None, "")]),
-        "All flags, versions and the checksum of the data stand in `llava_run.json`. The same flags, seed and data give "
-        "the same model on the same hardware.",
+        _table(("flag", "value"), [(f"`--{n}`", flags[n]) for n in FLAGS if flags.get(n) not in (None, "")]),
+        "All flags, versions and the checksum of the data stand in `llava_run.json`. The same flags, seed and data "
+        "give the same model on the same hardware.",
         _table(("package", "version"), _versions(record.get("versions") or {})),
         "## Licence",
         "To be filled in: that of the weights (`license` in the header), and those of the data.",
@@ -114,7 +114,8 @@ def _data(data: Mapping[str, Any]) -> str:
             f"{(data[use] or {}).get('clips', 0):,}",
         )
         for use in ("train", "eval")
-        for source in (data.get(use) or {}).get("sources", [])
+        if data.get(use)
+        for source in data[use].get("sources", [])
     ]
     return _table(("use", "file", "captions", "words", "clips (of all files)"), rows)
 
@@ -122,8 +123,8 @@ def _data(data: Mapping[str, Any]) -> str:
 def _evaluation(run: Run) -> str:
     if not run.controls:
         return (
-            "Not measured against controls: no evaluation data, or text alone. The loss at the end of training stands in "
-            "`trainer_state.json`."
+            "Not measured against controls: no evaluation data, or text alone. The loss at the end of training stands "
+            "in `trainer_state.json`."
         )
     last = run.controls[-1]
     rows = [
