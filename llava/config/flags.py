@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import transformers
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -19,7 +19,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes", "video_decoder", "use_plain_lm",
+    "confirm_changes", "video_decoder", "use_plain_lm", "recipe",
 }  # fmt: skip
 
 
@@ -199,6 +199,12 @@ class TrainingArguments(transformers.TrainingArguments):
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Share of all steps that warm up, LLaVA's name for a --warmup_steps below 1."}
     )
+
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "Flags as a YAML file, see recipes/ and docs/recipes.md; arguments beat its values."},
+    )
+    recipe_values: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.warmup_ratio is not None and not self.warmup_steps:
