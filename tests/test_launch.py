@@ -113,8 +113,8 @@ def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, 
         (programs / program).chmod(0o755)
     data = tmp_path / "data.json"
     data.write_text("[]")
-    variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1", NUM_GPUS="2",
-                            OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
+    variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1",
+                            NUM_GPUS="2", OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
     variables["PATH"] = f"{programs}:{variables['PATH']}"
     if job:
         variables["SLURM_JOB_ID"] = job

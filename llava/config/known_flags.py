@@ -100,10 +100,17 @@ def read_class(source: str, name: str, group: str) -> list[Known]:
 
 
 def _kind(annotation: str) -> str:
-    names = set(re.findall(r"\w+", annotation)) - {"None", "Optional", "Union"}
-    if names == {"list", "str"} and "list[str]" in annotation and "|" not in annotation.replace("| None", ""):
+    """As transformers' parser decides: of `str | X` it takes X, of `X | None` X, and of more a text."""
+    outer = re.fullmatch(r"(Optional|Union)\[(.*)\]", annotation)
+    if outer:
+        annotation = outer[2].replace(", ", " | ") + (" | None" if outer[1] == "Optional" else "")
+    parts = re.split(r"\s*\|\s*", annotation)
+    if len(parts) == 2 and "None" not in parts and "str" in parts:
+        parts.remove("str")
+    parts = [part for part in parts if part != "None"]
+    if len(parts) == 1 and parts[0].startswith("list["):
         return LIST
-    return names.pop() if names in ({BOOL}, {INT}, {FLOAT}) else TEXT
+    return parts[0] if len(parts) == 1 and parts[0] in (BOOL, INT, FLOAT) else TEXT
 
 
 def _literal(node: ast.AST | None) -> Any:

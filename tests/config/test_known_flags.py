@@ -8,7 +8,7 @@ import pytest
 
 from llava.config import llava_st
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
-from llava.config.known_flags import BOOL, FLOAT, INT, LIST, argument_problems, given, known_flags, read_class
+from llava.config.known_flags import BOOL, FLOAT, INT, LIST, TEXT, argument_problems, given, known_flags, read_class
 from llava.train.run_flags import Parser
 
 
@@ -26,8 +26,8 @@ def test_they_are_the_parsers_with_its_kinds_and_defaults(parser):
     assert set(known) == set(actions)
     for name, flag in known.items():
         kind = "bool" if "bool" in getattr(actions[name].type, "__name__", "") else None
-        kind = kind or {int: INT, float: FLOAT}.get(actions[name].type, "text")
-        assert (flag.kind if flag.kind != LIST else "text") == kind, name
+        kind = kind or {int: INT, float: FLOAT}.get(actions[name].type, TEXT)
+        assert (flag.kind if flag.kind != LIST else TEXT) == kind, name
         assert (flag.kind == LIST) == (actions[name].nargs == "+"), name
         if flag.group in ("Model", "Data", "Training") and flag.kind != LIST:
             assert flag.default == actions[name].default, name
@@ -48,7 +48,7 @@ class A:
 '''
     late, many, both = read_class(source, "A", "g")[1:]
     assert (late.name, late.kind, late.default, late.help, late.group) == ("late", FLOAT, None, "Two parts.", "g")
-    assert (many.kind, both.kind, both.default) == (LIST, "text", "no")
+    assert (many.kind, both.kind, both.default) == (LIST, BOOL, "no")
 
 
 def test_given():

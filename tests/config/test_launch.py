@@ -49,11 +49,11 @@ OLD = {
 }  # fmt: skip
 """The trainer's arguments, as commit 78d988d's script gave them on a CPU without bf16."""
 OLD_MAKE = {
-    "demo": "--make_vision_tower demo/tower --vision_hidden_size 192 --vision_layers 1 --vision_heads 3 --image_size 126 "
-    "--data_path demo/data/train_vi_it.json --output_dir output/demo_gpt2_4x128_seed0 --seed 0 --vocab_size 1000 "
-    "--on_bad_sample stop --n_layer 4 --n_embd 128 --n_head 4 --n_positions 128 --model_type gpt2",
-    "own": "--data_path {data} --output_dir output/clips_gpt2_12x768_seed0 --seed 0 --vocab_size 30000 --on_bad_sample stop "
-    "--n_layer 12 --n_embd 768 --n_head 12 --n_positions 1024 --model_type gpt2",
+    "demo": "--make_vision_tower demo/tower --vision_hidden_size 192 --vision_layers 1 --vision_heads 3 "
+    "--image_size 126 --data_path demo/data/train_vi_it.json --output_dir output/demo_gpt2_4x128_seed0 --seed 0 "
+    "--vocab_size 1000 --on_bad_sample stop --n_layer 4 --n_embd 128 --n_head 4 --n_positions 128 --model_type gpt2",
+    "own": "--data_path {data} --output_dir output/clips_gpt2_12x768_seed0 --seed 0 --vocab_size 30000 "
+    "--on_bad_sample stop --n_layer 12 --n_embd 768 --n_head 12 --n_positions 1024 --model_type gpt2",
 }  # fmt: skip
 
 
