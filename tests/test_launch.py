@@ -58,7 +58,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
         ({"USE_PLAIN_LM": "0"}, "USE_PLAIN_LM=0; 1 is the only mode"),
         ({"LEARNING_RATE": "fast", "LR": "1"}, "LR=1: no such variable; did you mean LEARNING_RATE?"),
         ({"RECIPE": "none"}, "--recipe none: no such file"),
-        ({"LR_SCHEDULER_TYPE": "cosinus", "NUM_FRAMES": "0"}, "--lr_scheduler_type|cosinus"),
+        ({"LR_SCHEDULER_TYPE": "cosinus"}, "invalid choice: 'cosinus'"),
         ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "localhost"}, "NODE_RANK=2; with NNODES=2 it is 0 to 1"),
     ],
@@ -66,7 +66,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
 def test_wrong_settings_are_one_message(tmp_path, settings, message):
     result = launch(tmp_path, **settings)
     assert result.returncode == 1
-    assert any(part in result.stderr for part in message.split("|")), result.stderr
+    assert message in result.stderr
     assert list(tmp_path.iterdir()) == [], "nothing was made"
 
 
