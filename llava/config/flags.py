@@ -27,6 +27,8 @@ FREE_FLAGS = {
 class ModelArguments:
     """Flags that describe the model."""
 
+    _argument_group_name = "Model"
+
     model_name_or_path: str = field(
         metadata={"help": "A causal language model of transformers, or a checkpoint: a folder or hub name."}
     )
@@ -91,6 +93,8 @@ class ModelArguments:
 class DataArguments:
     """Flags that describe the data."""
 
+    _argument_group_name = "Data"
+
     data_path: str = field(
         metadata={
             "help": "Training records, LLaVA JSON or JSONL: a file, several (a.json,b.json or {a,b}.json), or a YAML "
@@ -153,6 +157,8 @@ class DataArguments:
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """`transformers.TrainingArguments` with the project's own flags and a few other defaults."""
+
+    _argument_group_name = "Training"
 
     model_max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})

@@ -50,7 +50,7 @@ def select_frames(
     every = spec.force_sample or spec.video_fps == 0
     # Rounded, since 0.1 has no exact binary fraction.
     rate = Fraction(spec.video_fps).limit_denominator(1_000_000) or Fraction(spec.video_fps)
-    count = len(shown) if every else _count_times(shown, rate)
+    count = len(shown) if every else _count_times(shown, rate, cut=first > 0)
     if 0 < spec.frames_upbound < count:
         chosen = spread_evenly(count, spec.frames_upbound)[spread_evenly(spec.frames_upbound, spec.num_frames)]
     else:
@@ -69,10 +69,15 @@ def milliseconds(times: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.floor((seconds - seconds[0]) * 1000 + 0.5 + 1e-6).astype(np.int64)
 
 
-def _count_times(shown: np.ndarray, rate: Fraction) -> int:
-    """How many of 0, 1 / rate, 2 / rate ... lie in a segment whose frames are `shown` (N,) ms after its first."""
-    # Half a millisecond after the last frame is its own time, rounded.
-    return int((int(shown[-1]) + Fraction(1, 2)) * rate / 1000) + 1
+def _count_times(shown: np.ndarray, rate: Fraction, cut: bool) -> int:
+    """How many of 0, 1 / rate, 2 / rate ... lie in a segment whose frames are `shown` (N,) ms after its first.
+
+    Args:
+        cut: the segment begins within the clip.
+    """
+    # The last frame's own time, rounded, is up to half a millisecond after it; where the first frame's is rounded too,
+    # up to one.
+    return int((int(shown[-1]) + Fraction(1, 1 if cut else 2)) * rate / 1000) + 1
 
 
 def _nearest(shown: np.ndarray, rate: Fraction, ticks: np.ndarray) -> np.ndarray:
