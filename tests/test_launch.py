@@ -12,10 +12,14 @@ import pytest
 from tests.cluster.launching import SCRIPT, environment, wait_for
 
 
-def launch(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Runs the script with its output under `folder`."""
     return subprocess.run(
-        ["bash", str(SCRIPT)], env=environment(folder, **settings), capture_output=True, text=True, check=False
+        ["bash", str(SCRIPT), *arguments],
+        env=environment(folder, **settings),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -24,6 +28,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
     video = launch(tmp_path)
     assert video.returncode == 0, video.stderr[-3000:]
     assert "DATA_PATH is not set: running the built-in demo" in video.stdout
+    assert "\nMAX_STEPS=4 sets --max_steps\n" in video.stdout
     for expected in ("heldout_combinations_vi_it, true video", "heldout_clips_vi_it, other video", "reference: "):
         assert expected in video.stdout
     scores = json.loads((tmp_path / "output" / "demo_exp2_seed0" / "captions.json").read_text())["scores"]
@@ -51,6 +56,9 @@ def test_both_experiments_and_a_second_call(tmp_path):
         ({"DATA_PATH": "/nowhere.json"}, "DATA_PATH=/nowhere.json: no such file"),
         ({"DATA_PATH": "/nowhere/{a,b}.json"}, "/nowhere/b.json: no such file"),
         ({"USE_PLAIN_LM": "0"}, "USE_PLAIN_LM=0; 1 is the only mode"),
+        ({"LEARNING_RATE": "fast", "LR": "1"}, "LR=1: no such variable; did you mean LEARNING_RATE?"),
+        ({"RECIPE": "none"}, "--recipe none: no such file"),
+        ({"LR_SCHEDULER_TYPE": "cosinus"}, "invalid choice: 'cosinus'"),
         ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "localhost"}, "NODE_RANK=2; with NNODES=2 it is 0 to 1"),
     ],
@@ -59,6 +67,19 @@ def test_wrong_settings_are_one_message(tmp_path, settings, message):
     result = launch(tmp_path, **settings)
     assert result.returncode == 1
     assert message in result.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def test_help_starts_nothing(tmp_path):
+    result = launch(tmp_path, "--help", EXP_ID="9")
+    assert result.returncode == 0 and result.stderr == "" and list(tmp_path.iterdir()) == []
+    for part in (
+        "Variables of the launch script:",
+        "LEARNING_RATE",
+        "LLAVA_VERSION",
+        "transformers.TrainingArguments:",
+    ):
+        assert part in result.stdout
 
 
 def test_a_copy_of_the_script_needs_the_repository(tmp_path):
@@ -86,13 +107,14 @@ exit 1
 def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, job, requeues):
     programs = tmp_path / "programs"
     programs.mkdir()
+    # Two processes, since one runs without torchrun.
     for program, text in (("torchrun", TORCHRUN), ("scontrol", '#!/bin/bash\necho "$@" >"$FOLDER/scontrol"\n')):
         (programs / program).write_text(text)
         (programs / program).chmod(0o755)
     data = tmp_path / "data.json"
     data.write_text("[]")
     variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1",
-                            OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
+                            NUM_GPUS="2", OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
     variables["PATH"] = f"{programs}:{variables['PATH']}"
     if job:
         variables["SLURM_JOB_ID"] = job
