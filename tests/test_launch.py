@@ -69,6 +69,18 @@ def test_a_copy_of_the_script_needs_the_repository(tmp_path):
     assert result.returncode == 1 and "/tmp is not the repository" in result.stderr
 
 
+def test_a_later_node_makes_neither_data_nor_model(tmp_path):
+    """It trains on what the first makes, and leaves the captions and the report to it."""
+    (tmp_path / "torchrun").write_text("#!/bin/bash\ntouch $FOLDER/trained\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    variables = environment(tmp_path, FOLDER=str(tmp_path), NNODES="2", NODE_RANK="1", MASTER_ADDR="localhost")
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    result = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    # The script makes the run's own folder, for the stop file.
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == {"torchrun", "trained"}
+
+
 TORCHRUN = """#!/bin/bash
 # Trains until it is told to stop, as a run that removes an old stop file while it starts.
 printf '%s\\n' "$@" >"$FOLDER/arguments"

@@ -17,49 +17,11 @@ import pytest
 from llava.errors import STOPPED_STATUS
 from llava.train.checkpoint.files import newest_valid
 from llava.train.checkpoint.stop import STOP_FILE, STOPPED_FILE
-from tests.cluster.launching import SCRIPT, environment, wait_for
+from tests.cluster.launching import SCRIPT, pause, tiny, wait_for
 from tests.train.runs import flags
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[3]
-PAUSE = '''
-"""Has a Python process wait when it first calls a function, until the test opens a FIFO."""
-import importlib.util, os, sys
-
-module_name, _, place = os.environ["PAUSE_IN"].partition(":")
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != module_name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (execute(module), patch(module))
-        return spec
-
-def patch(owner):
-    *owners, name = place.split(".")
-    for part in owners:
-        owner = getattr(owner, part)
-    original = getattr(owner, name)
-    waited = []
-
-    def call(*args, **kwargs):
-        if not waited:
-            waited.append(True)
-            os.write(2, b"PAUSED\\n")
-            open(os.environ["PAUSE_FIFO"]).close()
-            # The run looks for the stop file twice a second, and its next steps may take less.
-            if "llava.train.checkpoint.stop" in sys.modules:
-                sys.modules["llava.train.checkpoint.stop"].LOOK_SECONDS = 0
-        return original(*args, **kwargs)
-
-    setattr(owner, name, call)
-
-if os.environ.get("RANK", "0") == "0":
-    sys.meta_path.insert(0, Finder())
-'''
 PHASES = {
     "extraction": "llava.data.features.extract:extract_features",
     "preflight": "llava.train.preflight.run:run_preflight",
@@ -78,14 +40,8 @@ class Terminal:
     """A command in a terminal of its own, in whose foreground it runs."""
 
     def __init__(self, command: list[str], variables: dict[str, str], folder: Path, pause_in: str) -> None:
-        (folder / "site").mkdir()
-        (folder / "site" / "sitecustomize.py").write_text(PAUSE)
         self.fifo = folder / "go"
-        os.mkfifo(self.fifo)
-        variables = variables | {
-            "PYTHONPATH": f"{folder / 'site'}:{REPOSITORY}", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
-            "PAUSE_IN": pause_in, "PAUSE_FIFO": str(self.fifo),
-        }  # fmt: skip
+        variables = variables | {"OMP_NUM_THREADS": "1"} | pause(folder, pause_in, self.fifo)
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, env=variables, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -130,13 +86,7 @@ def check_stopped(run: Path, phase: str, shown: str) -> None:
 
 
 def launch(assets, folder: Path, pause_in: str, **settings: str) -> Terminal:
-    small = {
-        "DATA_PATH": assets.video_json, "EVAL_DATA_PATH": assets.video_json, "MODEL_PATH": assets.gpt2,
-        "VIDEO_FOLDER": assets.clips, "VISION_MODEL": assets.tower, "OUTPUT_DIR": folder / "run", "BATCH_SIZE": 2,
-        "MODEL_MAX_LENGTH": 64, "NUM_FRAMES": 2, "MM_PERCEIVER_LATENTS": 4, "MM_PERCEIVER_LATENTS_FAST": 1,
-        "FORCE_SAMPLE": True, "NUM_GPUS": 1, "NUM_WORKERS": 1,
-    }  # fmt: skip
-    variables = environment(folder, **{name: str(value) for name, value in small.items()} | settings)
+    variables = tiny(assets, folder, OUTPUT_DIR=str(folder / "run"), **{"NUM_WORKERS": "1"} | settings)
     more = ["--eval_strategy", "steps", "--eval_steps", "2", "--vision_precision", "fp32", "--preflight", "off"]
     return Terminal(["bash", str(SCRIPT), *more], variables, folder, pause_in)
 
