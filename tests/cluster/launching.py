@@ -54,7 +54,7 @@ if os.environ.get("RANK", "0") == "0":
 '''
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Looks again and again, and fails when `condition` does not hold in time."""
     end = time.monotonic() + seconds
     while not condition():

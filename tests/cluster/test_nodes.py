@@ -47,8 +47,8 @@ def hosts():
 def test_two_nodes_train_as_one(assets, hosts, tmp_path):
     def start(node: int) -> subprocess.Popen[str]:
         variables = tiny(
-            assets, tmp_path / "two", **SETTINGS, BATCH_SIZE="1", NNODES="2", NODE_RANK=str(node), MASTER_ADDR="10.99.0.1",
-            GLOO_SOCKET_IFNAME=f"llavat{node}", TP_SOCKET_IFNAME=f"llavat{node}",
+            assets, tmp_path / "two", **SETTINGS, BATCH_SIZE="1", NNODES="2", NODE_RANK=str(node),
+            MASTER_ADDR="10.99.0.1", GLOO_SOCKET_IFNAME=f"llavat{node}", TP_SOCKET_IFNAME=f"llavat{node}",
         )  # fmt: skip
         with (tmp_path / f"node{node}.log").open("w") as log:
             return subprocess.Popen(["ip", "netns", "exec", hosts[node], "bash", str(SCRIPT), *MORE], env=variables,
