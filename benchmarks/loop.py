@@ -68,9 +68,8 @@ def make_language_model(folder: Path, size: Size) -> None:
         tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
     )
     fast.save_pretrained(folder)
-    shape = ["--n_layer", str(size.n_layer), "--n_embd", str(size.n_embd), "--n_head", str(size.n_head)]
-    unused = ["--data_path", "-", "--output_dir", str(folder)]
-    make_model.make_gpt2(fast, make_model.parse_args(unused + shape)).save_pretrained(folder)
+    flags = make_model.LanguageFlags(["-"], folder, n_layer=size.n_layer, n_embd=size.n_embd, n_head=size.n_head)
+    make_model.make_gpt2(fast, flags).save_pretrained(folder)
 
 
 def make_data(folder: Path, clips: Sequence[Path], records: int) -> None:
@@ -139,7 +138,7 @@ def epoch(folder: Path, clips: Path, repeats: int, device: str) -> list[Row]:
     for path, use_cache in (("loop", False), ("cache", True)):
         run = prepared(folder, size, "12x768", clips, use_cache)
         model, dataset = run.trainer.model.to(device).train(), run.trainer.train_dataset
-        collate = run.trainer.training_collator()
+        collate = run.trainer.training_collator
 
         def batch(dataset: Any = dataset, collate: Any = collate) -> dict[str, Any]:
             return to_device(collate([dataset[i] for i in range(size.batch)]), device)

@@ -23,6 +23,7 @@ import torch
 from benchmarks.models import SIZES, Size, make_model, make_samples
 from llava.config.flags import TrainingArguments
 from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.packing import TrainingCollator
 from llava.train.trainer import LlavaTrainer
 
 BLOCK = 10
@@ -60,6 +61,7 @@ def make_trainer(size: Size, blocks: int, folder: str) -> Turns:
     )  # fmt: skip
     trainer = Turns(
         model=model, args=args, train_dataset=samples, data_collator=DataCollatorForSupervisedDataset(0),
+        training_collator=TrainingCollator(0, templates=model.visual_templates()),
         lengths=[len(s["input_ids"]) for s in samples], modalities=["video"] * len(samples), run_record={},
     )  # fmt: skip
     trainer.log = lambda *a, **k: None

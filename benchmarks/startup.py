@@ -28,18 +28,18 @@ import numpy as np
 from llava.data.features import extract as features
 from llava.data.records import load_records
 from llava.model.builder import load_language_model
-from llava.train import run_flags, setup, stages, train
+from llava.train import run_data, run_flags, run_model, setup, train
 from llava.train.preflight import features as preflight_features
 from llava.train.preflight.data import Finding
 from scripts import make_model
 
 WORDS = ("il", "la", "un", "gatto", "cane", "palla", "rossa", "verde", "corre", "dorme", "sul", "nel", "prato", "libro")
 STAGES = {
-    "records": (stages, "read_records"),
-    "model": (stages, "make_model"),
-    "cache: index": (stages, "make_cache"),
-    "cache: what it lacks": (stages, "fill_cache"),
-    "dataset": (stages, "make_dataset"),
+    "records": (setup, "read_splits"),
+    "model": (setup, "make_model"),
+    "cache: index": (setup, "make_cache"),
+    "cache: what it lacks": (run_data, "fill_cache"),
+    "cache and dataset": (setup, "make_data"),
     "trainer": (setup, "LlavaTrainer"),
 }
 
@@ -79,10 +79,10 @@ def make_data(folder: Path, records: int, clips: int, lines: bool) -> list[str]:
 def fill_cache(flags: list[str]) -> None:
     """Writes features of noise for every clip, as extraction would those of the tower."""
     args = run_flags.parse_arguments(flags)
-    model = stages.make_model(args, stages.load_tokenizer(args.model, args.training))
-    cache = stages.make_cache(args, model)
-    assert cache is not None
     records = load_records(args.data.data_path, video_folder=args.data.video_folder)[0]
+    model = run_model.make_model(args, run_model.load_tokenizer(args), records).model
+    cache = run_data.make_cache(args, model)
+    assert cache is not None
     named = list(features.distinct_clips(records))
     contents, _ = cache.contents.resolve(path for path, _, _ in named)
     clips = [(features.join_key(contents[path], split), path) for path, split, _ in named]

@@ -34,3 +34,6 @@ VISUAL_TOKENS = (
     DEFAULT_SLOW_VID_END_TOKEN,
 )
 """The eight tokens whose positions hold vision features; never written by a record's author."""
+
+ASIDE = ".tmp-"
+"""Start of the names of folders that are being written or removed; what a kill leaves of them is worth nothing."""

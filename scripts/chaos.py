@@ -10,7 +10,6 @@ exit status is 1 when a run differs or an attempt ends in another way than it wa
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -34,8 +33,10 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
+from llava.config.commands import parse
+from llava.config.ranges import COUNT
 from llava.errors import STOPPED_STATUS, run_command
-from llava.train import stages
+from llava.train import run_data
 from llava.train import train as training
 from llava.train.checkpoint.files import list_checkpoints
 from llava.train.trainer import LlavaTrainer
@@ -183,7 +184,7 @@ def child(command: list[str], log: Path, pipe: Connection) -> None:
     torch.set_num_threads(1)
     stack = ["start"]
     for name, owner, function in (
-        ("train", LlavaTrainer, "train"), ("evaluate", LlavaTrainer, "evaluate"), ("extract", stages, "fill_cache"),
+        ("train", LlavaTrainer, "train"), ("evaluate", LlavaTrainer, "evaluate"), ("extract", run_data, "fill_cache"),
         ("save", LlavaTrainer, "_save_checkpoint"), ("save", LlavaTrainer, "save_model"),
     ):  # fmt: skip
         setattr(owner, function, announced(name, getattr(owner, function), pipe.send, stack))
@@ -318,12 +319,23 @@ def show(table: Sequence[Kill]) -> str:
     return "\n".join([*lines, f"{same_end} of {len(table)} kills left a run that ended as if untouched"])
 
 
+@dataclass
+class ChaosFlags:
+    """How much is killed, and where."""
+
+    ranges = {"kills": COUNT}
+
+    output_dir: Path = field(metadata={"help": "Folder for the runs, which this script makes."})
+    seed: int = field(default=0, metadata={"help": "Of the moments and signals."})
+    kills: int = field(default=50, metadata={"help": "Kills in all."})
+
+    def __post_init__(self) -> None:
+        if self.output_dir.exists():
+            raise ValueError(f"--output_dir {self.output_dir}: is there already; name a new folder")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--kills", type=int, default=50, help="default: %(default)s")
-    args = parser.parse_args(argv)
+    (args,) = parse(__doc__, ChaosFlags, argv=argv, prog="python scripts/chaos.py")
     args.output_dir.mkdir(parents=True)
     table, wrong = chaos(args.output_dir.resolve(), args.seed, args.kills)
     print(show(table))
@@ -333,4 +345,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

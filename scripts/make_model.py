@@ -11,7 +11,6 @@ and the same seed the same weights. Each folder holds a `make_model.json` with t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llava.config.commands import parse, refuse
+from llava.config.groups import DEFAULT_SEED
+from llava.config.ranges import COUNT, SEED, Range
 from llava.config.video import ProcessorSpec
 from llava.constants import PLACEHOLDERS
-from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
+from llava.errors import run_command
 from llava.foreign import check_sizes
 from llava.model.language_model.causal_lm import causal_lm_class, language_type
 from llava.model.permissions import follow_umask
 
+PROG = "python scripts/make_model.py"
 EOS, PAD = "<|endoftext|>", "<pad>"
 PATCH_SIZE = 14
 
@@ -128,7 +131,7 @@ def gpt2_settings(
     }
 
 
-def make_language_network(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> PreTrainedModel:
+def make_language_network(tokenizer: PreTrainedTokenizerFast, args: LanguageFlags) -> PreTrainedModel:
     """A fresh GPT-2, or another architecture of the same width, depth, heads and positions, with an MLP of four widths.
 
     Raises:
@@ -163,7 +166,7 @@ def make_language_network(tokenizer: PreTrainedTokenizerFast, args: argparse.Nam
         return AutoModelForCausalLM.from_config(config)
 
 
-def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GPT2LMHeadModel:
+def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: LanguageFlags) -> GPT2LMHeadModel:
     settings = gpt2_settings(args.n_layer, args.n_embd, args.n_head, args.n_positions, args.dropout)
     check_sizes(settings | {"vocab_size": len(tokenizer)}, str(args.output_dir))
     config = GPT2Config(
@@ -178,7 +181,7 @@ def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> G
         return GPT2LMHeadModel(config)
 
 
-def make_dinov2(args: argparse.Namespace) -> Dinov2Model:
+def make_dinov2(args: TowerFlags) -> Dinov2Model:
     settings = {
         "hidden_size": args.vision_hidden_size,
         "num_hidden_layers": args.vision_layers,
@@ -240,7 +243,10 @@ def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Ca
         check_reusable(folder, settings, exist_ok)
         return False
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise SystemExit(f"{folder}: cannot be made ({error.strerror}): choose another folder") from error
     try:
         fill(temporary)
         follow_umask(temporary)
@@ -257,52 +263,68 @@ def make_folder(folder: Path, settings: dict[str, Any], exist_ok: bool, fill: Ca
     return True
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    language = parser.add_argument_group("language model (defaults: GPT-2 small)")
-    language.add_argument("--data_path", nargs="+", help="LLaVA JSON or JSONL files with the captions, or mixtures")
-    language.add_argument("--output_dir", type=Path, help="folder for tokenizer and GPT-2")
-    language.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
-    for name, value in (("vocab_size", 30000), ("min_frequency", 2), ("n_layer", 12), ("n_embd", 768), ("n_head", 12)):
-        language.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    language.add_argument("--n_positions", type=int, default=1024, help="longest sequence (default: %(default)s)")
-    language.add_argument(
-        "--model_type", default="gpt2", help="architecture: gpt2, llama, qwen3, gemma3_text, ... (default: %(default)s)"
+@dataclass
+class LanguageFlags:
+    """The language model; the defaults are GPT-2 small."""
+
+    _argument_group_name = "language model (defaults: GPT-2 small)"
+    ranges = {
+        # Bytes, and two special tokens.
+        "vocab_size": Range(len(pre_tokenizers.ByteLevel.alphabet()) + 2, whole=True),
+        **dict.fromkeys(("min_frequency", "n_layer", "n_embd", "n_head", "n_positions"), COUNT),
+        "dropout": Range(0, 1, below=True),
+    }
+
+    data_path: list[str] | None = field(
+        default=None, metadata={"help": "LLaVA JSON or JSONL files with the captions, or mixtures."}
     )
-    language.add_argument("--dropout", type=float, default=0.0, help="default: %(default)s")
-    language.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the weights, and of what a mixture takes at random (default: %(default)s)",
+    output_dir: Path | None = field(default=None, metadata={"help": "Folder for tokenizer and language model."})
+    on_bad_sample: str = field(
+        default="stop", metadata={"help": "stop, or skip: leave bad records out.", "choices": ("stop", "skip")}
     )
-    vision = parser.add_argument_group("vision tower (random weights: for the demo and for tests)")
-    vision.add_argument("--make_vision_tower", type=Path, metavar="DIR", help="folder for a random DINOv2")
-    for name, value in (("hidden_size", 192), ("layers", 1), ("heads", 3), ("seed", 0)):
-        vision.add_argument(f"--vision_{name}", type=int, default=value, help="default: %(default)s")
-    vision.add_argument("--image_size", type=int, default=126, help="pixels, of patches of 14 (default: %(default)s)")
-    parser.add_argument("--exist_ok", action="store_true", help="reuse a folder that was made with equal settings")
-    args = parser.parse_args(argv)
+    vocab_size: int = field(default=30000, metadata={"help": "Entries of the tokenizer at most."})
+    min_frequency: int = field(default=2, metadata={"help": "How often a pair must occur to be merged."})
+    n_layer: int = field(default=12, metadata={"help": "Layers."})
+    n_embd: int = field(default=768, metadata={"help": "Width."})
+    n_head: int = field(default=12, metadata={"help": "Attention heads."})
+    n_positions: int = field(default=1024, metadata={"help": "Longest sequence."})
+    model_type: str = field(default="gpt2", metadata={"help": "Architecture: gpt2, llama, qwen3, gemma3_text, ..."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of all kinds."})
+    seed: int = field(default=0, metadata={"help": "Of the weights, and of what a mixture takes at random."})
+    exist_ok: bool = field(default=False, metadata={"help": "Reuse folders that were made with equal settings."})
 
-    least_vocabulary = len(pre_tokenizers.ByteLevel.alphabet()) + 2
-    checks = [
-        (args.output_dir or args.make_vision_tower, "nothing to make: give --output_dir, --make_vision_tower or both"),
-        (bool(args.output_dir) == bool(args.data_path), "--output_dir and --data_path go together"),
-        (args.vocab_size >= least_vocabulary, f"--vocab_size must be at least {least_vocabulary} (bytes, eos, pad)"),
-        (args.n_embd % args.n_head == 0, f"--n_embd {args.n_embd} must be a multiple of --n_head {args.n_head}"),
-        (0 <= args.dropout < 1, f"--dropout must be in [0, 1), got {args.dropout}"),
-        (
-            args.vision_hidden_size % args.vision_heads == 0,
-            f"--vision_hidden_size {args.vision_hidden_size} must be a multiple of --vision_heads {args.vision_heads}",
-        ),
-        (args.image_size % PATCH_SIZE == 0, f"--image_size must be a multiple of {PATCH_SIZE}, got {args.image_size}"),
-    ]
-    if problems := [message for is_right, message in checks if not is_right]:
-        parser.error("; ".join(problems))
-    return args
+    def __post_init__(self) -> None:
+        if bool(self.output_dir) != bool(self.data_path):
+            raise ValueError("--output_dir and --data_path go together")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"--n_embd {self.n_embd} must be a multiple of --n_head {self.n_head}")
 
 
-def make_language_model(args: argparse.Namespace) -> str:
+@dataclass
+class TowerFlags:
+    """A vision tower with random weights."""
+
+    _argument_group_name = "vision tower (random weights: for the demo and for tests)"
+    ranges = {**dict.fromkeys(("vision_hidden_size", "vision_layers", "vision_heads"), COUNT), "vision_seed": SEED}
+
+    make_vision_tower: Path | None = field(default=None, metadata={"help": "Folder for a random DINOv2."})
+    vision_hidden_size: int = field(default=192, metadata={"help": "Width."})
+    vision_layers: int = field(default=1, metadata={"help": "Layers."})
+    vision_heads: int = field(default=3, metadata={"help": "Attention heads."})
+    vision_seed: int = field(default=0, metadata={"help": "Of its weights."})
+    image_size: int = field(default=126, metadata={"help": f"Pixels, of patches of {PATCH_SIZE}."})
+
+    def __post_init__(self) -> None:
+        if self.vision_hidden_size % self.vision_heads:
+            raise ValueError(
+                f"--vision_hidden_size {self.vision_hidden_size} must be a multiple of --vision_heads "
+                f"{self.vision_heads}"
+            )
+        if self.image_size < 1 or self.image_size % PATCH_SIZE:
+            raise ValueError(f"--image_size must be a multiple of {PATCH_SIZE}, got {self.image_size}")
+
+
+def make_language_model(args: LanguageFlags) -> str:
     """Makes or reuses the GPT-2 folder; returns what to print."""
     captions = read_captions(args.data_path, args.on_bad_sample, args.seed)
     names = ("vocab_size", "min_frequency", "n_layer", "n_embd", "n_head", "n_positions", "dropout", "seed")
@@ -324,7 +346,7 @@ def make_language_model(args: argparse.Namespace) -> str:
     return _line(name, args.output_dir, made, size) + (short if entries < args.vocab_size else "")
 
 
-def make_vision_tower(args: argparse.Namespace) -> str:
+def make_vision_tower(args: TowerFlags, exist_ok: bool) -> str:
     """Makes or reuses the DINOv2 folder; returns what to print."""
     names = ("vision_hidden_size", "vision_layers", "vision_heads", "image_size", "vision_seed")
 
@@ -334,7 +356,7 @@ def make_vision_tower(args: argparse.Namespace) -> str:
         (folder / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
 
     settings = {name: getattr(args, name) for name in names}
-    made = make_folder(args.make_vision_tower, settings, args.exist_ok, fill)
+    made = make_folder(args.make_vision_tower, settings, exist_ok, fill)
     size = f"{args.vision_layers} layers x {args.vision_hidden_size}, {args.image_size} px, random"
     return _line("DINOv2", args.make_vision_tower, made, size)
 
@@ -346,13 +368,16 @@ def _line(name: str, folder: Path, made: bool, size: str) -> str:
     return f"{name:7} {parameters / 1e6:7.2f} M parameters  {size}  {'made in' if made else 'reused:'} {folder}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.output_dir:
-        print(make_language_model(args))
-    if args.make_vision_tower:
-        print(make_vision_tower(args))
+def main(argv: Sequence[str] | None = None) -> int:
+    language, tower = parse(__doc__, LanguageFlags, TowerFlags, argv=argv, prog=PROG)
+    if not (language.output_dir or tower.make_vision_tower):
+        refuse("nothing to make: give --output_dir, --make_vision_tower or both", PROG)
+    if language.output_dir:
+        print(make_language_model(language))
+    if tower.make_vision_tower:
+        print(make_vision_tower(tower, language.exist_ok))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,16 +7,16 @@ give the logits of DIR, before the command ends well.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from llava.config.commands import parse
 from llava.errors import run_command
-from llava.foreign import config_values, load_tokenizer
+from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
-from llava.model.language_model.causal_lm import PREFIX, causal_lm_class
 from llava.model.lora import merge_adapters, settings_of
 
 LIMIT = 1e-4
@@ -33,14 +33,9 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
         FileExistsError: when there is something at `target`.
         ValueError: for a model without adapters, or a result that gives other logits.
     """
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(f"{source}: no config.json; DIR is the folder of a finished run or a checkpoint")
+    model_class, tokenizer = open_checkpoint(source, "DIR")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
-    kind = str(config_values(str(source), str(source)).get("model_type"))
-    if not kind.startswith(PREFIX):
-        raise ValueError(f"{source}: model type {kind!r}, expected {PREFIX}<type>: DIR is what training wrote")
-    model_class, tokenizer = causal_lm_class(kind), load_tokenizer(str(source))
     model = model_class.from_pretrained(source, dtype=torch.float32, load_vision_tower=False).eval()
     if settings_of(model) is None:
         raise ValueError(f"{source}: has no LoRA adapters (config.json): it opens as it is")
@@ -66,15 +61,23 @@ def language_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model.logits_of(states, states.last_hidden_state)
 
 
+@dataclass
+class MergeFlags:
+    """What is merged, and into what."""
+
+    source: Path = field(
+        metadata={"positional": True, "metavar": "DIR", "help": "A run, or a checkpoint of one, with LoRA adapters."}
+    )
+    target: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "The folder to make."})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m llava.commands.merge_lora", description=__doc__.splitlines()[0])
-    parser.add_argument("source", metavar="DIR", type=Path, help="a run, or a checkpoint of one, with LoRA adapters")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the folder to make")
-    args = parser.parse_args(argv)
-    layers, difference = merge(args.source, args.target)
+    (flags,) = parse(__doc__, MergeFlags, argv=argv, prog="python -m llava.commands.merge_lora")
+    layers, difference = merge(flags.source, flags.target)
     print(
-        f"{args.target}: {layers} adapters merged; its logits are those of {args.source} (difference {difference:.1g})"
+        f"{flags.target}: {layers} adapters merged; its logits are those of {flags.source} "
+        f"(difference {difference:.1g})"
     )
     return 0
 

@@ -117,10 +117,10 @@ RANGES: dict[str, Range] = {
 }
 
 
-def out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
+def out_of_range(values: Mapping[str, Any], ranges: Mapping[str, Range] = RANGES) -> dict[str, str]:
     """The flags whose numbers are outside their range, each with its message; None is a flag that was left out."""
     return {
         name: f"--{name} {values[name]:g}: {allowed}"
-        for name, allowed in RANGES.items()
+        for name, allowed in ranges.items()
         if values.get(name) is not None and not allowed.holds(float(values[name]))
     }

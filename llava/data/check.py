@@ -5,26 +5,25 @@ Reads every record, opens every file as training would, and prints all problems 
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.hf_argparser import string_to_bool
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llava.config.video import IMAGE_ASPECT_RATIOS, VIDEO_DECODERS, VideoSpec
+from llava.config.commands import parse, refuse
+from llava.config.groups import CLIP_TIMEOUT, PROCESSES, DataFlags, FrameFlags, cpus
+from llava.config.ranges import COUNT
+from llava.config.video import VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import PLAIN, add_tokens, resolve
 from llava.data.chat_formats import reserved as reserved_of
-from llava.data.dataset import LazySupervisedDataset, length_problems, sequence_lengths
+from llava.data.dataset import measure_lengths
 from llava.data.features.extract import Clip, distinct_clips
-from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
-from llava.data.paths import add_folder_flags
+from llava.data.features.workers import WorkerFailure, run_tasks
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     DatasetError,
@@ -54,6 +53,7 @@ from llava.data.video import (
 from llava.errors import run_command
 from llava.foreign import config_values, load_tokenizer
 
+PROG = "python -m llava.data.check"
 CHEAP_PIXELS = 30_000_000
 """Videos of up to so many pixels in all frames are always decoded from start to end, which takes 0.2 to 0.5 s: 10 s of
 320 x 240 at 30 frames per second are 23 million."""
@@ -192,78 +192,81 @@ def check_lengths(
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
     add_tokens(version, tokenizer)
     form = text_format(version, tokenizer)
-    dataset = LazySupervisedDataset(records, tokenizer, form.preprocess, max_length, spec, text_format=form)
-    lengths = sequence_lengths(records, tokenizer, spec, form)
-    return length_problems(records, lengths, dataset.tokens, max_length), sum(min(n, max_length) for n, _ in lengths)
+    lengths, problems = measure_lengths(records, tokenizer, spec, form, max_length)
+    return problems, sum(min(n, max_length) for n in lengths)
 
 
-def add_frame_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose frames, with training's names and defaults."""
-    spec, add = VideoSpec(), parser.add_argument
-    add("--num_frames", type=int, default=spec.num_frames)
-    add("--video_fps", type=float, default=spec.video_fps)
-    add("--frames_upbound", type=int, default=spec.frames_upbound)
-    add("--force_sample", type=string_to_bool, nargs="?", const=True, default=spec.force_sample)
-    add("--image_aspect_ratio", choices=IMAGE_ASPECT_RATIOS, default=spec.image_aspect_ratio)
-    add("--video_decoder", choices=VIDEO_DECODERS, default=spec.video_decoder)
+@dataclass
+class CheckFlags:
+    """The command's own flags; those that training has too have its names and defaults."""
+
+    ranges = {"min_frames": COUNT, "num_workers": PROCESSES}
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "A model folder or hub name; with it the lengths in tokens are checked too."},
+    )
+    version: str = field(default=PLAIN, metadata={"help": "The format of the text, as in training."})
+    model_max_length: int | None = field(
+        default=None, metadata={"help": "Longest sequence, in tokens; by default the positions of the model."}
+    )
+    mm_perceiver_latents_fast: int = field(
+        default=VideoSpec.fast_latents, metadata={"help": "Latents of a frame in the fast stream."}
+    )
+    mm_perceiver_latents: int = field(
+        default=VideoSpec.slow_latents, metadata={"help": "Latents of a frame in the slow stream."}
+    )
+    min_frames: int = field(
+        default=2,
+        metadata={
+            "help": "Fewer frames in a video are a problem (a single frame is no video); with fewer than num_frames "
+            "some are repeated, which is counted."
+        },
+    )
+    num_workers: int = field(default_factory=cpus, metadata={"help": "Processes that open files; 0: this one."})
+    clip_timeout: float = field(default=CLIP_TIMEOUT, metadata={"help": "Seconds that opening one file may take."})
+    thorough: bool = field(
+        default=False,
+        metadata={"help": "Decode every video from start to end, not only those that take less than half a second."},
+    )
 
 
-def spec_of(args: argparse.Namespace, **latents: int) -> VideoSpec:
-    """The `VideoSpec` that the flags of `add_frame_flags` describe; ValueError when they do not go together."""
-    names = ("num_frames", "video_fps", "frames_upbound", "force_sample", "image_aspect_ratio", "video_decoder")
-    problem = decoder_problem(args.video_decoder)
+def spec_of(flags: FrameFlags, **latents: int) -> VideoSpec:
+    """The `VideoSpec` that the flags describe.
+
+    Raises:
+        ValueError: when they do not go together, or the decoder is not installed.
+    """
+    problem = decoder_problem(flags.video_decoder)
     if problem:
         raise ValueError(problem)
-    return VideoSpec(**{name: getattr(args, name) for name in names}, **latents)
-
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """The flags; those that training has too have its names and defaults."""
-    spec = VideoSpec()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser = argparse.ArgumentParser(prog="python -m llava.data.check", description=__doc__)
-    add = parser.add_argument
-    add("--data_path", required=True, help="records, LLaVA JSON or JSONL: a file, several (a.json,b.json or "
-        "{a,b}.json), or a mixture (YAML)")  # fmt: skip
-    add_folder_flags(parser)
-    add("--model_name_or_path", help="a model folder or hub name; with it the lengths in tokens are checked too")
-    add("--version", default=PLAIN, help="the format of the text, as in training (default: %(default)s)")
-    add("--model_max_length", type=int, help="longest sequence, in tokens (default: the positions of the model)")
-    add("--mm_perceiver_latents_fast", type=int, default=spec.fast_latents)
-    add("--mm_perceiver_latents", type=int, default=spec.slow_latents)
-    add_frame_flags(parser)
-    add("--min_frames", type=int, default=2, help="fewer frames in a video are a problem (default: 2, a single "
-        "frame is no video); with fewer than num_frames some are repeated, which is counted")  # fmt: skip
-    add("--num_workers", type=int, default=cpus, help=f"processes that open files (default: {cpus})")
-    add("--clip_timeout", type=float, default=CLIP_TIMEOUT, help="seconds that opening one file may take")
-    add("--thorough", action="store_true", help="decode every video from start to end, not only those "
-        "that take less than half a second")  # fmt: skip
-    return parser.parse_args(argv), parser
+    return flags.video_spec(**latents)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what is wrong with the data set, or a line that nothing is; returns the exit code."""
-    args, parser = parse_arguments(argv)
+    data, frames, flags = parse(__doc__, DataFlags, FrameFlags, CheckFlags, argv=argv, prog=PROG)
     tokenizer = None
     try:
-        version = resolve(args.version)
-        spec = spec_of(args, fast_latents=args.mm_perceiver_latents_fast, slow_latents=args.mm_perceiver_latents)
-        if args.model_name_or_path:
-            tokenizer, max_length = _tokenizer(args.model_name_or_path, args.model_max_length)
+        version = resolve(flags.version)
+        spec = spec_of(frames, fast_latents=flags.mm_perceiver_latents_fast, slow_latents=flags.mm_perceiver_latents)
+        if flags.model_name_or_path:
+            tokenizer, max_length = _tokenizer(flags.model_name_or_path, flags.model_max_length)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        refuse(error, PROG)
     try:
         records, problems = load_records(
-            args.data_path, args.image_folder, args.video_folder,
-            (*reserved_tokens(tokenizer), *reserved_of(version)), args.allow_absolute_paths, args.seed,
+            data.data_path, data.image_folder, data.video_folder,
+            (*reserved_tokens(tokenizer), *reserved_of(version)), data.allow_absolute_paths, data.seed,
             version != PLAIN,
         )  # fmt: skip
     except DatasetError as error:
         print(error)
         return 1
     file_problems, reports = inspect_files(
-        records, spec, args.num_workers, args.thorough, args.min_frames, show_progress=True, timeout=args.clip_timeout
-    )
+        records, spec, flags.num_workers, flags.thorough, flags.min_frames, show_progress=True,
+        timeout=flags.clip_timeout,
+    )  # fmt: skip
     tokens = 0
     if tokenizer is not None:
         too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length, version)

@@ -46,6 +46,7 @@ class LazySupervisedDataset(Dataset):
         cache: FeatureCache | None = None,
         clip_timeout: float = CLIP_TIMEOUT,
         text_format: TextFormat | None = None,
+        num_cut: int = 0,
     ) -> None:
         self.records = records
         self.tokenizer = tokenizer
@@ -57,7 +58,7 @@ class LazySupervisedDataset(Dataset):
         self.watch = ClipWatch(clip_timeout)
         self.text_format: TextFormat = PlainLM(tokenizer) if text_format is None else text_format
         """What lays the turns out and cuts them; `preprocess` is its own, but for an experiment that breaks it."""
-        self.num_cut = 0
+        self.num_cut = num_cut
         """Samples whose text `max_length` cuts, counted by who knows their lengths."""
 
     def __len__(self) -> int:
@@ -73,7 +74,7 @@ class LazySupervisedDataset(Dataset):
         try:
             return self.text_format.truncate(*self.whole_tokens(record), self.max_length)
         except ValueError as error:
-            raise ValueError(f"record {record.id!r} ({show(record.source)}): {error}") from error
+            raise _named(error, record) from error
 
     def whole_tokens(self, record: Record) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and `labels` (L,) of any record, in full."""
@@ -123,35 +124,38 @@ class LazySupervisedDataset(Dataset):
         return frames_to_pixels(frames, self.processor, self.spec.image_aspect_ratio)[0]
 
 
-def sequence_lengths(
+def measure_lengths(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     spec: VideoSpec | None,
-    text_format: TextFormat | None = None,
-) -> list[tuple[int, int]]:
-    """(positions with the end, visual positions) of every record, before truncation; in plain LM without a format."""
-    text_format = PlainLM(tokenizer) if text_format is None else text_format
-    lengths = []
-    for record, (ids, _) in zip(records, text_format.encode([r.conversations for r in records]), strict=True):
-        tokens = len(ids)
-        items = len(record.videos) + len(record.images)
-        visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if spec and items else 0
-        lengths.append((tokens - items + visual, visual))
-    return lengths
+    text_format: TextFormat,
+    max_length: int,
+) -> tuple[list[int], list[Problem]]:
+    """Positions of every record with those of its videos and its end, before truncation, and a problem for each record
+    that cannot be cut to `max_length`.
 
-
-def length_problems(
-    records: Sequence[Record], lengths: Sequence[tuple[int, int]], tokens: Callable[[int], Any], max_length: int
-) -> list[Problem]:
-    """Records whose visual spans do not fit `max_length`, found before training.
-
-    Only records that are too long are tokenised in full, by `tokens` (`LazySupervisedDataset.tokens`).
+    The ids of a whole sequence are made for records alone that are too long.
     """
-    problems = []
-    for index, (record, (length, _)) in enumerate(zip(records, lengths, strict=True)):
-        if length > max_length:
-            try:
-                tokens(index)
-            except ValueError as error:
-                problems.append(Problem(record.source, record.id, "too long", str(error)))
-    return problems
+    lengths, problems = [], []
+    spans: Spans | None = None
+    for record, (ids, labels) in zip(records, text_format.encode([r.conversations for r in records]), strict=True):
+        items = len(record.videos) + len(record.images)
+        sees = spec is not None and items > 0
+        visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if sees else 0
+        lengths.append(len(ids) - items + visual)
+        if lengths[-1] <= max_length:
+            continue
+        try:
+            whole = torch.tensor(ids), torch.tensor(labels)
+            if sees:
+                spans = spans or Spans.of(tokenizer, spec)
+                whole = spans.insert(*whole)
+            text_format.truncate(*whole, max_length)
+        except ValueError as error:
+            problems.append(Problem(record.source, record.id, "too long", str(_named(error, record))))
+    return lengths, problems
+
+
+def _named(error: ValueError, record: Record) -> ValueError:
+    """The error with the record that it is about in front."""
+    return ValueError(f"record {record.id!r} ({show(record.source)}): {error}")

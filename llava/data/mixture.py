@@ -29,12 +29,11 @@ from typing import Any
 
 import yaml
 
+from llava.config.groups import DEFAULT_SEED
 from llava.data.json_records import DatasetError, read_values
 from llava.data.lookup import wrong_with_files
 from llava.errors import show
 
-DEFAULT_SEED = 42
-"""`transformers.TrainingArguments.seed` where no flag says another."""
 STRATEGIES = "all, first:N, end:N or random:N, with N a number of records (1000) or a share of them (25%)"
 ENTRY_KEYS = ("json_path", "sampling_strategy", "data_folder")
 TOP_KEYS = ("datasets", "seed")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-
-from llava.data.mixture import DEFAULT_SEED
 
 OUTSIDE = "path outside folder"
 """Kind of the problem of a path that leaves its folder."""
@@ -26,15 +23,3 @@ def leaves_folder(path: str) -> bool:
 def place(path: str, folder: str) -> str:
     """The path under its folder; without one it is relative to the working directory."""
     return os.path.join(folder, path) if folder else path
-
-
-def add_folder_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where the files of records lie and which a mixture takes, as training has them."""
-    parser.add_argument("--video_folder", help="prefix of the records' video paths")
-    parser.add_argument("--image_folder", help="prefix of the records' image paths")
-    parser.add_argument(
-        "--allow_absolute_paths", action="store_true", help="records may name files outside these folders"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=DEFAULT_SEED, help="of what a YAML mixture takes at random (default: %(default)s)"
-    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -13,13 +13,15 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from llava.config.commands import check_output, parse
+from llava.config.groups import EvaluationFlags, ManyDataFlags
+from llava.config.ranges import AMOUNT, COUNT
 from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
 from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache, open_cache
-from llava.data.paths import add_folder_flags
 from llava.data.prompt import Spans, Turns, join_turns, pad_token_id, plain_turns, reserved_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
@@ -27,7 +29,7 @@ from llava.data.video import frames_to_pixels, read_frames
 from llava.errors import run_command, show
 from llava.eval.attributes import load_lexicon, score_captions
 from llava.eval.controls import other_samples
-from llava.eval.data import read_for_evaluation
+from llava.eval.data import device_of, read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
@@ -176,14 +178,6 @@ def reference_of(record: Record) -> str:
     return "" if answer is None else record.conversations[answer]["value"].strip()
 
 
-def positive(value: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value}: 1 or more")
-    return number
-
-
 def longest_reference(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest reference."""
     return max(len(ids) for ids in tokenizer([reference_of(r) for r in records], add_special_tokens=False)["input_ids"])
@@ -269,40 +263,52 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class CaptioningFlags:
+    """The command's own flags."""
+
+    ranges = {"batch_size": COUNT, "limit": COUNT, "max_new_tokens": COUNT, "examples": AMOUNT}
+
+    on_bad_sample: str = field(
+        default="stop",
+        metadata={"help": "stop, or skip: leave bad records out, counted and listed.", "choices": ("stop", "skip")},
+    )
+    attributes: str | None = field(
+        default=None, metadata={"help": "Lexicon of attributes, to score meta.attributes of the records."}
+    )
+    control: bool = field(default=False, metadata={"help": "Also caption each record with another clip's video."})
+    batch_size: int = field(default=64, metadata={"help": "Captions that go through the model together."})
+    limit: int | None = field(default=None, metadata={"help": "Caption only the first so many records of each file."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": f"Longest caption in tokens; by default the longest reference and {MARGIN_TOKENS} more."},
+    )
+    examples: int = field(default=4, metadata={"help": "Captions to print from the last file."})
+    output: Path | None = field(default=None, metadata={"help": "JSON file for all captions and scores."})
+
+    def __post_init__(self) -> None:
+        check_output("--output", self.output)
+        if self.attributes is not None and not Path(self.attributes).is_file():
+            raise ValueError(f"--attributes {self.attributes}: no such file")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Captions every record of one or more files and prints their scores; with `--output` writes all as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.captioning", description=main.__doc__)
-    parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument("--data_path", required=True, nargs="+", help="LLaVA JSON files with videos, or mixtures")
-    add_folder_flags(parser)
-    parser.add_argument("--on_bad_sample", choices=("stop", "skip"), default="stop", help="default: %(default)s")
-    parser.add_argument("--attributes", help="lexicon of attributes, to score meta.attributes of the records")
-    parser.add_argument("--control", action="store_true", help="also caption each record with another clip's video")
-    parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
-    parser.add_argument("--vision-tower", help="where the model's tower lies now")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode clips")
-    parser.add_argument("--limit", type=int, help="caption only the first so many records of each file")
-    parser.add_argument(
-        "--max_new_tokens",
-        type=positive,
-        help=f"longest caption in tokens (default: the longest reference and {MARGIN_TOKENS} more)",
-    )
-    parser.add_argument("--examples", type=int, default=4, help="captions to print from the last file")
-    parser.add_argument("--output", help="JSON file for all captions and scores")
-    args = parser.parse_args(argv)
-
-    captioner = Captioner.from_pretrained(args.model_path, vision_tower=args.vision_tower)
+    trained, data, flags = parse(
+        main.__doc__, EvaluationFlags, ManyDataFlags, CaptioningFlags, argv=argv,
+        prog="python -m llava.eval.captioning",
+    )  # fmt: skip
+    captioner = Captioner.from_pretrained(trained.model_path, device_of(trained.device), trained.vision_tower)
     model = captioner.model
-    cache = open_cache(args.feature_cache, model)
-    lexicon = load_lexicon(args.attributes) if args.attributes else None
-    stems = [Path(path).stem for path in args.data_path]
+    cache = open_cache(trained.feature_cache, model)
+    lexicon = load_lexicon(flags.attributes) if flags.attributes else None
+    stems = [Path(path).stem for path in data.data_path]
     rows: dict[str, dict[str, float]] = {}
     written: dict[str, Any] = {}
-    for path in args.data_path:
+    for path in data.data_path:
         records = read_for_evaluation(
-            path, captioner.tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-            args.limit, args.on_bad_sample, args.allow_absolute_paths, args.seed,
+            path, captioner.tokenizer, model, cache, data.video_folder, data.image_folder, trained.num_workers,
+            flags.limit, flags.on_bad_sample, data.allow_absolute_paths, data.seed,
         )  # fmt: skip
         captioned = [r for r in records if len(r.videos) == 1 and not r.images and answer_of(r) is not None]
         if len(captioned) < len(records):
@@ -314,16 +320,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{show(path)}: NOT SCORED, since captioning takes records with one video")
             continue
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
-        limit = args.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
-        surprise = reference_losses(captioner, captioned, cache, args.batch_size)
+        limit = flags.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
+        surprise = reference_losses(captioner, captioned, cache, flags.batch_size)
         entries = [{"id": r.id, "video": r.videos[0], "split": r.split, "prompt": prompt_of(r)} for r in captioned]
         controls = ["true"]
-        if args.control and len({(r.videos, r.split) for r in captioned}) > 1:
+        if flags.control and len({(r.videos, r.split) for r in captioned}) > 1:
             controls.append("other")
-        elif args.control:
+        elif flags.control:
             print(f"{show(path)}: NO CONTROL with another clip's video, since there is a single clip")
         for control in controls:
-            captions = caption_records(captioner, captioned, cache, args.batch_size, control, limit)
+            captions = caption_records(captioner, captioned, cache, flags.batch_size, control, limit)
             cut = sum(not c.ended for c in captions)
             if cut:
                 print(
@@ -343,13 +349,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(show(f"\n{format_table(rows)}\n", keep="\n"))
     last = next(reversed([name for name in written if name.endswith("true video")]))
-    for example in written[last][:: max(1, len(written[last]) // max(args.examples, 1))][: args.examples]:
+    for example in written[last][:: max(1, len(written[last]) // max(flags.examples, 1))][: flags.examples]:
         name, wrote, reference = (show(t) for t in (Path(example["video"]).name, *map(example.get, TEXTS)))
         print(f"{name}\n  wrote:     {wrote}\n  reference: {reference}")
-    if args.output:
+    if flags.output:
         text = json.dumps({"scores": rows, "captions": written}, indent=1, ensure_ascii=False)
         # A name that is not UTF-8 is kept by JSON's own escape.
-        Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace")
+        flags.output.write_text(text, encoding="utf-8", errors="backslashreplace")
     return 0
 
 

@@ -8,13 +8,12 @@ Letters in shapes: B batch, L positions, V videos, T frames, S pixels, P patches
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from llava.config.commands import check_output, parse
+from llava.config.groups import DataFlags, EvaluationFlags
+from llava.config.ranges import COUNT
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import open_cache
-from llava.data.paths import add_folder_flags
 from llava.data.positions import visual_positions
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
 from llava.errors import run_command
 from llava.eval.clip_gains import clips_that_help_less
-from llava.eval.data import read_for_evaluation
+from llava.eval.data import device_of, read_for_evaluation
 from llava.eval.loss import caption_losses
 from llava.eval.statistics import bootstrap_ratio
 from llava.model.builder import load_pretrained_model
@@ -311,43 +312,48 @@ def _interval(triple: Sequence[float | None]) -> str:
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if low is not None else f"{mean:+.3f} [one clip]"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream."""
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.controls", description=main.__doc__)
-    parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument(
-        "--data_path", required=True, help="LLaVA JSON file with videos that were not trained on, or mixture"
-    )
-    add_folder_flags(parser)
-    parser.add_argument("--feature_cache", required=True, help="folder where vision features are kept")
-    parser.add_argument("--vision-tower", help="where the model's tower lies now")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode clips")
-    parser.add_argument("--limit", type=int, help="use so many records, evenly spread")
-    parser.add_argument("--output", help="JSON file for the result")
-    args = parser.parse_args(argv)
+@dataclass
+class ControlFlags:
+    """The command's own flags."""
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer, model = load_pretrained_model(args.model_path, device, args.vision_tower)
-    cache = open_cache(args.feature_cache, model)
+    ranges = {"batch_size": COUNT, "limit": COUNT}
+
+    batch_size: int = field(default=32, metadata={"help": "Captions that go through the model together."})
+    limit: int | None = field(default=None, metadata={"help": "Use so many records, evenly spread."})
+    output: Path | None = field(default=None, metadata={"help": "JSON file for the result."})
+
+    def __post_init__(self) -> None:
+        check_output("--output", self.output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Caption loss of a checkpoint under true, other, shuffled and blank videos and without each stream.
+
+    The records are to have videos that were not trained on.
+    """
+    trained, data, flags = parse(
+        main.__doc__, EvaluationFlags, DataFlags, ControlFlags, argv=argv, prog="python -m llava.eval.controls"
+    )
+    tokenizer, model = load_pretrained_model(trained.model_path, device_of(trained.device), trained.vision_tower)
+    cache = open_cache(trained.feature_cache, model)
     records = read_for_evaluation(
-        args.data_path, tokenizer, model, cache, args.video_folder, args.image_folder, args.num_workers,
-        allow_absolute_paths=args.allow_absolute_paths, seed=args.seed,
+        data.data_path, tokenizer, model, cache, data.video_folder, data.image_folder, trained.num_workers,
+        allow_absolute_paths=data.allow_absolute_paths, seed=data.seed,
     )  # fmt: skip
     length = max_positions(model)
     form = recorded_format(model.config, tokenizer)
     dataset = LazySupervisedDataset(
         records, tokenizer, form.preprocess, length, model.video_spec, model.processor_spec, cache, text_format=form
     )
-    chosen, others = choose_samples(records, args.limit)
+    chosen, others = choose_samples(records, flags.limit)
     if len(chosen) < len(records):
-        print(f"{args.data_path}: {len(chosen)} of {len(records)} records")
+        print(f"{data.data_path}: {len(chosen)} of {len(records)} records")
     collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
-    losses = control_losses(model, dataset, collate, list(zip(chosen, others, strict=True)), args.batch_size)
+    losses = control_losses(model, dataset, collate, list(zip(chosen, others, strict=True)), flags.batch_size)
     summary = losses.summary()
     print(format_controls(summary))
-    if args.output:
-        Path(args.output).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    if flags.output:
+        flags.output.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.chat_formats import PLAIN, reserved
@@ -12,6 +13,18 @@ from llava.data.records import Record, apply_policy, format_problems, load_recor
 from llava.data.text_format import recorded_format
 from llava.errors import show
 from llava.model.vlm import VisionCausalLM
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device that a flag names; without one, the first GPU when there is one.
+
+    Raises:
+        ValueError: for a device that torch does not know.
+    """
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
 
 
 def read_for_evaluation(

@@ -247,6 +247,25 @@ def from_language_model(
     return model.eval()
 
 
+def open_checkpoint(folder: str | Path, called: str) -> tuple[type[VisionCausalLM], PreTrainedTokenizerBase]:
+    """The class of the model that training wrote into a folder, and its tokenizer; no weights are read.
+
+    Args:
+        called: the flag or argument that names the folder, for the messages.
+
+    Raises:
+        FileNotFoundError: when the folder is not a checkpoint.
+        ValueError: when it holds another kind of model.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: no config.json; {called} is the folder of a finished run or a checkpoint")
+    kind = str(config_values(str(path), str(path)).get("model_type"))
+    if not kind.startswith(PREFIX):
+        raise ValueError(f"{path}: model type {kind!r}, expected {PREFIX}<type>: {called} is what training wrote")
+    return causal_lm_class(kind), load_tokenizer(str(path))
+
+
 def load_pretrained_model(
     model_path: str | Path, device: str | torch.device = "cpu", vision_tower: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, VisionCausalLM]:
@@ -256,14 +275,8 @@ def load_pretrained_model(
         FileNotFoundError: when the folder is not a checkpoint.
         ValueError: when weights are missing, or tokenizer or tower are not those of training.
     """
-    path = Path(model_path)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path}: no config.json; --model-path is the folder of a finished run or a checkpoint")
-    kind = str(config_values(str(path), str(path)).get("model_type"))
-    if not kind.startswith(PREFIX):
-        raise ValueError(f"{path}: model type {kind!r}, expected {PREFIX}<type>: --model-path is what training wrote")
-    tokenizer = load_tokenizer(str(path))
-    model = causal_lm_class(kind).from_pretrained(path, dtype=torch.float32, vision_tower=vision_tower)
+    model_class, tokenizer = open_checkpoint(model_path, "--model-path")
+    model = model_class.from_pretrained(model_path, dtype=torch.float32, vision_tower=vision_tower)
     check_embeddings(len(tokenizer), model)
     if vision_tower is not None and model.config.mm_vision_tower_storage == "checkpoint":
         check_stored_tower(model, vision_tower)

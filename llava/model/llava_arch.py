@@ -7,6 +7,8 @@ P patches, Dv width of the tower.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from llava.model.multimodal_encoder.builder import empty_vision_tower, load_visi
 from llava.model.multimodal_projector.builder import build_projector
 from llava.model.multimodal_resampler.fast_slow import StreamResampler, build_resampler
 from llava.model.splice import splice
+from llava.model.vision_batch import NO_VISION, VisionBatch
 
 TOWER_STORAGE = ("reference", "checkpoint")
 
@@ -86,7 +89,8 @@ class LlavaMetaForCausalLM:
         config.mm_vision_tower = name_or_path
         config.mm_vision_tower_checksum = tower.checksum()
         config.mm_vision_tower_storage = storage
-        config.mm_vision_config = tower.vision_model.config.to_dict()
+        described = tower.vision_model.config.to_dict()
+        config.mm_vision_config = {k: v for k, v in described.items() if k != "_name_or_path"}
         config.mm_vision_select_layer = tower.select_layer
         config.mm_vision_select_feature = tower.select_feature
         config.mm_vision_precision = tower.precision
@@ -178,29 +182,15 @@ class LlavaMetaForCausalLM:
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
-        *,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        video_features: torch.Tensor | None = None,
-        num_images: torch.Tensor | None = None,
-        num_videos: torch.Tensor | None = None,
-        sample_ids: Sequence[str] | None = None,
-        image_positions: torch.Tensor | None = None,
-        video_positions: torch.Tensor | None = None,
+        vision: VisionBatch = NO_VISION,
+        **visual: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Swaps the embeddings at visual positions for vision features.
 
         Args:
             input_ids: (B, L) token ids, placeholders expanded.
             labels: (B, L), passed through: splicing keeps every position where it is.
-            pixel_values: (I, 3, S, S), the images of the batch in reading order; or `image_features` (I, P, Dv).
-            pixel_values_videos: (V, T, 3, S, S), the videos likewise; or `video_features` (V, T, P, Dv).
-            num_images, num_videos: (B,) how many of them each sample brings; without them the text's own spans are
-                counted and the total is checked.
-            sample_ids: names of the samples for error messages.
-            image_positions, video_positions: (B, L) boolean, where the rows go, when `TrainingCollator` has found and
-                checked them already.
+            vision: what the batch shows; its attributes are taken by their names too, as those of `forward`.
 
         Returns:
             `inputs_embeds` (B, L, D) and the labels.
@@ -208,30 +198,26 @@ class LlavaMetaForCausalLM:
         Raises:
             ValueError: naming the sample and both numbers when its visual positions and feature rows differ.
         """
+        vision = replace(vision, **visual)
         embeds = self.get_input_embeddings()(input_ids)
         connect = self.training and torch.is_grad_enabled() and self._vision_trains()
         templates = self.visual_templates()
-        for kind, count, positions, pixels, features, encode in (
-            ("image", num_images, image_positions, pixel_values, image_features, self.encode_images),
-            ("video", num_videos, video_positions, pixel_values_videos, video_features, self.encode_videos),
-        ):
-            template, checked = templates.get(kind), positions is not None
-            given = pixels if pixels is not None else features
-            total = 0 if given is None else given.shape[0]
+        for items in vision.items:
+            kind, total, template = items.kind, items.total, templates.get(items.kind)
             if not template:
                 if total:
                     raise ValueError(f"{total} {kind}(s) given, but this model was built without rows for any")
                 continue
+            positions, checked = items.positions, items.positions is not None
             if not checked:
                 positions = visual_positions(input_ids, sorted(set(template)))
-                if count is None:
-                    count = (input_ids == template[0]).sum(dim=1)
-                check_positions(input_ids, positions, count, template, kind, sample_ids)
-                if int(count.sum()) != total:
-                    raise ValueError(f"the batch's text has {int(count.sum())} {kind}(s), but {total} were given")
+                counts = (input_ids == template[0]).sum(dim=1) if items.counts is None else items.counts
+                check_positions(input_ids, positions, counts, template, kind, vision.sample_ids)
+                if int(counts.sum()) != total:
+                    raise ValueError(f"the batch's text has {int(counts.sum())} {kind}(s), but {total} were given")
             if total:
-                rows = encode(pixels, features).flatten(0, 1)
-                embeds = splice(embeds, positions, rows, checked)
+                encode = self.encode_images if kind == "image" else self.encode_videos
+                embeds = splice(embeds, positions, encode(items.pixels, items.features).flatten(0, 1), checked)
             elif kind in self.in_step:
                 embeds = embeds + self._unused_rows(kind, self.in_step[kind]).sum().to(embeds.dtype)
             if total or kind in self.in_step:

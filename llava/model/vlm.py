@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.model.permissions import follow_umask
+from llava.model.shipped import found_place, give_code, write_code, written_place
+from llava.model.vision_batch import VisionBatch
 
 TOWER_PREFIX = "vision_tower."
 TOWER_KEYS = rf"^{TOWER_PREFIX[:-1]}\."
@@ -117,6 +119,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if problems:
             listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
             raise ValueError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
+        model.config.mm_vision_tower = found_place(model.config.mm_vision_tower, args[0] if args else None)
         if model.vision_tower is not None:
             model.vision_tower.requires_grad_(False)
         elif model.config.mm_hidden_size is not None and load_vision_tower:
@@ -128,7 +131,15 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if self.config.mm_vision_tower_storage == "reference":
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
-        result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        give_code(self)
+        place = self.config.mm_vision_tower
+        self.config.mm_vision_tower = written_place(place, save_directory, self.config.mm_vision_tower_storage)
+        try:
+            result = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        finally:
+            self.config.mm_vision_tower = place
+        if kwargs.get("is_main_process", True):
+            write_code(save_directory, self)
         follow_umask(save_directory)
         return result
 
@@ -163,7 +174,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
 
         Args:
             input_ids: (B, L); visual positions are swapped for features as
-                `prepare_inputs_labels_for_multimodal_video` describes, whose arguments are taken here too.
+                `prepare_inputs_labels_for_multimodal_video` describes. The visual arguments are those of `VisionBatch`.
             segment_ids: (B, L) the sample that each position belongs to, from `llava.data.packing.TrainingCollator`;
                 rows are padded on the right. With `position_ids` that restart, attention stays within a sample.
             supervised_positions, label_smoothing: as `llava.model.loss.supervised_loss` takes them.
@@ -177,9 +188,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             ValueError: when counts do not match, or `labels` supervise nothing.
         """
         if inputs_embeds is None:
-            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(
-                input_ids,
-                labels,
+            vision = VisionBatch(
                 pixel_values=pixel_values,
                 pixel_values_videos=pixel_values_videos,
                 image_features=image_features,
@@ -190,6 +199,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
                 image_positions=image_positions,
                 video_positions=video_positions,
             )
+            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(input_ids, labels, vision)
         if segment_ids is not None:
             # Causal attention never reaches the padding on the right, and transformers keeps samples of a row apart
             # where positions restart, but only without a mask and without a cache of keys and values.
@@ -226,7 +236,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         **kwargs: Any,
     ) -> Any:
         """The output of the class's body, with `last_hidden_state` (B, L, D), for embeddings (B, L, its width)."""
-        taken = inspect.signature(self.base_model.forward).parameters
+        taken = _arguments(type(self.base_model))
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
         # Who has no positions (ALiBi, a recurrence) names no such argument.
         given = {k: v for k, v in given.items() if k != "position_ids" or k in taken}
@@ -272,19 +282,11 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             ValueError: for pixels or features that are not finite, of which a model makes an empty text, and from
                 `prepare_inputs_labels_for_multimodal_video`.
         """
-        input_ids = kwargs.pop("input_ids", inputs)
-        visual = {
-            name: kwargs.pop(name, None)
-            for name in ("pixel_values", "pixel_values_videos", "image_features", "video_features")
-        }
-        for name, values in visual.items():
-            if values is not None and not torch.isfinite(values).all():
-                bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero().flatten().tolist()
-                raise ValueError(f"{name}: items {bad} of {len(values)} hold NaN or infinite values; read them again")
-        visual |= {name: kwargs.pop(name, None) for name in ("num_images", "num_videos", "sample_ids")}
+        input_ids, vision = kwargs.pop("input_ids", inputs), VisionBatch.take(kwargs)
+        vision.check_finite()
         if input_ids is not None and self.mm_projector is not None:
-            kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, **visual)
-        elif any(value is not None for name, value in visual.items() if name != "sample_ids"):
+            kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, vision=vision)
+        elif not vision.is_empty:
             raise ValueError("this model was trained on text alone: it takes no video or image")
         never = set(kwargs.pop("suppress_tokens", None) or ()) | set((self.config.visual_token_ids or {}).values())
         return super().generate(input_ids, suppress_tokens=sorted(never) or None, **kwargs)
@@ -308,6 +310,12 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             raise ValueError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
         new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
         return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
+
+
+@cache
+def _arguments(body: type[nn.Module]) -> frozenset[str]:
+    """Names of what the body of a class is called with, asked once."""
+    return frozenset(inspect.signature(body.forward).parameters)
 
 
 class _StandIn:

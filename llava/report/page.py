@@ -1,36 +1,39 @@
 """One HTML page about a run, or about several next to each other: `python -m llava.eval.report RUN [RUN ...]`.
 
-The page is one file without outside parts: inline CSS and SVG, frames as JPEG in base64.
+The page is one file without outside parts: inline CSS, SVG and script, frames as JPEG in base64. It reads
+without scripts.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from llava.config.commands import parse
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.errors import run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
 from llava.report.answers import did_it_learn, did_it_see, is_anything_wrong
+from llava.report.drawing import HEIGHT, WIDTH, draw
 from llava.report.plots import (
     CONDITIONS,
     Frames,
     Panel,
     comparison_panels,
-    draw,
+    format_figures,
     format_interval,
     format_number,
     gain_of,
@@ -163,11 +166,12 @@ def write_report(
     page = template.render(
         runs=named,
         answers={n: [did_it_learn(r), did_it_see(r), is_anything_wrong(r)] for n, r in named.items()},
-        panels=_panels(named),
-        gains=gain_panels({n: r.controls or [] for n, r in named.items()}),
+        drawings=[draw(p) for p in _panels(named)],
+        gains=[draw(p) for p in gain_panels({n: r.controls or [] for n, r in named.items()})],
         flags=split_flags(read[0].flags),
         settings=differing(named),
         frames=Frames(video_folder, read[0].flags.get("video_folder")) if clips else None,
+        script=Markup((Path(__file__).parent / "curves.js").read_text(encoding="utf-8")),
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -188,20 +192,40 @@ def _environment() -> Environment:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
     environment.finalize = lambda value: show_text(value) if type(value) is str else value
     environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words, share_of)}
-    environment.globals |= {"make": MAKE, "conditions": CONDITIONS}
-    environment.filters |= {"number": format_number, "interval": format_interval, "show": show, "draw": draw}
+    environment.globals |= {"make": MAKE, "conditions": CONDITIONS, "width": WIDTH, "height": HEIGHT}
+    environment.filters |= {
+        "number": format_number,
+        "interval": format_interval,
+        "show": show,
+        "figures": format_figures,
+    }
     return environment
+
+
+@dataclass
+class ReportFlags:
+    """The runs, and how they are shown."""
+
+    runs: list[str] = field(
+        metadata={
+            "positional": True,
+            "metavar": "RUN",
+            "help": "Output folders of training runs; several are compared.",
+        }
+    )
+    output: Path | None = field(
+        default=None, metadata={"help": "The page (default: RUN/report.html; of several runs, ./report.html)."}
+    )
+    video_folder: str | None = field(
+        default=None, metadata={"help": "Prefix of the captions' video paths; by default the run's own."}
+    )
+    clips: bool = field(default=True, metadata={"help": "Show frames of the clips beside captions."})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes one HTML page about a run, or one that compares several, and prints its path."""
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.report", description=main.__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a training run")
-    parser.add_argument("--output", type=Path, help="the page (default: RUN/report.html; of several, ./report.html)")
-    parser.add_argument("--video_folder", help="prefix of the captions' video paths (default: the run's own)")
-    parser.add_argument("--no_clips", action="store_true", help="leave frames of the clips out")
-    args = parser.parse_args(argv)
-    print(write_report(args.runs, args.output, not args.no_clips, args.video_folder))
+    (flags,) = parse(main.__doc__, ReportFlags, argv=argv, prog="python -m llava.eval.report")
+    print(write_report(flags.runs, flags.output, flags.clips, flags.video_folder))
     return 0
 
 

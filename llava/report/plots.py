@@ -1,19 +1,12 @@
-"""Numbers and pictures of the report: curves as inline SVG, frames as data URLs.
-
-Colours of curves are CSS variables of the page, so that one drawing fits light and dark. They are those that M. Okabe
-and K. Ito chose for colour-blind readers (Color Universal Design, 2008).
-"""
+"""Numbers and pictures of the report: which curves there are, and frames as data URLs."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +16,12 @@ from PIL import Image
 from llava.config.video import VideoSpec
 from llava.data.video import read_frames
 
-MAX_POINTS = 2000
-SMOOTHED = 60
-"""Curves with more points are drawn thin, with their running median over them."""
+MAX_POINTS = 1200
+"""Of a curve, so that a page stays small; the lowest and highest values are among them."""
 THUMBNAIL_WIDTH = 160
 FRAME_BUDGET = 1_000_000
 """Bytes of base64 that all frames together may take, so that a page stays below 2 MB."""
-WIDTH, HEIGHT = 360, 235
-"""Size of a drawing in its own units; text of 11 units stays readable on a telephone."""
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#010101")
-"""What matplotlib draws with; the page knows the n-th one as `--c<n>`. The last is black, yellow in dark mode."""
-INK = "#0d0d0d"
-LEFT, RIGHT, BOTTOM, TOP = 0.16, 0.69, 0.17, 0.98
-"""Edges of the axes as shares of the drawing; curves are named to their right."""
-LABEL_WIDTH, FONT_SIZE = 14, 11
 NATS = "nats per supervised token"
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
-
 Interval = tuple[float, ...]
 """Mean, low and high end."""
 CONDITIONS = {
@@ -66,10 +48,6 @@ class Series:
     colour: int
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-
-    @property
-    def style(self) -> tuple[str, Any]:
-        return PALETTE[self.colour % len(PALETTE)], DASHES[self.colour // len(PALETTE) % len(DASHES)]
 
 
 @dataclass(frozen=True)
@@ -108,6 +86,12 @@ def format_number(value: Any, decimals: int = 3) -> str:
     """A number with a true minus; a dash for what is none."""
     value = number(value)
     return f"{value:,.{decimals}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def format_figures(value: Any) -> str:
+    """A number of any size with four figures; a dash for what is none."""
+    value = number(value)
+    return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def format_interval(interval: Interval, decimals: int = 2) -> str:
@@ -230,139 +214,6 @@ def gain_panels(controls: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pan
             drawn = [_gain_series(lines, gain, name, i) for i, (name, lines) in enumerate(controls.items())]
             panels.append(Panel(title, unit, [s for s in drawn if s], zero=True))
     return [panel for panel in panels if panel.series]
-
-
-def draw(panel: Panel) -> str:
-    """The panel as an `<svg>` element that scales with its box and names nothing outside the page."""
-    # Importing matplotlib writes its caches and may print, which importing this module must not do.
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    options: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": panel.title, "text.parse_math": False, "font.size": FONT_SIZE,
-        "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-    }  # fmt: skip
-    with matplotlib.rc_context(options):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        named = any(s.label for s in panel.series)
-        axes = figure.add_axes((LEFT, BOTTOM, (RIGHT if named else 0.97) - LEFT, TOP - BOTTOM))
-        log = panel.log and _spans_decades(panel.series)
-        axes.set_yscale("log" if log else "linear", **({"nonpositive": "mask"} if log else {}))
-        ends = [_draw_series(axes, series) for series in panel.series]
-        if panel.zero:
-            axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xlim(left=min(axes.get_xlim()[0], 0))
-        if panel.marks:
-            axes.vlines(panel.marks[:100], 0, 0.06, color=PALETTE[1], lw=1.2, transform=axes.get_xaxis_transform())
-        axes.grid(axis="y", color=INK, alpha=0.14, linewidth=0.6)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel(panel.unit)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        if log:
-            decades = math.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
-            places = (1,) if decades > 2.2 else (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 5, 7)
-            axes.yaxis.set_major_locator(LogLocator(subs=places, numticks=8))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-        if named:
-            _label_ends(axes, panel.series, ends)
-        figure.savefig(buffer := io.StringIO(), format="svg", transparent=True)
-    return tidy_svg(buffer.getvalue(), panel.title)
-
-
-def _tick(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e4:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") if abs(value) < 1 else f"{value:,.0f}"
-    return f"{value:.6g}".replace("-", "−")
-
-
-def _spans_decades(series: Sequence[Series]) -> bool:
-    """Whether a logarithmic axis shows more: all finite values above 0, and the highest over three times the lowest."""
-    values = np.concatenate([s.values[np.isfinite(s.values)] for s in series])
-    positive = values[values > 0]
-    # A norm of exactly 0 is a gap of a logarithmic curve, as long as it is the exception.
-    return len(positive) > 0.9 * len(values) and bool((values >= 0).all()) and positive.max() > 3 * positive.min()
-
-
-def _draw_series(axes: Any, series: Series) -> tuple[float, float]:
-    """Draws a curve with its intervals, and gives the point where it ends."""
-    kept = thin(series.values)
-    steps, values = series.steps[kept], series.values[kept]
-    colour, dashes = series.style
-    if series.low is not None and series.high is not None:
-        axes.fill_between(steps, series.low[kept], series.high[kept], color=colour, alpha=0.18, linewidth=0)
-    if len(values) > SMOOTHED:
-        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-        at, values = running_median(series.values)
-        steps = series.steps[at]
-    axes.plot(steps, values, color=colour, linewidth=1.5, linestyle=dashes)
-    finite = np.isfinite(values)
-    alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
-    dots = finite if len(values) <= 30 else alone
-    axes.plot(steps[dots], values[dots], color=colour, linestyle="none", marker="o", markersize=3.2)
-    last = np.flatnonzero(finite)[-1]
-    return steps[last], values[last]
-
-
-def _label_ends(axes: Any, series: Sequence[Series], ends: Sequence[tuple[float, float]]) -> None:
-    """Writes each curve's name to the right of its end, moved apart where ends are close."""
-    # A masked 0 of a logarithmic axis has no place; its name goes to the bottom.
-    places = np.nan_to_num(axes.transAxes.inverted().transform(axes.transData.transform(ends)), neginf=0, posinf=1)
-    labels = [wrap_label(s.label) for s in series]
-    order = np.argsort(places[:, 1], kind="stable")
-    line = 1.12 * FONT_SIZE / ((TOP - BOTTOM) * HEIGHT)
-    centres = spread(places[order, 1].tolist(), [(len(labels[i]) + 0.25) * line for i in order])
-    for i, centre in zip(order, centres, strict=True):
-        x, y = places[i]
-        colour, dashes = series[i].style
-        options = {"color": colour, "transform": axes.transAxes, "clip_on": False}
-        if x <= 0.9:
-            axes.plot([x, 1.0], [y, y], linewidth=0.8, linestyle=(0, (1, 2)), **options)
-        axes.plot([max(x, 1.0), 1.05], [y, centre], linewidth=1.5, linestyle=dashes, **options)
-        axes.text(1.07, centre, "\n".join(labels[i]), transform=axes.transAxes, va="center", linespacing=1.12)
-
-
-def wrap_label(label: str) -> list[str]:
-    """A name in at most two lines, broken at spaces and underscores; a longer one loses its middle."""
-    lines = [line.replace("_ ", "_") for line in textwrap.wrap(label.replace("_", "_ "), LABEL_WIDTH)]
-    return lines if len(lines) <= 2 else [f"{label[: LABEL_WIDTH - 3]}…", label[-LABEL_WIDTH + 3 :]]
-
-
-def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Centres near the `wanted` ones (ascending) of boxes of these heights, apart, and from 0 to 1 if they fit."""
-    centres: list[float] = []
-    floor = 0.0
-    for centre, height in zip(wanted, heights, strict=True):
-        centres.append(max(centre, floor + height / 2))
-        floor = centres[-1] + height / 2
-    ceiling = max(1.0, sum(heights))
-    for i in reversed(range(len(centres))):
-        centres[i] = min(centres[i], ceiling - heights[i] / 2)
-        ceiling = centres[i] - heights[i] / 2
-    return centres
-
-
-def tidy_svg(svg: str, label: str) -> str:
-    """matplotlib's SVG for use inside a page: no prologue, metadata or outside names, short numbers, page colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<(g|svg|text) id="[^"]*"', r"<\1", svg)
-    head, body = svg.split(">", 1)
-    head = re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", head)
-    svg = f"{head}>{body}"
-
-    def shorten(tag: re.Match[str]) -> str:
-        text = re.sub(r"\s+", " ", tag[0])
-        text = re.sub(r' (d|x|y|transform)="[^"]*"', lambda part: re.sub(r"(\.\d)\d+", r"\1", part[0]), text)
-        for i, colour in enumerate(PALETTE):
-            text = text.replace(colour, f"var(--c{i})")
-        return text.replace(INK, "currentColor")
-
-    svg = re.sub(r"<[^>]*>", shorten, svg)
-    return re.sub(r">\s+<", "><", svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)).strip()
 
 
 class Frames:

@@ -1,25 +1,38 @@
-"""Captions at the command line: `python -m llava.serve.cli --model-path DIR --video a.mp4 b.mp4`."""
+"""Captions at the command line: `python -m llava.serve.cli --model_path DIR --video a.mp4 b.mp4`."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import torch
-
+from llava.config.commands import parse, refuse
+from llava.config.groups import ModelFlags
+from llava.config.ranges import COUNT, Range
 from llava.data.video import VideoError
 from llava.errors import run_command, show
-from llava.eval.captioning import Captioner, check_prompt, positive
+from llava.eval.captioning import Captioner, check_prompt
+from llava.eval.data import device_of
+
+PROG = "python -m llava.serve.cli"
 
 
-def temperature(value: str) -> float:
-    """A number above 0, for argparse."""
-    number = float(value)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{value}: a number above 0; leave it out for greedy decoding")
-    return number
+@dataclass
+class CaptionFlags:
+    """What is captioned, and how."""
+
+    ranges = {"num_beams": COUNT, "temperature": Range(0, above=True), "max_new_tokens": COUNT}
+
+    video: list[str] = field(metadata={"help": "Video files."})
+    prompt: str = field(
+        default="",
+        metadata={"help": "Text that the caption continues; to a model of a chat format, the question."},
+    )
+    num_beams: int = field(default=1, metadata={"help": "Beams that are searched; 1 is greedy decoding."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Sample at this temperature; leave it out for greedy decoding."}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest caption in tokens."})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,39 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Exit status 1 when one could not be read.
     """
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=main.__doc__)
-    parser.add_argument("--model-path", required=True, help="folder of a finished run or a checkpoint")
-    parser.add_argument("--video", required=True, nargs="+", help="video files")
-    parser.add_argument("--prompt", default="",
-                        help="text that the caption continues; to a model of a chat format, the question")  # fmt: skip
-    parser.add_argument("--vision-tower", help="where the model's tower lies now, if it has moved")
-    parser.add_argument("--device", help="cuda, cpu, ...; the first GPU by default when there is one")
-    parser.add_argument("--num-beams", type=positive, default=1)
-    parser.add_argument("--temperature", type=temperature, help="sample at this temperature instead of greedy decoding")
-    parser.add_argument("--max-new-tokens", type=positive, default=64)
-    args = parser.parse_args(argv)
+    trained, flags = parse(main.__doc__, ModelFlags, CaptionFlags, argv=argv, prog=PROG)
     try:
-        device = torch.device(args.device) if args.device else None
-        captioner = Captioner.from_pretrained(args.model_path, device, args.vision_tower)
-        check_prompt(args.prompt, captioner.tokenizer, captioner.text_format.version)
-    except (OSError, ValueError, RuntimeError) as error:  # torch: an unknown device, or one that is not there
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
-    if args.temperature is not None:
-        options |= {"do_sample": True, "temperature": args.temperature}
+        captioner = Captioner.from_pretrained(trained.model_path, device_of(trained.device), trained.vision_tower)
+        check_prompt(flags.prompt, captioner.tokenizer, captioner.text_format.version)
+    except (OSError, ValueError, RuntimeError) as error:  # torch: a device that is not there
+        refuse(error, PROG)
+    options = {"num_beams": flags.num_beams, "max_new_tokens": flags.max_new_tokens}
+    if flags.temperature is not None:
+        options |= {"do_sample": True, "temperature": flags.temperature}
     failed = 0
-    for path in args.video:
+    for path in flags.video:
         try:
-            caption = captioner.caption(path, args.prompt, **options)
+            caption = captioner.caption(path, flags.prompt, **options)
         except VideoError as error:
-            print(f"{parser.prog}: {show(error)}", file=sys.stderr)
+            print(f"{PROG}: {show(error)}", file=sys.stderr)
             failed = 1
             continue
         except ValueError as error:  # The prompt is too long, or options do not go together.
-            parser.exit(2, f"{parser.prog}: {error}\n")
+            refuse(error, PROG)
         print(f"{show(path)}\t{show(caption.text)}", flush=True)
         if not caption.ended:
-            print(f"{parser.prog}: {show(path)}: the caption was cut at --max-new-tokens {args.max_new_tokens}, or at "
+            print(f"{PROG}: {show(path)}: the caption was cut at --max_new_tokens {flags.max_new_tokens}, or at "
                   "the model's last position", file=sys.stderr)  # fmt: skip
     return failed
 

@@ -12,13 +12,14 @@ from llava.config.flags import Settings
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.text_format import preprocess
 from llava.errors import run_command
-from llava.train import run_flags, sight, stages
+from llava.train import run_flags, sight
 from llava.train.checkpoint import resume
 from llava.train.checkpoint.files import write_errors_explained
 from llava.train.checkpoint.frame_changes import report_frame_changes
 from llava.train.checkpoint.lock import only_run
 from llava.train.checkpoint.stop import Stop
 from llava.train.preflight.run import note_not_run, run_preflight
+from llava.train.run_data import report_sources
 from llava.train.setup import prepare
 from llava.train.trainer import LlavaTrainer
 
@@ -53,13 +54,14 @@ def run_all(settings: Settings, stop: Stop) -> None:
     training_args = settings.training
     checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
     run_record = run_flags.make_run_record(settings)
+    template = None
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
-        run_record["text_format"] = {"template": resume.pinned_template(checkpoint)}
+        template = resume.pinned_template(checkpoint)
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 
-    run = prepare(settings, run_record, stop.requested)
+    run = prepare(settings, run_record, stop.requested, template)
     run.trainer.stop = stop
     if checkpoint:
         dataset = run.trainer.train_dataset
@@ -77,7 +79,7 @@ def run_all(settings: Settings, stop: Stop) -> None:
     check_finished(run.trainer)
     run.trainer.save_state()
     run.trainer.save_model()
-    stages.report_sources("trained on", run.trainer.run_record["data"]["train"])
+    report_sources("trained on", run.trainer.run_record["data"]["train"])
     metrics: dict[str, float] = {}
     if run.trainer.eval_dataset is not None:
         metrics = run.trainer.evaluate()

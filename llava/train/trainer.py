@@ -10,6 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -48,14 +49,23 @@ BAD_BATCH_FILE = "nonfinite_batch.json"
 
 
 class LlavaTrainer(ResumableTrainer):
-    """Args beyond `Trainer`'s: `lengths` and `modalities` of the training samples, and `run_record`, which every
-    checkpoint keeps as `llava_run.json`.
+    """Args beyond `Trainer`'s: `training_collator`, which lays training batches out for speed, while `data_collator`
+    makes all others, one sample a row; `lengths` and `modalities` of the training samples; and what every checkpoint
+    keeps, `run_record` as `llava_run.json` and `record_digests`.
     """
 
     def __init__(
-        self, *args: Any, lengths: list[int], modalities: list[str], run_record: dict[str, Any], **kwargs: Any
+        self,
+        *args: Any,
+        training_collator: TrainingCollator,
+        lengths: list[int],
+        modalities: list[str],
+        run_record: dict[str, Any],
+        record_digests: np.ndarray | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.lengths, self.modalities, self.run_record = lengths, modalities, run_record
+        self.training_collator, self.lengths, self.modalities = training_collator, lengths, modalities
+        self.run_record, self.record_digests = run_record, record_digests
         super().__init__(*args, **kwargs)
         # The model smooths the labels itself: transformers would take the logits of every position.
         self.label_smoother = None
@@ -102,19 +112,9 @@ class LlavaTrainer(ResumableTrainer):
             )
             self.add_callback(self.invariants)
 
-    def get_train_dataloader(self) -> Any:
-        """As in transformers; training batches are laid out for speed, those of evaluation stay one sample a row."""
-        plain, self.data_collator = self.data_collator, self.training_collator()
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = plain
-
-    def training_collator(self) -> TrainingCollator:
-        """What collates training batches."""
-        return TrainingCollator(
-            self.data_collator.pad_token_id, templates=self.model.visual_templates(), pack=self.args.packing
-        )
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        """What collates the batches of a loader: transformers asks for each, by what it is for."""
+        return self.training_collator if description == "Training" else data_collator
 
     def _write_text(self, tag: str, text: str, step: int) -> None:
         for callback in self.callback_handler.callbacks:

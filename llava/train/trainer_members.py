@@ -15,6 +15,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "training_step": ("model", "inputs", "num_items_in_batch"),
     "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "get_train_dataloader": (),
+    "_get_collator_with_removed_columns": ("data_collator", "description"),
     "get_eval_dataloader": ("eval_dataset",),
     "_get_train_sampler": ("train_dataset",),
     "create_optimizer": ("model",),

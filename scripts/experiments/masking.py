@@ -1,4 +1,7 @@
-"""The table and the figure of scripts/experiments/masking.sh: python scripts/experiments/masking.py FOLDER"""
+"""The table and the figure of scripts/experiments/masking.sh: python scripts/experiments/masking.py FOLDER
+
+matplotlib draws it; the extra `dev` installs that.
+"""
 
 from __future__ import annotations
 

@@ -5,17 +5,18 @@ Losses are over the tokens that both experiments predict (`eval_common_loss`), o
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from llava.config.commands import parse
 from llava.config.video import VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.forms import differing_forms
@@ -158,25 +159,40 @@ def table(result: dict, seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class ComparisonFlags:
+    """The runs, and how they are compared."""
+
+    folders: list[str] = field(
+        default_factory=list,
+        metadata={"positional": True, "metavar": "RUN", "help": "Output folders of both experiments, for each seed."},
+    )
+    check: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Before training: a model and files of records; do both forms predict the same words?"},
+    )
+    output: Path = field(default=Path("."), metadata={"help": "Folder for the table."})
+    target: float | None = field(
+        default=None, metadata={"help": "Loss for `steps to`; by default 5 %% above the worst final loss."}
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.folders or self.check):
+            raise ValueError("name the output folders of the runs")
+        if len(self.check) == 1:
+            raise ValueError(f"--check {self.check[0]}: a model, and then files of records")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the comparison and writes text_vs_video.md and text_vs_video.json."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folders", nargs="*", help="output folders of both experiments, for each seed")
-    parser.add_argument(
-        "--check", nargs="+", metavar=("MODEL", "DATA"), help="before training: do both predict the same words?"
-    )
-    parser.add_argument("--output", default=".", help="folder for the table")
-    parser.add_argument("--target", type=float, help="loss for `steps to`; by default 5 %% above the worst final loss")
-    args = parser.parse_args(argv)
+    (args,) = parse(main.__doc__, ComparisonFlags, argv=argv, prog="python scripts/experiments/text_vs_video.py")
     if args.check:
         check_forms(AutoTokenizer.from_pretrained(args.check[0]), args.check[1:])
         return
-    if not args.folders:
-        parser.error("name the output folders of the runs")
     pairs = pair_runs(args.folders)
     result = compare(pairs, args.target)
     text = table(result, [seed for seed, *_ in pairs])
-    output = Path(args.output)
+    output = args.output
     output.mkdir(parents=True, exist_ok=True)
     (output / "text_vs_video.md").write_text(text + "\n", encoding="utf-8")
     clean = json.dumps(result, indent=1).replace("NaN", "null")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from llava.data import packing
+from llava.data import packing, text_format
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
@@ -17,12 +17,12 @@ from llava.model import llava_arch
 from llava.model.language_model import llava_gpt2
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
-from llava.train import setup, stages
+from llava.train import run_model, setup
 from llava.train import train as training
 from llava.train.trainer import LlavaTrainer
 
 Patch = pytest.MonkeyPatch
-plain_preprocess = setup.preprocess_plain_lm
+plain_preprocess = text_format.preprocess_plain_lm
 
 
 def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
@@ -33,7 +33,7 @@ def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Cal
         pairs = zip(sample["input_ids"], sample["labels"], strict=True)
         return {**sample, "labels": [change(ids.clone(), labels.clone()) for ids, labels in pairs]}
 
-    return lambda patch: patch.setattr(setup, "preprocess_plain_lm", broken)
+    return lambda patch: patch.setattr(text_format, "preprocess_plain_lm", broken)
 
 
 def mask(*places: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -57,13 +57,13 @@ def unshifted_loss(patch: Patch) -> None:
 
 
 def frozen_head(patch: Patch) -> None:
-    set_trainable = stages.set_trainable
+    set_trainable = run_model.set_trainable
 
     def frozen(model, parts):
         set_trainable(model, parts)
         model.get_output_embeddings().weight.requires_grad_(False)
 
-    patch.setattr(stages, "set_trainable", frozen)
+    patch.setattr(run_model, "set_trainable", frozen)
 
 
 def fast_stream_overwritten(patch: Patch) -> None:
@@ -153,14 +153,14 @@ def blind_in_training(patch: Patch) -> None:
 
 
 def token_not_registered(patch: Patch) -> None:
-    register = stages.add_visual_tokens
+    register = run_model.add_visual_tokens
 
     def without_one(tokenizer, model):
         ids = register(tokenizer, model)
         ids["<slow_vid_end>"] = tokenizer.eos_token_id
         return ids
 
-    patch.setattr(stages, "add_visual_tokens", without_one)
+    patch.setattr(run_model, "add_visual_tokens", without_one)
 
 
 def after_optimizer(change: Callable[[LlavaTrainer, torch.optim.Optimizer], None], real: bool = False):
@@ -303,30 +303,23 @@ def vision_masked(patch: Patch) -> None:
     patch.setattr(LlavaGPT2ForCausalLM, "forward", blind)
 
 
-def infinite_weight(patch: Patch) -> None:
-    make = stages.make_model
-
-    def broken(*args):
-        model = make(*args)
-        with torch.no_grad():
-            model.mm_projector[0].weight[0] = float("inf")
-        return model
-
-    patch.setattr(stages, "make_model", broken)
-
-
 def made_model(change: Callable[[nn.Module], None]) -> Callable[[Patch], None]:
     def plant(patch: Patch) -> None:
-        make = stages.make_model
+        make = setup.make_model
 
         def changed(*args, **kwargs):
-            model = make(*args, **kwargs)
-            change(model)
-            return model
+            made = make(*args, **kwargs)
+            change(made.model)
+            return made
 
-        patch.setattr(stages, "make_model", changed)
+        patch.setattr(setup, "make_model", changed)
 
     return plant
+
+
+@torch.no_grad()
+def infinite_weight(model: nn.Module) -> None:
+    model.mm_projector[0].weight[0] = float("inf")
 
 
 def heavy_dropout(model: nn.Module) -> None:

@@ -216,7 +216,7 @@ CODE = [
         "code",
         "refused",
         r"output of mm_projector\.0 is not finite",
-        plant=code.infinite_weight,
+        plant=code.made_model(code.infinite_weight),
     ),
     # Attention and layout
     Fault(

@@ -251,7 +251,7 @@ def test_main_names_a_file_that_is_no_data(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--num_frames", "0"], "num_frames must be at least 1"),
+        (["--num_frames", "0"], "--num_frames 0: a whole number from 1 to 65536"),
         (["--model_max_length", "9999"], "beyond the 512 positions"),
     ],
 )

@@ -7,10 +7,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llava.constants import IGNORE_INDEX
-from llava.data.dataset import LazySupervisedDataset, sequence_lengths
+from llava.data.dataset import LazySupervisedDataset, measure_lengths
 from llava.data.forms import common_targets, differing_forms, text_targets
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.records import Record, text_alone
+from llava.data.text_format import PlainLM
 from tests.conftest import SPEC
 from tests.data.test_captions import talk
 
@@ -45,7 +46,7 @@ def test_both_forms_have_the_same_targets(tokenizer, build, name: str) -> None:
     visual, text = (text_targets(*dataset.whole_tokens(r), ids.values()) for r in (record, text_alone(record)))
     assert visual == text
     assert differing_forms([record], dataset.whole_tokens, tokenizer, ids.values()) == []
-    assert sequence_lengths([record], tokenizer, SPEC)[0][0] == len(dataset.tokens(0)[0])
+    assert measure_lengths([record], tokenizer, SPEC, PlainLM(tokenizer), 512) == ([len(dataset.tokens(0)[0])], [])
     assert tokenizer.decode(text[:-1]).split() == text_alone_words(record)
 
 

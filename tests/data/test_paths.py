@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from llava.data.paths import add_folder_flags, leaves_folder, place
+from llava.data.paths import leaves_folder, place
 
 
 @pytest.mark.parametrize(
@@ -23,11 +21,3 @@ def test_absolute_paths_and_parents_leave(path: str, leaves: bool) -> None:
 def test_a_path_lies_in_its_folder_or_in_the_working_directory() -> None:
     assert place("a/b.mp4", "clips") == "clips/a/b.mp4"
     assert place("a/b.mp4", "") == "a/b.mp4"
-
-
-def test_paths_outside_are_allowed_by_flag_alone() -> None:
-    parser = argparse.ArgumentParser()
-    add_folder_flags(parser)
-    assert parser.parse_args([]).allow_absolute_paths is False
-    given = parser.parse_args(["--video_folder", "v", "--image_folder", "i", "--allow_absolute_paths"])
-    assert (given.video_folder, given.image_folder, given.allow_absolute_paths) == ("v", "i", True)

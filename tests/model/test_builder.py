@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llava.constants import VISUAL_TOKENS
-from llava.model.builder import add_visual_tokens, load_language_model, load_pretrained_model
+from llava.model.builder import add_visual_tokens, load_language_model, load_pretrained_model, open_checkpoint
 from tests.conftest import save_tower
 from tests.train.runs import train
 
@@ -44,6 +44,15 @@ def test_a_tokenizer_with_more_entries_than_embeddings_is_refused(assets, stored
         train(assets, tmp_path / "run", 1, model_name_or_path=tmp_path / "gpt2")
     with pytest.raises(ValueError, match="entries and the model"):
         load_pretrained_model(_enlarged(stored, tmp_path / "stored"))
+
+
+def test_a_folder_that_training_did_not_write_is_refused_by_the_name_that_it_was_given(assets, stored, tmp_path):
+    model_class, tokenizer = open_checkpoint(stored, "DIR")
+    assert model_class.__name__ == "LlavaGPT2ForCausalLM" and "<vid_start>" in tokenizer.get_vocab()
+    with pytest.raises(FileNotFoundError, match=r"no config.json; DIR is the folder of a finished run"):
+        open_checkpoint(tmp_path, "DIR")
+    with pytest.raises(ValueError, match=r"model type 'gpt2', expected llava_<type>: --model-path is what training"):
+        load_pretrained_model(assets.gpt2)
 
 
 def test_the_visual_tokens_may_be_in_the_tokenizer_before_the_model(assets, tokenizer):

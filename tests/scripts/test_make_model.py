@@ -191,13 +191,22 @@ def test_the_vision_tower_reloads_with_its_processor(script, tmp_path):
         (["--output_dir", "x"], "--data_path go together"),
         (["--make_vision_tower", "x", "--image_size", "125"], "multiple of 14"),
         (["--make_vision_tower", "x", "--vision_heads", "5"], "--vision_heads"),
-        (["--make_vision_tower", "x", "--n_head", "5", "--dropout", "1", "--vocab_size", "9"], "258.*--n_head.*drop"),
+        (
+            ["--make_vision_tower", "x", "--n_head", "5", "--dropout", "1", "--vocab_size", "9"],
+            "(?s)--vocab_size 9: a whole number, 258.*--dropout 1.*--n_head",
+        ),
     ],
 )
 def test_wrong_flags_are_reported_together(script, capsys, options, message):
     with pytest.raises(SystemExit):
         script.main(options)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(script, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file/tower: cannot be made"):
+        script.main(["--make_vision_tower", str(tmp_path / "file" / "tower"), *TOWER])
 
 
 @pytest.mark.parametrize("token", ["<pad>", "<|endoftext|>", "<vid_patch>"])

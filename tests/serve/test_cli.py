@@ -37,16 +37,16 @@ def run(assets, tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-beams", "0"], "--num-beams: 0: 1 or more"),
-        (["--num-beams", "many"], "--num-beams: invalid positive value"),
-        (["--max-new-tokens", "-1"], "--max-new-tokens: -1: 1 or more"),
-        (["--temperature", "0"], "--temperature: 0: a number above 0"),
-        (["--temperature", "nan"], "--temperature: nan"),
+        (["--num-beams", "0"], "--num_beams 0: a whole number, 1 or more"),
+        (["--num-beams", "many"], "--num_beams: invalid int value: 'many'"),
+        (["--max-new-tokens", "-1"], "--max_new_tokens -1: a whole number, 1 or more"),
+        (["--temperature", "0"], "--temperature 0: a number above 0"),
+        (["--temperature", "nan"], "--temperature nan: a number above 0"),
         (["--prompt", "<video> e <video>"], "contains <video>"),
         (["--prompt", "Un <|endoftext|>"], "contains <|endoftext|>"),
         (["--prompt", "Un <vid_patch>"], "contains <vid_patch>"),
         (["--prompt", "molto " * 600], "give a shorter prompt"),
-        (["--device", "toaster"], "toaster"),
+        (["--device", "toaster"], "--device toaster: torch knows no such device"),
     ],
 )
 def test_odd_options_are_one_message(assets, run, capsys, options, message):
@@ -63,7 +63,7 @@ def test_a_missing_file_and_a_cut_caption_are_told(assets, run, tmp_path, capsys
     captured = capsys.readouterr()
     assert captured.out.startswith(videos[2])
     assert "gone.mp4: cannot be opened" in captured.err and f"{tmp_path}: is a folder" in captured.err
-    assert "clip0.mp4: the caption was cut at --max-new-tokens 1" in captured.err
+    assert "clip0.mp4: the caption was cut at --max_new_tokens 1" in captured.err
 
 
 def test_a_caption_stops_at_the_last_position(assets, run, capsys):

@@ -19,7 +19,7 @@ from llava.eval import controls
 from llava.eval.captioning import Captioner
 from llava.model.builder import part_of
 from llava.serve.cli import main as cli
-from llava.train import run_flags, stages
+from llava.train import run_flags, run_model
 from llava.train.preflight.run import PreflightError
 from tests.conftest import CAPTIONS, make_tokenizer, record
 from tests.model.contract.families import tiny_config
@@ -160,13 +160,13 @@ def test_a_base_that_is_not_frozen_is_found_by_preflight(assets, questions, qwen
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(part_of(name) in parts)
 
-    monkeypatch.setattr(stages, "set_trainable", everything)
+    monkeypatch.setattr(run_model, "set_trainable", everything)
     with pytest.raises(PreflightError, match="training, though LoRA"):
         train(assets, tmp_path, data_path=questions, model_name_or_path=qwen, **STEPS, **LORA)
 
 
 def test_adapters_that_were_never_given_are_found_by_preflight(assets, questions, qwen, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "adapt", lambda *_: None)
+    monkeypatch.setattr(run_model, "adapt", lambda *_: None)
     with pytest.raises(PreflightError, match="LoRA: the flags ask for --lora_r 8"):
         train(assets, tmp_path, data_path=questions, model_name_or_path=qwen, **STEPS, **LORA)
 

@@ -17,7 +17,7 @@ from llava.data.video import VideoError
 from llava.eval.captioning import Captioner
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.train.checkpoint.files import write_manifest
-from llava.train.stages import freeze_unused
+from llava.train.run_model import freeze_unused
 from llava.train.train import main
 from llava.train.trainer import LlavaTrainer
 from tests.conftest import CAPTIONS, record

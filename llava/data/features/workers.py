@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from llava.config.groups import CLIP_TIMEOUT
+
+__all__ = ["CLIP_TIMEOUT", "WorkerFailure", "run_tasks"]
+
 Task = TypeVar("Task")
 POLL_SECONDS = 1.0
-CLIP_TIMEOUT = 120.0
-"""Seconds that reading one clip may take, unless a flag says otherwise."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import re
 from functools import cache
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llava.model.registration import register
 from llava.model.vlm import VisionCausalLM, VisionConfig
 
 PREFIX = "llava_"
@@ -71,8 +72,7 @@ def _made(kind: str) -> type[VisionCausalLM]:
     model = type(_public(name, "ForCausalLM"), (VisionCausalLM, base), {**here, "config_class": config, **sources})
     model.__doc__ = f"`{base.__name__}` that also takes video; text-only when the config names no tower."
     globals().update({config.__name__: config, model.__name__: model})
-    AutoConfig.register(PREFIX + kind, config, exist_ok=True)
-    AutoModelForCausalLM.register(config, model)
+    register(config, model)
     return model
 
 

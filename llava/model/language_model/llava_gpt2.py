@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from llava.model.registration import register
 from llava.model.vlm import CACHE, LlavaCausalLMOutput, VisionCausalLM, VisionConfig
 
 __all__ = ["CACHE", "LlavaCausalLMOutput", "LlavaGPT2Config", "LlavaGPT2ForCausalLM"]
@@ -22,5 +23,4 @@ class LlavaGPT2ForCausalLM(VisionCausalLM, GPT2LMHeadModel):
     row_std = 0.2  # Of a fresh word embedding plus a position, whose tables are small beside it.
 
 
-AutoConfig.register("llava_gpt2", LlavaGPT2Config)
-AutoModelForCausalLM.register(LlavaGPT2Config, LlavaGPT2ForCausalLM)
+register(LlavaGPT2Config, LlavaGPT2ForCausalLM)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from llava.constants import ASIDE
+
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
-ASIDE = ".tmp-"
-"""Start of the names of folders that are being written or removed; what a kill leaves of them is worth nothing."""
 INVALID = "invalid-"
 """Start of the names of checkpoints that were found damaged and stood where a new one had to go."""
 FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -22,8 +22,9 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
+from llava.constants import ASIDE
 from llava.data.watch import end_on_lost_batch
-from llava.train.checkpoint.files import ASIDE, move_into, publish, remove, rotate, write_errors_explained
+from llava.train.checkpoint.files import move_into, publish, remove, rotate, write_errors_explained
 from llava.train.checkpoint.stop import Stop, ignore_stop_signals
 
 logger = logging.getLogger(__name__)

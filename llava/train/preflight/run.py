@@ -193,7 +193,7 @@ def _check_kind(
     """The checks of one modality that need no gradient; `samples` by their index in the training set."""
     model, context, full = trainer.model, trainer.accelerator.autocast, trainer.args.preflight == "full"
     served = list(samples.values())
-    findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator(), kind)]
+    findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator, kind)]
     if findings[0].status == "FAIL":
         return findings
     clips = len(distinct_clips([trainer.train_dataset.records[i] for i in samples]))
@@ -235,7 +235,7 @@ def _check_layout(trainer: LlavaTrainer) -> Finding:
         size -= 1
     chosen = spread(by_length, size)
     lengths = [trainer.lengths[i] for i in chosen]
-    alone = not trainer.args.packing or len(pack_rows(lengths)) == len(chosen)
+    alone = not trainer.training_collator.pack or len(pack_rows(lengths)) == len(chosen)
     if alone and len(set(trainer.modalities)) == 1:
         words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
         return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
@@ -308,7 +308,7 @@ def layouts(trainer: LlavaTrainer, size: int) -> tuple[dict[str, Any], dict[str,
 def both_layouts(trainer: LlavaTrainer, samples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A batch of samples one a row, and in the layout of training; in one order."""
     placed = [{**sample, "sample_id": str(n)} for n, sample in enumerate(samples)]  # Ids of records may repeat.
-    training = trainer.training_collator()(placed)
+    training = trainer.training_collator(placed)
     order = [int(n) for n in training["sample_ids"]]
     plain = trainer.data_collator([placed[n] for n in order])
     for batch in (plain, training):

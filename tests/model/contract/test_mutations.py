@@ -6,7 +6,7 @@ import pytest
 
 from llava.model.loss import head_logits
 from llava.model.vlm import VisionCausalLM
-from llava.train import stages
+from llava.train import run_model
 from llava.train.preflight.run import PreflightError
 from tests.model.contract import test_contract as contract
 from tests.train.runs import train
@@ -47,7 +47,7 @@ def test_a_bare_head_is_that_of_a_class_that_adds_nothing(made, monkeypatch):
 
 def test_samples_that_see_each_other_in_a_row_are_noticed(made, run, monkeypatch):
     monkeypatch.setattr(contract, "keeps_samples_apart", lambda model: True)
-    monkeypatch.setattr(stages, "keeps_samples_apart", lambda model: True)
+    monkeypatch.setattr(run_model, "keeps_samples_apart", lambda model: True)
     with pytest.raises(AssertionError):
         contract.test_packed_samples_have_the_losses_they_have_alone_or_are_not_packed(made("opt"))
     with pytest.raises(PreflightError, match="see each other"):

@@ -125,7 +125,7 @@ def test_sound_data_are_silent(options, assets, tmp_path):
 def test_of_a_packed_batch_the_sample_that_changed_is_named(assets, tmp_path):
     argv = flags(assets, tmp_path / "run", per_device_train_batch_size=6)
     trainer = training.prepare(run_flags.parse_arguments(argv)).trainer
-    dataset, collate = trainer.train_dataset, trainer.training_collator()
+    dataset, collate = trainer.train_dataset, trainer.training_collator
     samples = [dataset[i] for i in range(6)]
     batch = collate(samples)
     assert len(batch["input_ids"]) < 6

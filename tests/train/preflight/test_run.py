@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from llava.data import text_format
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
 from llava.data.packing import TrainingCollator
@@ -18,7 +19,6 @@ from llava.model import llava_arch
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.model.splice import splice
-from llava.train import setup
 from llava.train.preflight import model as preflight_model
 from llava.train.preflight import run as preflight
 from llava.train.preflight.run import PreflightError
@@ -30,7 +30,7 @@ from tests.audit import code_faults as code
 from tests.conftest import record
 from tests.train.runs import flags, losses, train
 
-plain_preprocess = setup.preprocess_plain_lm
+plain_preprocess = text_format.preprocess_plain_lm
 
 
 def relabel(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
@@ -50,16 +50,16 @@ def mask_eos(ids, labels):
 
 
 def break_unmask(patch):
-    patch.setattr(setup, "preprocess_plain_lm", relabel(lambda ids, labels: ids))
+    patch.setattr(text_format, "preprocess_plain_lm", relabel(lambda ids, labels: ids))
 
 
 def break_eos(patch):
-    patch.setattr(setup, "preprocess_plain_lm", relabel(mask_eos))
+    patch.setattr(text_format, "preprocess_plain_lm", relabel(mask_eos))
 
 
 def break_shift(patch):
     patch.setattr(
-        setup,
+        text_format,
         "preprocess_plain_lm",
         relabel(lambda ids, labels: torch.cat([labels[1:], labels[-1:]])),
     )
@@ -121,7 +121,7 @@ def break_words(patch):
         sample = plain_preprocess(*args, **kwargs)
         return {key: [torch.cat([row[:-4], row[-3:]]) for row in rows] for key, rows in sample.items()}
 
-    patch.setattr(setup, "preprocess_plain_lm", shorter)
+    patch.setattr(text_format, "preprocess_plain_lm", shorter)
 
 
 def break_served_sample(patch):
@@ -248,7 +248,7 @@ def on_purpose(faults):
         (break_rows_of_the_cache, {}, r"feature cache: the cached features of record 'v[1-4]' are not those of"),
         (code.rows_not_written, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (code.vision_masked, {}, r"other features in the fast stream leave the caption's logits as they are"),
-        (code.infinite_weight, {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
+        (code.made_model(code.infinite_weight), {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
         (None, {"mm_tunable_parts": "mm_mlp_adapter"}, r"the language model guesses and is frozen"),
         (None, on_purpose("unmasked_labels"), r"visual tokens are targets"),
         (None, on_purpose("frozen_vocabulary"), r"vocabulary cannot learn"),

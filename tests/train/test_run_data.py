@@ -1,4 +1,6 @@
-"""Vision features in a run: the tower's precision, damage in the cache, and a stop while they are extracted."""
+"""The samples of a run that cannot be used, and its vision features: the tower's precision, damage in the cache, and a
+stop while they are extracted.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from safetensors.torch import load_file
 from llava.data.features.store import DamagedFeatures
 from llava.errors import Stopped
 from llava.eval.captioning import Captioner
-from llava.train import stages
+from llava.train import run_data
 from llava.train.run_flags import parse_arguments
 from llava.train.setup import prepare
 from llava.train.train import main
+from tests.conftest import CAPTIONS, record
 from tests.train.runs import flags, train
 
 
@@ -64,7 +67,7 @@ def test_the_precision_is_recorded_and_goes_with_the_model(assets, tmp_path, mon
     captioner = Captioner.from_pretrained(tmp_path / "run", device="cpu")
     assert captioner.model.vision_tower.precision == "bf16"
     (settings,) = (tmp_path / "feature_cache").glob("*/settings.json")
-    cache = stages.open_cache(tmp_path / "feature_cache", captioner.model)
+    cache = run_data.open_cache(tmp_path / "feature_cache", captioner.model)
     assert cache.folder == settings.parent and len(cache) == 6, "evaluation reads what training read"
     monkeypatch.setattr("llava.train.run_flags.resolve_precision", lambda name, device: "fp32")
     with pytest.raises(ValueError, match="--vision_precision: was 'bf16', is 'fp32'"):
@@ -103,9 +106,29 @@ def test_damaged_features_stop_a_run_and_repair_mends_them(assets, tmp_path):
 
 
 def test_a_stop_during_extraction_keeps_what_is_computed(assets, tmp_path, monkeypatch):
-    fill = stages.fill_cache
-    monkeypatch.setattr(stages, "fill_cache", lambda *args: fill(*args[:-1], lambda: True))
+    fill = run_data.fill_cache
+    monkeypatch.setattr(run_data, "fill_cache", lambda *args: fill(*args[:-1], lambda: True))
     with pytest.raises(Stopped, match="the same command goes on"):
         main(flags(assets, tmp_path / "run"))
     monkeypatch.undo()
     assert train(assets, tmp_path / "run")
+
+
+def test_training_and_evaluation_lose_their_bad_records_alike(assets, tmp_path):
+    rows = [record(f"r{i}", text, f"clip{i}.mp4") for i, text in enumerate(CAPTIONS)]
+    rows[1]["video"], rows[2]["conversations"][0]["value"] = "lost.mp4", "<video> " * 9
+    rows[2]["video"] = ["clip2.mp4"] * 9
+    rows[3]["conversations"][1]["value"] *= 8
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(rows))
+    options = {"data_path": path, "eval_data_path": path, "on_bad_sample": "skip", "preflight": "off"}
+    trainer = prepare(parse_arguments(flags(assets, tmp_path / "run", **options))).trainer
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        assert [r.id for r in dataset.records] == ["r0", "r3", "r4", "r5"] and dataset.num_cut == 1
+    assert trainer.lengths == [len(trainer.train_dataset.tokens(i)[0]) for i in range(4)]
+    summaries = trainer.run_record["data"]
+    assert summaries["train"].items() <= summaries["eval"].items() and "targets" in summaries["eval"]
+    assert summaries["train"]["longest"] == max(trainer.lengths) == 64
+    for name in ("bad_samples.jsonl", "bad_eval_samples.jsonl"):
+        found = [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        assert [(p["record_id"], p["kind"]) for p in found] == [("r1", "missing file"), ("r2", "too long")]

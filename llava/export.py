@@ -1,0 +1,130 @@
+"""A run as a folder to share: `python -m llava.export DIR OUT`, or its language model alone with `--text-only`.
+
+DIR is a finished run or a checkpoint. OUT is made. It holds all that transformers needs to open it where this package
+is not installed: weights, the vision tower among them unless `--tower reference` leaves it out, tokenizer, processor,
+code and, where DIR has one, the model card. With `--text-only` it is a plain model of transformers, which any of its
+tools opens, with the same logits to the bit. What is in OUT is loaded again and compared before the command ends well.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from llava.config.commands import parse
+from llava.errors import run_command
+from llava.model.builder import open_checkpoint
+from llava.model.capabilities import max_positions
+from llava.model.language_model.causal_lm import language_type
+from llava.model.llava_arch import TOWER_STORAGE
+from llava.model.lora import settings_of
+from llava.model.permissions import follow_umask
+from llava.model.vlm import VisionCausalLM
+
+CARD = "README.md"
+WORDS = 64
+VISION = ("mm_projector.", "vision_resampler.", "vision_tower.")
+
+
+@dataclass
+class ExportFlags:
+    """What is exported, and where to."""
+
+    source: Path = field(metadata={"positional": True, "metavar": "DIR", "help": "A finished run or a checkpoint."})
+    target: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "The folder to make."})
+    text_only: bool = field(default=False, metadata={"help": "The language model alone, as one of transformers."})
+    tower: str = field(
+        default="checkpoint",
+        metadata={
+            "help": "checkpoint puts the vision tower into OUT, reference leaves it where it is.",
+            "choices": TOWER_STORAGE,
+        },
+    )
+    vision_tower: str | None = field(default=None, metadata={"help": "Where the tower lies, if that has changed."})
+    push: str | None = field(default=None, metadata={"help": "A repository of the Hugging Face hub to upload OUT to."})
+
+
+def export(
+    source: Path, target: Path, text_only: bool = False, tower: str = "checkpoint", vision_tower: str | None = None
+) -> str:
+    """Makes `target`; returns a sentence that says what it holds.
+
+    Raises:
+        FileNotFoundError: when `source` is not a checkpoint, or its tower cannot be found.
+        FileExistsError: when there is something at `target`.
+        ValueError: for a model that cannot be exported so, or when `target` gives other logits.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
+    model_class, tokenizer = open_checkpoint(source, "DIR")
+    model = model_class.from_pretrained(
+        source, dtype=torch.float32, vision_tower=vision_tower, load_vision_tower=not text_only
+    ).eval()
+    if settings_of(model) is not None:
+        raise ValueError(
+            f"{source}: has LoRA adapters, which only peft can open: merge them first with "
+            f"python -m llava.commands.merge_lora {source} MERGED"
+        )
+    ids = torch.arange(WORDS).unsqueeze(0)[:, : max_positions(model)] % len(tokenizer)
+    if text_only:
+        write_text_only(model, target)
+        again: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        held = f"a plain {type(again).__name__}"
+    else:
+        if model.config.mm_hidden_size is not None:
+            model.config.mm_vision_tower_storage = tower
+        model.save_pretrained(target)
+        again = type(model).from_pretrained(target, dtype=torch.float32).eval()
+        vision = model.config.mm_hidden_size is not None
+        held = f"a {type(model).__name__}" + (f" with its tower {'in it' if tower == 'checkpoint' else 'by reference'}"
+                                             if vision else "")  # fmt: skip
+    tokenizer.save_pretrained(target)
+    if (source / CARD).is_file():
+        shutil.copyfile(source / CARD, target / CARD)
+    follow_umask(target)
+    with torch.no_grad():
+        same = torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    if not same:
+        raise ValueError(f"{target}: gives other logits than {source}: do not use it, and report this as a fault")
+    return f"{target}: {held}; its logits are those of {source}, bit for bit"
+
+
+def write_text_only(model: VisionCausalLM, target: Path) -> None:
+    """Writes the language model of a model as transformers' own class for it."""
+    config_class = CONFIG_MAPPING[language_type(model.config.model_type)]
+    mine = set(config_class().to_dict())
+    values = {name: value for name, value in model.config.to_dict().items() if name in mine and name != "model_type"}
+    config = config_class(**values)
+    config.architectures = None
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    words = {name: value for name, value in model.state_dict().items() if not name.startswith(VISION)}
+    plain.load_state_dict(words)
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(target)
+
+
+def push(folder: Path, repository: str) -> str:
+    """Uploads a folder to the Hugging Face hub; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, exist_ok=True)
+    return str(api.upload_folder(folder_path=folder, repo_id=repository))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the module."""
+    (flags,) = parse(__doc__, ExportFlags, argv=argv, prog="python -m llava.export")
+    print(export(flags.source, flags.target, flags.text_only, flags.tower, flags.vision_tower))
+    if flags.push:
+        print(push(flags.target, flags.push))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

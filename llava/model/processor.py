@@ -1,0 +1,253 @@
+"""`VisionCausalLMProcessor`: text, images and videos to what `forward` and `generate` take, for users of transformers.
+
+    processor = AutoProcessor.from_pretrained(DIR)
+    model.generate(**processor(videos="clip.mp4", return_tensors="pt"))
+
+It does what training does: the same frames of a file, the same pixels, the same ids; its settings are the model's own,
+which `processor_config.json` repeats.
+
+Letters in shapes: B texts, L positions, V videos, I images, T frames, H and W of a frame, S side that the tower takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from llava.config.video import ProcessorSpec, VideoSpec
+from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.data.chat_formats import PLAIN
+from llava.data.prompt import MARKERS, Spans, Turns, compact, pad_token_id, tokenized
+from llava.data.text_format import TextFormat
+from llava.data.text_format import text_format as format_of
+from llava.data.turns import FROM
+from llava.data.video.image import on_white, read_image
+from llava.data.video.select import spread_evenly
+from llava.data.video.transforms import frames_to_pixels
+
+PLAIN_FORMAT = {"version": PLAIN, "template": None}
+
+
+class VisionCausalLMProcessor(ProcessorMixin):
+    """A tokenizer with the visual tokens, and what a video becomes.
+
+    Args:
+        video_spec, mm_processor, text_format: the model config's fields of these names.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        video_spec: Mapping[str, Any] | None = None,
+        mm_processor: Mapping[str, Any] | None = None,
+        text_format: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.video_spec, self.mm_processor = dict(video_spec or {}), dict(mm_processor or {})
+        self.text_format = dict(text_format or PLAIN_FORMAT)
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.spec = VideoSpec.from_dict(self.video_spec)
+        self.pixels = ProcessorSpec.from_dict(self.mm_processor)
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What `processor_config.json` keeps."""
+        values = super().to_dict(*args, **kwargs)
+        return {name: value for name, value in values.items() if name not in ("spec", "pixels", "tokenizer")}
+
+    @property
+    def format(self) -> TextFormat:
+        """The format that the model was trained with."""
+        return format_of(self.text_format["version"], self.tokenizer, self.text_format["template"])
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        return_tensors: str | None = "pt",
+        padding: bool | str = True,
+        padding_side: str = "left",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Ids, mask and pixel values of a batch.
+
+        Args:
+            images: paths, PIL images or arrays (H, W, 3) uint8; one or a list, in reading order over the texts.
+            text: one text or a list, with `<image>` and `<video>` where they stand; texts without any get those given
+                put before them, when there are as many as texts.
+            videos: paths, arrays (T, H, W, 3) uint8, or lists of PIL images; one or a list. Of a file the frames that
+                training takes are read; of frames, `num_frames` evenly spread ones are taken.
+            padding_side: the side that short texts are filled on; "left" for generation.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, L), `pixel_values` (I, 3, S, S), `pixel_values_videos`
+            (V, T, 3, S, S); the last two where there are any.
+
+        Raises:
+            ValueError: when placeholders and files are not the same number, and for what is neither path nor pixels.
+            VideoError: naming a file that cannot be read.
+        """
+        for name in ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs"):
+            kwargs.pop(name, None)
+        images, videos = _listed(images, 3), _listed(videos, 4)
+        texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * max(
+            len(videos), len(images), 1)  # fmt: skip
+        for placeholder, given in ((DEFAULT_VIDEO_TOKEN, videos), (DEFAULT_IMAGE_TOKEN, images)):
+            found = sum(t.count(placeholder) for t in texts)
+            if given and not found and len(given) == len(texts):
+                texts = [f"{placeholder} {t}".strip() for t in texts]
+            elif found != len(given):
+                raise ValueError(
+                    f"{found} {placeholder} in the text and {len(given)} given: each stands once in a text, in order"
+                )
+        form = self.format
+        if form.version == PLAIN:
+            ids = [form.prompt([{"from": "human", "value": t}]) for t in texts]
+        else:  # Rendered by `apply_chat_template`, whose white space is the format's.
+            ids = list(tokenized(form.tokenizer, [compact(t) for t in texts]))
+        return self._batch(ids, images, videos, return_tensors, padding_side)
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """A conversation, or several, in the format that the model was trained with, up to where it goes on.
+
+        Args:
+            conversation: turns of `role` and `content`; content is a text or a list of `{"type": "text", "text": ...}`,
+                `{"type": "video", "video" | "path" | "url": PATH}` and `{"type": "image", ...}`.
+            kwargs: `tokenize` (False), `return_dict`, `return_tensors`, as in transformers.
+
+        Returns:
+            The text; with `tokenize=True` what `__call__` returns.
+        """
+        if chat_template is not None:
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        many = bool(conversation) and not isinstance(conversation[0], Mapping)
+        parts = [_turns(c) for c in (conversation if many else [conversation])]
+        ids = [self.format.prompt(turns) for turns, _, _ in parts]
+        if not kwargs.get("tokenize", False):
+            texts = [_with_placeholders(self.tokenizer.decode(i, skip_special_tokens=False)) for i in ids]
+            return texts if many else texts[0]
+        images, videos = ([item for part in parts for item in part[which]] for which in (1, 2))
+        return self._batch(ids, images, videos, kwargs.get("return_tensors") or "pt", "left")
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any):
+        """Texts of generated ids, without the visual tokens."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _batch(
+        self, ids: Sequence[Sequence[int]], images: Sequence[Any], videos: Sequence[Any], tensors: str | None, side: str
+    ) -> BatchFeature:
+        spans = Spans.of(self.tokenizer, self.spec)
+        rows = [spans.expand(i) for i in ids]
+        longest, pad = max(map(len, rows)), pad_token_id(self.tokenizer)
+        fill = [longest - len(row) for row in rows]
+        left = side == "left"
+        data: dict[str, Any] = {
+            "input_ids": [[pad] * n + r if left else r + [pad] * n for r, n in zip(rows, fill, strict=True)],
+            "attention_mask": [
+                [0] * n + [1] * len(r) if left else [1] * len(r) + [0] * n for r, n in zip(rows, fill, strict=True)
+            ],
+        }
+        aspect = self.spec.image_aspect_ratio
+        if images:
+            data["pixel_values"] = torch.cat([frames_to_pixels(image_frame(i), self.pixels, aspect) for i in images])
+        if videos:
+            shown = [frames_to_pixels(video_frames(v, self.spec), self.pixels, aspect) for v in videos]
+            data["pixel_values_videos"] = torch.stack(shown)
+        return BatchFeature(data, tensor_type=tensors)
+
+
+def image_frame(image: Any) -> np.ndarray:
+    """A path, PIL image or array (H, W, 3) uint8 as one frame (1, H, W, 3) uint8.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image.convert("RGBA" if "A" in image.getbands() else "RGB"))
+        return (on_white(pixels) if pixels.shape[-1] == 4 else pixels)[None]
+    return _uint8(image, 3)[None]
+
+
+def video_frames(video: Any, spec: VideoSpec) -> np.ndarray:
+    """A path, array (T, H, W, 3) uint8 or list of PIL images as `num_frames` frames (T, H, W, 3) uint8.
+
+    Raises:
+        ValueError: for anything else, and for a clip without frames.
+        VideoError: naming a file that cannot be read.
+    """
+    if isinstance(video, (str, Path)):
+        from llava.data.video.decode import read_frames
+
+        return read_frames(video, spec)
+    if isinstance(video, (list, tuple)):
+        if not video:
+            raise ValueError("a video without frames")
+        video = np.concatenate([image_frame(frame) for frame in video])
+    frames = _uint8(video, 4)
+    return frames[spread_evenly(len(frames), spec.num_frames)]
+
+
+def _uint8(pixels: Any, dimensions: int) -> np.ndarray:
+    shape = "(T, H, W, 3)" if dimensions == 4 else "(H, W, 3)"
+    array = np.asarray(pixels)
+    if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ValueError(
+            f"expected a path, PIL images or {shape} uint8 in RGB, found {type(pixels).__name__} of shape "
+            f"{array.shape} and type {array.dtype}"
+        )
+    return array
+
+
+def _listed(items: Any, dimensions: int) -> list[Any]:
+    """One thing or several as a list: a path, an image, or an array of `dimensions` is one; of videos, so is a list of
+    frames."""
+    if items is None:
+        return []
+    if isinstance(items, (str, Path, Image.Image)):
+        return [items]
+    if isinstance(items, (np.ndarray, torch.Tensor)):
+        return [items] if items.ndim == dimensions else list(items)
+    if dimensions == 4 and items and all(isinstance(i, Image.Image) for i in items):
+        return [list(items)]
+    return list(items)
+
+
+def _with_placeholders(text: str) -> str:
+    for placeholder, marker in MARKERS.items():
+        text = text.replace(marker, placeholder)
+    return text
+
+
+def _turns(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turns, list[Any], list[Any]]:
+    """Our turns of transformers' messages, and their images and videos in order."""
+    turns, images, videos = [], [], []
+    for message in conversation:
+        content = message["content"]
+        words = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                words.append(part["text"])
+                continue
+            if part["type"] not in ("image", "video"):
+                raise ValueError(f"content of type {part['type']!r}: expected text, image or video")
+            item = next((part[key] for key in (part["type"], "path", "url") if part.get(key) is not None), None)
+            if item is None:
+                raise ValueError(f"{part}: no {part['type']}; give its path under {part['type']!r}")
+            (images if part["type"] == "image" else videos).append(item)
+            words.append(DEFAULT_IMAGE_TOKEN if part["type"] == "image" else DEFAULT_VIDEO_TOKEN)
+        turns.append({"from": FROM.get(message["role"], message["role"]), "value": " ".join(words)})
+    return turns, images, videos

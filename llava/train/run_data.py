@@ -1,0 +1,254 @@
+"""The data of a run: records and what is wrong with them, then the samples that it trains and is evaluated on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava.config.flags import Settings, TrainingArguments
+from llava.data.chat_formats import PLAIN, reserved
+from llava.data.check import check_files
+from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
+from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.prompt import reserved_tokens
+from llava.data.records import (
+    Problem,
+    Record,
+    apply_policy,
+    format_problems,
+    load_records,
+    missing_files,
+    modality,
+    text_alone,
+    without,
+)
+from llava.data.sources import SourceCount, count_sources, format_sources
+from llava.errors import Stopped
+from llava.model.vlm import VisionCausalLM
+from llava.train.run_model import RunModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The records that a run trains on, or is evaluated on, those with a problem included.
+
+    Attributes:
+        name: `training` or `evaluation`, for the log.
+        problems: those that need no file to be opened.
+        bad_list: the file of the run's folder that lists what was left out.
+    """
+
+    name: str
+    records: list[Record]
+    problems: list[Problem]
+    bad_list: str
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The samples of a `Split`: `lengths` in positions as they are served, `summary` for the run's record."""
+
+    dataset: LazySupervisedDataset
+    lengths: list[int]
+    summary: dict[str, Any]
+
+
+def read_splits(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, Split | None]:
+    """The records for training, and those for evaluation where the flags name any."""
+    data_args = settings.data
+    train = Split("training", *read_records(data_args.data_path, settings, tokenizer), "bad_samples.jsonl")
+    if not data_args.eval_data_path:
+        return train, None
+    found = read_records(data_args.eval_data_path, settings, tokenizer)
+    return train, Split("evaluation", *found, "bad_eval_samples.jsonl")
+
+
+def read_records(
+    path: str, settings: Settings, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Record], list[Problem]]:
+    """Records of a `--data_path` and the problems that need no file of theirs to be opened."""
+    model_args, data_args, training_args = settings
+    version = model_args.version
+    records, problems = load_records(
+        path,
+        data_args.image_folder,
+        data_args.video_folder,
+        (*reserved_tokens(tokenizer), *reserved(version)),
+        data_args.allow_absolute_paths,
+        training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        version != PLAIN,
+    )
+    if data_args.text_only:
+        return [text_alone(r) for r in records], problems
+    return records, problems + missing_files(records)
+
+
+def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None:
+    """The feature cache that the flags ask for; none without a tower, or when the tower trains.
+
+    Raises:
+        ValueError: when a cache is asked for by folder while the tower trains.
+    """
+    _, data_args, training_args = settings
+    if model.vision_tower is None or data_args.feature_cache == "off":
+        return None
+    if not model.vision_tower.frozen:
+        if data_args.feature_cache != "auto":
+            raise ValueError("--feature_cache: the vision tower trains, so its features change; use auto or off")
+        return None
+    beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
+    root = beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
+    cache = open_cache(root, model, data_args.repair_features)
+    logger.info("%s", describe_cache(cache))
+    return cache
+
+
+def make_data(
+    split: Split,
+    settings: Settings,
+    made: RunModel,
+    cache: FeatureCache | None,
+    preprocess: Preprocess,
+    should_stop: Callable[[], bool] | None = None,
+) -> SplitData:
+    """The samples of a split, with their features in the cache; stops or skips bad ones as `--on_bad_sample` says.
+
+    Raises:
+        DatasetError: with all problems at once, or when nothing is left.
+        Stopped: when `should_stop` said so.
+    """
+    _, data_args, training_args = settings
+    model, limit, timeout = made.model, training_args.model_max_length, data_args.clip_timeout
+    spec = model.video_spec if model.config.video_spec else None
+    problems, good = split.problems, without(split.records, split.problems)
+    if cache is not None:
+        problems = problems + fill_cache(cache, good, model, training_args, timeout, should_stop)
+    elif spec and data_args.on_bad_sample == "skip":
+        # Extraction opens every file; without it, bad ones are found here and not in the middle of training.
+        workers = max(training_args.dataloader_num_workers, 1)
+        problems = problems + check_files(good, spec, workers, min_frames=1, timeout=timeout)
+    good = without(split.records, problems)
+    lengths, too_long = measure_lengths(good, made.tokenizer, spec, made.text_format, limit)
+    kept = _leave_out(split, [*problems, *too_long], settings)
+    length_of = {record.source: length for record, length in zip(good, lengths, strict=True)}
+    whole = [length_of[record.source] for record in kept]
+    dataset = LazySupervisedDataset(
+        kept,
+        made.tokenizer,
+        preprocess,
+        limit,
+        spec,
+        model.processor_spec if spec else None,
+        cache,
+        timeout,
+        made.text_format,
+        num_cut=sum(n > limit for n in whole),
+    )
+    served = [min(n, limit) for n in whole]
+    summary = summarise(kept, served)
+    report_sources(split.name, summary)
+    return SplitData(dataset, served, summary)
+
+
+def _leave_out(split: Split, problems: Sequence[Problem], settings: Settings) -> list[Record]:
+    """The records of a split that no problem names, as `--on_bad_sample` says; the others are listed and logged."""
+    _, data_args, training_args = settings
+    if problems and training_args.process_index == 0:
+        folder = Path(training_args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = "\n".join(json.dumps(asdict(p), ensure_ascii=False) for p in problems)
+        (folder / split.bad_list).write_text(listed + "\n", encoding="utf-8", errors="backslashreplace")
+    kept = apply_policy(split.records, problems, data_args.on_bad_sample)
+    if problems:
+        bad = {p.source for p in problems}
+        total = len(bad | {r.source for r in split.records})
+        logger.warning(
+            "left out %d of %d records, listed in %s:\n%s", len(bad), total, split.bad_list, format_problems(problems)
+        )
+    return kept
+
+
+def fill_cache(
+    cache: FeatureCache,
+    records: Sequence[Record],
+    model: VisionCausalLM,
+    training_args: TrainingArguments,
+    timeout: float,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Problem]:
+    """Extracts what the cache lacks, divided over the ranks; every rank gets the problems of all.
+
+    Raises:
+        Stopped: on all ranks, when `should_stop` said so on one; what it had computed is written.
+    """
+    tower = model.vision_tower.to(training_args.device)
+    problems, stopped = [], None
+    try:
+        problems = extract_features(
+            records,
+            cache,
+            tower,
+            model.video_spec,
+            model.processor_spec,
+            training_args.device,
+            num_workers=max(training_args.dataloader_num_workers, 1),
+            timeout=timeout,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+            show_progress=training_args.process_index == 0,
+            should_stop=should_stop,
+        )
+    except Stopped as stop:
+        stopped = str(stop)
+    if training_args.world_size > 1:
+        gathered: list[Any] = [None] * training_args.world_size
+        torch.distributed.all_gather_object(gathered, (problems, stopped))
+        problems = [p for part, _ in gathered for p in part]
+        stopped = next((message for _, message in gathered if message), None)
+        cache.reload()
+    if stopped:
+        raise Stopped(stopped)
+    return problems
+
+
+def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
+    """Refuses samples that give no batch at all: such a run would take no step and end as if it had trained.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    size = training_args.train_batch_size * training_args.world_size
+    if training_args.dataloader_drop_last and num_samples < size:
+        raise ValueError(
+            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
+            f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
+            "out, or lower --per_device_train_batch_size"
+        )
+
+
+def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
+    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample."""
+    kinds = [modality(r) for r in records]
+    return {
+        "records": len(records),
+        "by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "clips": len({(r.videos, r.images, r.split) for r in records if r.videos or r.images}),
+        "longest": max(lengths, default=0),
+        "sources": [asdict(count) for count in count_sources(records)],
+    }
+
+
+def report_sources(what: str, summary: Mapping[str, Any]) -> None:
+    """Logs the sources of a data set and what of them was seen, where there are several."""
+    counts = [SourceCount(**values) for values in summary["sources"]]
+    if len(counts) > 1:
+        logger.info("%s: %s", what, format_sources(counts))

@@ -1,0 +1,222 @@
+"""The model of a run, from its flags: tokenizer, weights, vision, text format, and what of it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from llava import foreign
+from llava.config.flags import ModelArguments, Settings, video_spec
+from llava.config.video import VideoSpec
+from llava.data.records import Record
+from llava.data.text_format import TextFormat
+from llava.model.adapter import load_adapter
+from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
+from llava.model.capabilities import keeps_samples_apart, max_positions
+from llava.model.language_model.causal_lm import language_type
+from llava.model.lora import adapt
+from llava.model.multimodal_encoder.base import resolve_precision
+from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.vlm import VisionCausalLM
+from llava.train.checkpoint.sharding import built_whole
+from llava.train.run_flags import lora_settings, tunable_parts
+from llava.train.text_format import make_format, prepare_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A model as its run trains it, and what was decided with it.
+
+    Attributes:
+        parts: those that train, but for the parameters in `exempt`.
+        exempt: parameters of these parts that no gradient of the run's data could reach, frozen, with the reason of
+            each.
+        packs: whether samples share rows: as `--packing` asks, where the model keeps them apart.
+    """
+
+    model: VisionCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    text_format: TextFormat
+    parts: list[str]
+    exempt: dict[str, str]
+    packs: bool
+
+
+def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    name = settings.model.model_name_or_path
+    try:
+        tokenizer = foreign.load_tokenizer(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"--model_name_or_path {name}: neither a folder with a model and tokenizer nor a hub name that can be "
+            f"reached; scripts/make_model.py makes a fresh one ({error})"
+        ) from error
+    tokenizer.model_max_length = settings.training.model_max_length
+    tokenizer.padding_side = "right"
+    return prepare_tokenizer(settings.model.version, tokenizer)
+
+
+def make_model(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], template: str | None = None
+) -> RunModel:
+    """The language model with the visual tokens registered, and with vision when a tower is named; parts frozen.
+
+    Args:
+        tokenizer: gets the visual tokens and those of the text format.
+        records: what it will train on.
+        template: of the run that is resumed, in a chat format.
+
+    Raises:
+        ValueError: when flags, model and records disagree, each disagreement named.
+    """
+    model_args, _, training_args = settings
+    check_modalities(records, model_args)
+    name, parts = f"--model_name_or_path {model_args.model_name_or_path}", tunable_parts(model_args)
+    with built_whole(training_args):
+        model = load_language_model(
+            model_args.model_name_or_path,
+            model_args.from_scratch,
+            model_args.attn_implementation,
+            load_vision_tower=False,
+        )
+        positions = max_positions(model)
+        if training_args.model_max_length > positions:
+            raise ValueError(
+                f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions: "
+                "lower it, or make a model with more positions"
+            )
+        add_visual_tokens(tokenizer, model)
+        if model_args.vision_tower is not None:
+            give_vision(model, settings)
+        elif model.config.mm_hidden_size is not None:
+            raise ValueError(
+                f"{name} has vision, but there is no --vision_tower: name its tower, or start from a model without "
+                "vision"
+            )
+        adapt(model, lora_settings(model_args), name)
+        set_trainable(model, parts)
+        exempt = freeze_unused(records, model)
+        set_precision(model, settings)
+        packs = training_args.packing and keeps_samples_apart(model)
+        if packs != training_args.packing:
+            kind = language_type(model.config.model_type)
+            logger.info("one sample a row: those of a row would see each other with %s", kind)
+        text_format = make_format(model_args.version, tokenizer, model, template)
+    return RunModel(model, tokenizer, text_format, parts, exempt, packs)
+
+
+def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> None:
+    """Data and model must both have vision, or both be text alone.
+
+    Raises:
+        ValueError: naming the flag that is missing or superfluous.
+    """
+    visual = sum(bool(r.videos or r.images) for r in records)
+    if visual and model_args.vision_tower is None:
+        raise ValueError(f"{visual} records have a video or image, but there is no --vision_tower")
+    if not visual and set(tunable_parts(model_args)) - {"mm_language_model"}:
+        raise ValueError(
+            "no record has a video or image, so projector and resampler would never learn: leave --vision_tower out, "
+            "or freeze them with --mm_tunable_parts mm_language_model"
+        )
+
+
+def give_vision(model: VisionCausalLM, settings: Settings) -> None:
+    """The tower, projector and resampler of the flags: fresh ones, or those that the model has, with its own tower.
+
+    Raises:
+        ValueError: when the flags describe other ones than the model has.
+    """
+    model_args, data_args, _ = settings
+    spec = video_spec(model_args, data_args)
+    if model.config.mm_hidden_size is None:
+        tower = load_vision_tower(
+            model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
+        )
+        logger.info("%s", tower.describe(tower.processor.image_size))
+        # An absolute path, so that the checkpoint finds its tower from any folder.
+        place = Path(model_args.vision_tower)
+        model.initialize_vision_modules(
+            tower,
+            str(place.resolve()) if place.is_dir() else model_args.vision_tower,
+            spec,
+            tower.processor,
+            model_args.mm_projector_type,
+            model_args.mm_resampler_type,
+            model_args.mm_perceiver_depth,
+            model_args.mm_vision_tower_storage,
+        )
+    else:
+        _check_same_vision(model, model_args, spec)
+        if model.vision_tower is None:
+            model.attach_vision_tower(model_args.vision_tower)
+        else:
+            check_stored_tower(model, model_args.vision_tower)
+        model.config.video_spec = spec.to_dict()
+    if model_args.pretrain_mm_mlp_adapter:
+        logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
+
+
+def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
+    built = model.video_spec
+    pairs = [
+        ("num_frames", built.num_frames, spec.num_frames),
+        ("mm_perceiver_latents", built.slow_latents, spec.slow_latents),
+        ("mm_perceiver_latents_fast", built.fast_latents, spec.fast_latents),
+    ] + [
+        (name, getattr(model.config, name), getattr(model_args, name))
+        for name in (
+            "mm_perceiver_depth", "mm_projector_type", "mm_resampler_type", "mm_vision_select_layer",
+            "mm_vision_select_feature", "mm_vision_tower_storage",
+        )
+    ]  # fmt: skip
+    wrong = [f"--{name} {flag} (the model has {has})" for name, has, flag in pairs if has != flag]
+    if wrong:
+        raise ValueError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
+
+
+def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str, str]:
+    """Freezes parameters that the flags let train but that this run could never reach; returns them with the reason.
+
+    The fast stream serves videos alone, and of a tower that trains only the layers up to the selected one are used.
+    """
+    reasons: dict[str, str] = {}
+    if model.vision_resampler is not None and not any(r.videos for r in records):
+        reasons |= {
+            f"vision_resampler.fast.{name}": "the fast stream, since no record has a video"
+            for name, _ in model.vision_resampler.fast.named_parameters()
+        }
+    if model.vision_tower is not None:
+        layer = model.vision_tower.select_layer
+        reasons |= {
+            f"vision_tower.{name}": f"what follows the tower's selected layer ({layer})"
+            for name in model.vision_tower.unused_parameters()
+        }
+    parameters = dict(model.named_parameters())
+    frozen = {name: reason for name, reason in reasons.items() if parameters[name].requires_grad}
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return frozen
+
+
+def set_precision(model: VisionCausalLM, settings: Settings) -> None:
+    """A frozen tower computes in the precision of the flags, with a feature cache or without, and the model's config
+    keeps it, and the type of cached features, for those who load the model.
+    """
+    model_args, data_args, training_args = settings
+    if model.vision_tower is None or not model.vision_tower.frozen:
+        return
+    precision = resolve_precision(model_args.vision_precision, training_args.device)
+    model.vision_tower.precision = model.config.mm_vision_precision = precision
+    model.config.mm_feature_dtype = data_args.feature_dtype

@@ -1,0 +1,83 @@
+"""A checkpoint opens with transformers alone, where this package is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llava.eval.captioning import Captioner
+from llava.model.remote_code import flattened, remote_code
+
+ALONE = """
+import json, sys
+sys.modules["llava"] = None  # What an import of it finds where it is not installed.
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+folder, again, clip = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+inputs = processor(videos=clip)
+ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:].tolist()
+model.save_pretrained(again)
+processor.save_pretrained(again)
+second = AutoModelForImageTextToText.from_pretrained(again, trust_remote_code=True).eval()
+same = bool((second(**inputs).logits == model(**inputs).logits).all())
+options = {"model": folder, "trust_remote_code": True}
+words = pipeline("text-generation", **options)("Un gatto", max_new_tokens=3, do_sample=False)
+seen = pipeline("image-text-to-text", **options)(Image.new("RGB", (60, 40)), text="<image> Un", max_new_tokens=3)
+print(json.dumps({"ids": ids, "same": same, "module": type(second).__module__,
+                  "words": words[0]["generated_text"], "seen": seen[0]["generated_text"]}))
+"""
+
+
+def test_a_checkpoint_opens_where_the_package_is_not(build, tokenizer, assets, tmp_path):
+    build(storage="checkpoint").save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    clip = assets.clips / "clip1.mp4"
+    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "home")}
+    found = subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path / "run", tmp_path / "again", clip],
+        env=outside, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout.splitlines()[-1])
+    here = Captioner.from_pretrained(tmp_path / "run", device="cpu")
+    assert tokenizer.decode(said["ids"], skip_special_tokens=True).strip() == here([clip], max_new_tokens=8)[0]
+    assert said["same"] and said["module"].startswith("transformers_modules.again")
+    assert said["words"].startswith("Un gatto") and "Un" in said["seen"]
+    assert str(assets.tower.parent) not in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_the_entry_names_the_class(build):
+    source = remote_code(type(build(vision=False)))["modeling_llava.py"]
+    assert 'LlavaGPT2ForCausalLM = causal_lm_class("llava_gpt2")' in source
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import math\nfrom torch import nn\n", "import math\nfrom torch import nn\n"),
+        ("from llava.constants import ASIDE as x\n", "from .llava_constants import ASIDE as x\n"),
+        (
+            "def f():\n    import peft\n",
+            "def f():\n    try:\n        import peft\n    except ImportError:\n        raise\n",
+        ),
+        ('OWN = "llava.model.splice"\n', 'OWN = f"{__package__}.llava_model_splice"\n'),
+        (
+            "from llava.constants import (\n    ASIDE,\n    IGNORE_INDEX,\n)\n",
+            "from .llava_constants import ASIDE as ASIDE\nfrom .llava_constants import IGNORE_INDEX as IGNORE_INDEX\n",
+        ),
+    ],
+)
+def test_imports_become_flat(source, expected):
+    assert flattened(source) == expected
+
+
+def test_a_module_that_is_imported_whole_is_found():
+    text = flattened("from llava import foreign\n")
+    assert "from .llava_foreign import __name__ as _" in text and "foreign = _sys.modules" in text

@@ -1,0 +1,87 @@
+"""`python -m llava.export` makes folders that open elsewhere, and says what it cannot export."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+from llava import export
+from llava.model.builder import load_pretrained_model
+
+
+@pytest.fixture
+def saved(build, tokenizer, tmp_path):
+    build().save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_language_model_alone_is_a_plain_one(saved, tmp_path, capsys):
+    assert export.main([str(saved), str(tmp_path / "out"), "--text-only"]) == 0
+    assert "a plain GPT2LMHeadModel" in capsys.readouterr().out
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(plain) is GPT2LMHeadModel
+    assert not [key for key in json.loads((tmp_path / "out" / "config.json").read_text()) if key.startswith("mm_")]
+    words = AutoTokenizer.from_pretrained(tmp_path / "out")("Un gatto nero", return_tensors="pt")["input_ids"]
+    _, model = load_pretrained_model(saved)
+    assert torch.equal(plain(words).logits, model(input_ids=words).logits)
+
+
+def test_the_tower_goes_with_it(saved, tmp_path, assets):
+    export.main([str(saved), str(tmp_path / "out")])
+    moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
+    assets.tower.rename(assets.root / "gone")
+    try:
+        _, model = load_pretrained_model(moved)
+    finally:
+        (assets.root / "gone").rename(assets.tower)
+    assert model.config.mm_vision_tower == "tower" and model.vision_tower is not None
+    assert (moved / "modeling_llava.py").is_file() and (moved / "processor_config.json").is_file()
+
+
+def test_a_tower_by_reference_is_named_by_the_way_to_it(saved, assets):
+    place = json.loads((saved / "config.json").read_text())["mm_vision_tower"]
+    assert place.startswith("..") and (saved / place).resolve() == assets.tower.resolve()
+    _, model = load_pretrained_model(saved)
+    assert model.vision_tower is not None
+
+
+def test_what_cannot_be_exported_is_said(saved, tmp_path, assets):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    with pytest.raises(FileExistsError, match="is there already"):
+        export.export(saved, tmp_path / "full")
+    with pytest.raises(ValueError, match="model type 'gpt2'"):
+        export.export(assets.gpt2, tmp_path / "out")
+
+
+def test_a_result_that_is_another_model_is_an_error(saved, tmp_path, monkeypatch):
+    write = export.write_text_only
+
+    def lossy(model, target):
+        model.transformer.wte.weight.data[0].add_(1)
+        write(model, target)
+        model.transformer.wte.weight.data[0].sub_(1)
+
+    monkeypatch.setattr(export, "write_text_only", lossy)
+    with pytest.raises(ValueError, match="do not use it"):
+        export.export(saved, tmp_path / "out", text_only=True)
+
+
+def test_it_can_be_uploaded(saved, tmp_path, monkeypatch):
+    sent = {}
+
+    class Api:
+        def create_repo(self, repository, exist_ok):
+            sent["made"] = repository
+
+        def upload_folder(self, folder_path, repo_id):
+            sent["folder"] = folder_path
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    export.main([str(saved), str(tmp_path / "out"), "--text_only", "--push", "me/model"])
+    assert sent == {"made": "me/model", "folder": tmp_path / "out"}
