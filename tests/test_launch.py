@@ -25,7 +25,8 @@ def launch(folder: Path, *arguments: str, **settings: str) -> subprocess.Complet
 
 @pytest.mark.slow
 def test_both_experiments_and_a_second_call(tmp_path):
-    video = launch(tmp_path)
+    small = {"N_LAYER": "1", "N_EMBD": "32", "N_HEAD": "2", "OMP_NUM_THREADS": "1"}
+    video = launch(tmp_path, **small)
     assert video.returncode == 0, video.stderr[-3000:]
     assert "DATA_PATH is not set: running the built-in demo" in video.stdout
     assert "\nMAX_STEPS=4 sets --max_steps\n" in video.stdout
@@ -39,11 +40,11 @@ def test_both_experiments_and_a_second_call(tmp_path):
     assert "data:image/jpeg;base64," in page, "captions stand beside frames of their clips"
     assert json.loads((run / "preflight.json").read_text())["passed"]
 
-    again = launch(tmp_path)
+    again = launch(tmp_path, **small)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "resuming from" in again.stdout + again.stderr
 
-    text = launch(tmp_path, EXP_ID="1")
+    text = launch(tmp_path, EXP_ID="1", **small)
     assert text.returncode == 0, text.stderr[-3000:]
     results = json.loads((tmp_path / "output" / "demo_exp1_seed0" / "eval_results.json").read_text())
     assert results["eval_samples"] == 240
@@ -90,6 +91,18 @@ def test_a_copy_of_the_script_needs_the_repository(tmp_path):
     assert result.returncode == 1 and "/tmp is not the repository" in result.stderr
 
 
+def test_a_later_node_makes_neither_data_nor_model(tmp_path):
+    """It trains on what the first makes, and leaves the captions and the report to it."""
+    (tmp_path / "torchrun").write_text("#!/bin/bash\ntouch $FOLDER/trained\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    variables = environment(tmp_path, FOLDER=str(tmp_path), NNODES="2", NODE_RANK="1", MASTER_ADDR="localhost")
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    result = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    # The script makes the run's own folder, for the stop file.
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == {"torchrun", "trained"}
+
+
 TORCHRUN = """#!/bin/bash
 # Trains until it is told to stop, as a run that removes an old stop file while it starts.
 printf '%s\\n' "$@" >"$FOLDER/arguments"
@@ -119,9 +132,9 @@ def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, 
     if job:
         variables["SLURM_JOB_ID"] = job
     process = subprocess.Popen(["bash", str(SCRIPT)], env=variables, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "arguments").exists() or process.poll() is not None, "the start of training", 120)
+    wait_for(lambda: (tmp_path / "arguments").exists() or process.poll() is not None, "the start of training")
     process.send_signal(getattr(signal, f"SIG{name}"))
-    shown = process.communicate(timeout=60)[0]
+    shown = process.communicate(timeout=600)[0]
     assert process.returncode == 85
     assert (tmp_path / "scontrol").exists() == requeues
     if requeues:
