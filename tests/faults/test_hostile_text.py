@@ -33,7 +33,8 @@ class Tags(HTMLParser):
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
+        is_data = tag == "script" and ("type", "application/json") in attrs
+        self.tags.append("data" if is_data else tag)
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
     def handle_data(self, data):
