@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 from unicodedata import normalize
 
 import numpy as np
@@ -32,6 +32,7 @@ APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032`\u00b4", "'"
 MARKS = "\u0300-\u036f"
 TOKEN = re.compile(rf"(?P<opening>(?<![^\W_{MARKS}])'(?=[^\W_]))|(?:[^\W_][{MARKS}]*)+'?")
 
+Clip = TypeVar("Clip", bound=Hashable)
 Triple = tuple[float, float, float]
 """A score and the ends of its 95 % interval."""
 
@@ -60,8 +61,8 @@ def tokenise(text: str) -> list[str]:
 
 def cider_d(
     captions: Sequence[Sequence[str]],
-    clips: Sequence[Hashable],
-    references: Mapping[Hashable, Sequence[Sequence[str]]],
+    clips: Sequence[Clip],
+    references: Mapping[Clip, Sequence[Sequence[str]]],
 ) -> np.ndarray:
     """CIDEr-D of each caption, (N,), from 0 to 10 (Vedantam et al. 2015, sections 4 and 5).
 
@@ -131,8 +132,8 @@ def choose_metrics(names: Sequence[str] = ()) -> list[str]:
 
 def score_texts(
     captions: Sequence[str],
-    clips: Sequence[Hashable],
-    references: Mapping[Hashable, Sequence[str]],
+    clips: Sequence[Clip],
+    references: Mapping[Clip, Sequence[str]],
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, Triple]:
     """Scores of a set of captions, each with its 95 % bootstrap interval over clips (NaN ends for a single clip).
@@ -159,7 +160,9 @@ def score_texts(
         if metric != CIDER:
             scores[metric] = _sacrebleu(metric, written, clusters, expected)
         elif len(expected) > 1:
-            scores[metric] = bootstrap_ratio(cider_d(written, clusters, expected), np.ones(len(pairs)), clusters)
+            scores[metric] = bootstrap_ratio(
+                cider_d(written, clusters, expected).tolist(), [1.0] * len(pairs), clusters
+            )
     return scores
 
 
