@@ -44,7 +44,7 @@ from llava.train.trainer import LlavaTrainer
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR1")
 PHASES = {1: ("train", "evaluate", "save"), 2: ("train", "evaluate", "save", "extract")}
 KILLS_A_RUN = 5
-PATIENCE = 180.0
+PATIENCE = 600.0
 """Seconds that an attempt may take before it counts as hanging."""
 TIMES = ("runtime", "per_second", "data_wait_share", "monitor_share")
 CLIPS, STEPS = 16, 24

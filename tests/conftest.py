@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -49,6 +50,12 @@ SPEC = VideoSpec(num_frames=2, fast_latents=1, slow_latents=4, force_sample=True
 PROCESSOR = ProcessorSpec(image_size=56)
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector, which every run calls, need not visit it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,24 @@ import pytest
 from tests.cluster.launching import SCRIPT, environment, wait_for
 
 
-def launch(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Runs the script with its output under `folder`."""
     return subprocess.run(
-        ["bash", str(SCRIPT)], env=environment(folder, **settings), capture_output=True, text=True, check=False
+        ["bash", str(SCRIPT), *arguments],
+        env=environment(folder, **settings),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 @pytest.mark.slow
 def test_both_experiments_and_a_second_call(tmp_path):
-    video = launch(tmp_path)
+    small = {"N_LAYER": "1", "N_EMBD": "32", "N_HEAD": "2", "OMP_NUM_THREADS": "1"}
+    video = launch(tmp_path, **small)
     assert video.returncode == 0, video.stderr[-3000:]
     assert "DATA_PATH is not set: running the built-in demo" in video.stdout
+    assert "\nMAX_STEPS=4 sets --max_steps\n" in video.stdout
     for expected in ("heldout_combinations_vi_it, true video", "heldout_clips_vi_it, other video", "reference: "):
         assert expected in video.stdout
     scores = json.loads((tmp_path / "output" / "demo_exp2_seed0" / "captions.json").read_text())["scores"]
@@ -34,11 +40,11 @@ def test_both_experiments_and_a_second_call(tmp_path):
     assert "data:image/jpeg;base64," in page, "captions stand beside frames of their clips"
     assert json.loads((run / "preflight.json").read_text())["passed"]
 
-    again = launch(tmp_path)
+    again = launch(tmp_path, **small)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "resuming from" in again.stdout + again.stderr
 
-    text = launch(tmp_path, EXP_ID="1")
+    text = launch(tmp_path, EXP_ID="1", **small)
     assert text.returncode == 0, text.stderr[-3000:]
     results = json.loads((tmp_path / "output" / "demo_exp1_seed0" / "eval_results.json").read_text())
     assert results["eval_samples"] == 240
@@ -51,6 +57,9 @@ def test_both_experiments_and_a_second_call(tmp_path):
         ({"DATA_PATH": "/nowhere.json"}, "DATA_PATH=/nowhere.json: no such file"),
         ({"DATA_PATH": "/nowhere/{a,b}.json"}, "/nowhere/b.json: no such file"),
         ({"USE_PLAIN_LM": "0"}, "USE_PLAIN_LM=0; 1 is the only mode"),
+        ({"LEARNING_RATE": "fast", "LR": "1"}, "LR=1: no such variable; did you mean LEARNING_RATE?"),
+        ({"RECIPE": "none"}, "--recipe none: no such file"),
+        ({"LR_SCHEDULER_TYPE": "cosinus"}, "invalid choice: 'cosinus'"),
         ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "localhost"}, "NODE_RANK=2; with NNODES=2 it is 0 to 1"),
     ],
@@ -59,6 +68,19 @@ def test_wrong_settings_are_one_message(tmp_path, settings, message):
     result = launch(tmp_path, **settings)
     assert result.returncode == 1
     assert message in result.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def test_help_starts_nothing(tmp_path):
+    result = launch(tmp_path, "--help", EXP_ID="9")
+    assert result.returncode == 0 and result.stderr == "" and list(tmp_path.iterdir()) == []
+    for part in (
+        "Variables of the launch script:",
+        "LEARNING_RATE",
+        "LLAVA_VERSION",
+        "transformers.TrainingArguments:",
+    ):
+        assert part in result.stdout
 
 
 def test_a_copy_of_the_script_needs_the_repository(tmp_path):
@@ -67,6 +89,18 @@ def test_a_copy_of_the_script_needs_the_repository(tmp_path):
     variables = environment(tmp_path, SLURM_SUBMIT_DIR="/tmp")
     result = subprocess.run(["bash", copy], env=variables, capture_output=True, text=True, check=False)
     assert result.returncode == 1 and "/tmp is not the repository" in result.stderr
+
+
+def test_a_later_node_makes_neither_data_nor_model(tmp_path):
+    """It trains on what the first makes, and leaves the captions and the report to it."""
+    (tmp_path / "torchrun").write_text("#!/bin/bash\ntouch $FOLDER/trained\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    variables = environment(tmp_path, FOLDER=str(tmp_path), NNODES="2", NODE_RANK="1", MASTER_ADDR="localhost")
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    result = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    # The script makes the run's own folder, for the stop file.
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == {"torchrun", "trained"}
 
 
 TORCHRUN = """#!/bin/bash
@@ -86,20 +120,21 @@ exit 1
 def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, job, requeues):
     programs = tmp_path / "programs"
     programs.mkdir()
+    # Two processes, since one runs without torchrun.
     for program, text in (("torchrun", TORCHRUN), ("scontrol", '#!/bin/bash\necho "$@" >"$FOLDER/scontrol"\n')):
         (programs / program).write_text(text)
         (programs / program).chmod(0o755)
     data = tmp_path / "data.json"
     data.write_text("[]")
     variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1",
-                            OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
+                            NUM_GPUS="2", OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
     variables["PATH"] = f"{programs}:{variables['PATH']}"
     if job:
         variables["SLURM_JOB_ID"] = job
     process = subprocess.Popen(["bash", str(SCRIPT)], env=variables, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "arguments").exists() or process.poll() is not None, "the start of training", 120)
+    wait_for(lambda: (tmp_path / "arguments").exists() or process.poll() is not None, "the start of training")
     process.send_signal(getattr(signal, f"SIG{name}"))
-    shown = process.communicate(timeout=60)[0]
+    shown = process.communicate(timeout=600)[0]
     assert process.returncode == 85
     assert (tmp_path / "scontrol").exists() == requeues
     if requeues:

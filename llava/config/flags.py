@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import transformers
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -19,13 +19,15 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes", "video_decoder", "use_plain_lm",
+    "confirm_changes", "video_decoder", "use_plain_lm", "recipe",
 }  # fmt: skip
 
 
 @dataclass
 class ModelArguments:
     """Flags that describe the model."""
+
+    _argument_group_name = "Model"
 
     model_name_or_path: str = field(
         metadata={"help": "A causal language model of transformers, or a checkpoint: a folder or hub name."}
@@ -91,6 +93,8 @@ class ModelArguments:
 class DataArguments:
     """Flags that describe the data."""
 
+    _argument_group_name = "Data"
+
     data_path: str = field(
         metadata={
             "help": "Training records, LLaVA JSON or JSONL: a file, several (a.json,b.json or {a,b}.json), or a YAML "
@@ -154,6 +158,8 @@ class DataArguments:
 class TrainingArguments(transformers.TrainingArguments):
     """`transformers.TrainingArguments` with the project's own flags and a few other defaults."""
 
+    _argument_group_name = "Training"
+
     model_max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
     mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
@@ -199,6 +205,12 @@ class TrainingArguments(transformers.TrainingArguments):
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Share of all steps that warm up, LLaVA's name for a --warmup_steps below 1."}
     )
+
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "Flags as a YAML file, see recipes/ and docs/recipes.md; arguments beat its values."},
+    )
+    recipe_values: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.warmup_ratio is not None and not self.warmup_steps:

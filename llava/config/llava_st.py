@@ -13,10 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from transformers.hf_argparser import string_to_bool
-
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
-
 WORKS, NO_EFFECT, REFUSED = "works", "no effect", "refused"
 REQUIRED = "required"
 
@@ -207,6 +203,8 @@ class Taken:
 
 def add_flags(parser: argparse.ArgumentParser) -> list[Flag]:
     """Adds the flags that a parser of this project's own lacks, without a default, and returns them."""
+    from transformers.hf_argparser import string_to_bool
+
     group = parser.add_argument_group("LLaVA-ST", "its other flags, by name; docs/from-llava-st.md has all of them")
     added = [flag for flag in FLAGS if f"--{flag.name}" not in parser._option_string_actions]
     for flag in added:
@@ -317,6 +315,9 @@ def table(status: str) -> str:
 
 def own_defaults() -> dict[str, Any]:
     """The defaults that this project sets itself; those of transformers change with its version."""
+    # Imported here: the launch script reads the table without waiting for transformers.
+    from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
+
     return {
         f.name: f.default
         for group in (ModelArguments, DataArguments, TrainingArguments)

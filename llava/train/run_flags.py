@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ import llava
 from llava.config import llava_st
 from llava.config.flags import DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
+from llava.config.recipe import with_recipe
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
 from llava.data.mixture import path_problems
@@ -40,16 +42,21 @@ LIBRARY_ERRORS = (ValueError, TypeError, KeyError, ImportError, OSError, NotImpl
 """What transformers raises for flags that it cannot take."""
 
 
-def parse_arguments(argv: Sequence[str] | None) -> Settings:
-    """The flags of a run.
+def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -> Settings:
+    """The flags of a run: arguments, then its recipe, then defaults.
+
+    Args:
+        pending: flags that name what is not made yet.
 
     Raises:
-        ValueError: with all wrong flags at once, each with its remedy.
+        ValueError: with all wrong flags at once, each with its remedy; or for a wrong recipe.
+        FileNotFoundError: for a recipe that is not there.
         SystemExit: from the parser, for `--help`.
     """
     parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
     added = llava_st.add_flags(parser)
-    values, unknown = parser.parse_known_args(list(argv) if argv is not None else None)
+    words, recipe = with_recipe(sys.argv[1:] if argv is None else argv)
+    values, unknown = parser.parse_known_args(words)
     problems = unknown_flags(unknown, parser)
     outside = out_of_range(vars(values))
     problems += outside.values()
@@ -69,7 +76,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         values.fp16 = False
     try:
         model_args, data_args, training_args = (_made(kind, values) for kind in parser.dataclass_types)
-        problems += flag_problems(model_args, data_args, training_args)
+        training_args.recipe_values = recipe
+        problems += flag_problems(model_args, data_args, training_args, pending)
     except LIBRARY_ERRORS as error:
         if is_message(error):
             raise
@@ -196,21 +204,32 @@ def library_problems(args: TrainingArguments) -> list[str]:
     return problems
 
 
-def flag_problems(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> list[str]:
-    """What is wrong with the flags, as far as they alone can tell."""
+def path_flag_problems(model_args: ModelArguments, data_args: DataArguments, pending: Collection[str]) -> list[str]:
+    """Which flags name files and folders that are not there."""
     problems = []
     for name, path in (("data_path", data_args.data_path), ("eval_data_path", data_args.eval_data_path)):
-        if path is not None:
+        if path is not None and name not in pending:
             problems += [f"--{name} {problem}" for problem in path_problems(path)]
     for name in ("image_folder", "video_folder"):
         folder = getattr(data_args, name)
-        if folder and not Path(folder).is_dir():
+        if folder and name not in pending and not Path(folder).is_dir():
             problems.append(f"--{name} {folder}: no such folder")
     for name in ("model_name_or_path", "vision_tower"):
         value = getattr(model_args, name)
         is_path = value is not None and (value.startswith((".", "/", "~")) or value.count("/") > 1)
-        if is_path and not Path(value).is_dir():
+        if is_path and name not in pending and not Path(value).is_dir():
             problems.append(f"--{name} {value}: no such folder")
+    return problems
+
+
+def flag_problems(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    pending: Collection[str] = (),
+) -> list[str]:
+    """What is wrong with the flags, as far as they alone can tell."""
+    problems = path_flag_problems(model_args, data_args, pending)
     problems += format_problems(model_args, data_args)
     for name, value, known in (
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
@@ -351,6 +370,7 @@ def make_run_record(settings: Settings) -> dict[str, Any]:
     processes = training_args.world_size
     return {
         "flags": flags,
+        "recipe": training_args.recipe_values,
         "batch": {
             "global": size * accumulation * processes,
             "per_device": size,

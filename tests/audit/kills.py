@@ -29,7 +29,7 @@ from tests.train.runs import flags
 
 DELAY = 0.3
 """Seconds after a checkpoint within which a kill strikes: a step and its saving take less."""
-PATIENCE = 300.0
+PATIENCE = 900.0
 """Seconds that an attempt may take before it counts as hanging."""
 
 

@@ -8,15 +8,17 @@ import subprocess
 
 import pytest
 
-from tests.cluster.launching import SCRIPT, environment
+from tests.cluster.launching import SCRIPT, tiny
 from tests.train.runs import losses
 
 pytestmark = pytest.mark.slow
 NAMES = ("llava-test-0", "llava-test-1")
+# The first node makes the language model.
 SETTINGS = {
-    "EXP_ID": "2", "MAX_STEPS": "6", "SAVE_STEPS": "100", "N_LAYER": "2", "N_EMBD": "64", "N_HEAD": "2",
-    "OMP_NUM_THREADS": "1", "NUM_GPUS": "1",
+    "MODEL_PATH": "", "N_LAYER": "1", "N_EMBD": "32", "N_HEAD": "2", "N_POSITIONS": "128", "VOCAB_SIZE": "300",
+    "MAX_STEPS": "6", "SAVE_STEPS": "100",
 }  # fmt: skip
+MORE = ["--preflight", "off"]
 
 
 @pytest.fixture
@@ -42,30 +44,32 @@ def hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def test_two_nodes_train_as_one(hosts, tmp_path):
+def test_two_nodes_train_as_one(assets, hosts, tmp_path):
     def start(node: int) -> subprocess.Popen[str]:
-        variables = environment(
-            tmp_path / "two", **SETTINGS, BATCH_SIZE="8", NNODES="2", NODE_RANK=str(node), MASTER_ADDR="10.99.0.1",
-            GLOO_SOCKET_IFNAME=f"llavat{node}", TP_SOCKET_IFNAME=f"llavat{node}",
+        variables = tiny(
+            assets, tmp_path / "two", **SETTINGS, BATCH_SIZE="1", NNODES="2", NODE_RANK=str(node),
+            MASTER_ADDR="10.99.0.1", GLOO_SOCKET_IFNAME=f"llavat{node}", TP_SOCKET_IFNAME=f"llavat{node}",
         )  # fmt: skip
         with (tmp_path / f"node{node}.log").open("w") as log:
-            return subprocess.Popen(["ip", "netns", "exec", hosts[node], "bash", str(SCRIPT)], env=variables,
+            return subprocess.Popen(["ip", "netns", "exec", hosts[node], "bash", str(SCRIPT), *MORE], env=variables,
                                     stdout=log, stderr=log, text=True, start_new_session=True)  # fmt: skip
 
     nodes = [start(0), start(1)]
     try:
         for i, node in enumerate(nodes):
-            assert node.wait(timeout=300) == 0, (tmp_path / f"node{i}.log").read_text()[-3000:]
+            assert node.wait(timeout=600) == 0, (tmp_path / f"node{i}.log").read_text()[-3000:]
     finally:
         for node in nodes:
             if node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
-    # Of the same clips and model, which are there by now.
-    variables = environment(tmp_path / "one", **SETTINGS, BATCH_SIZE="16", DEMO_DIR=str(tmp_path / "two" / "demo"))
-    one = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
+    # Of the model that the first node made.
+    (made,) = (tmp_path / "two" / "output").glob("*_gpt2_*")
+    variables = tiny(assets, tmp_path / "one", **SETTINGS | {"MODEL_PATH": str(made)}, BATCH_SIZE="2")
+    one = subprocess.run(["bash", SCRIPT, *MORE], env=variables, capture_output=True, text=True, check=False)
     assert one.returncode == 0, one.stderr[-3000:]
 
-    two_nodes, one_process = (losses(tmp_path / name / "output" / "demo_exp2_seed0") for name in ("two", "one"))
-    assert two_nodes == pytest.approx(one_process, abs=1e-4)
-    # The second node only trains: data and model are made, and captions scored, by the first.
-    assert "captions" not in (tmp_path / "node1.log").read_text()
+    two_nodes, one_process = (losses(tmp_path / name / "output" / "video_exp2_seed0") for name in ("two", "one"))
+    assert len(two_nodes) == 6 and two_nodes == pytest.approx(one_process, abs=1e-4)
+    # The second node only trains: the model is made, and captions scored, by the first.
+    words = (tmp_path / "node1.log").read_text()
+    assert "captions" not in words and "_gpt2_1x32" not in words.replace(str(made), "")

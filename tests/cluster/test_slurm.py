@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import ROOT, SCRIPT, environment, wait_for
+from llava.train.checkpoint.stop import STOP_FILE
+from tests.cluster.launching import ROOT, SCRIPT, pause, tiny, wait_for
 from tests.train.runs import losses
 
 pytestmark = pytest.mark.slow
-SETTINGS = {
-    "MAX_STEPS": "150", "SAVE_STEPS": "1000", "N_LAYER": "2", "N_EMBD": "64", "N_HEAD": "2", "OMP_NUM_THREADS": "1"
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +34,39 @@ def slurm(tmp_path_factory):
         subprocess.run(["bash", helper, "stop", folder], check=False)
 
 
-def result(folder: Path) -> tuple[str, float, list[float]]:
-    run = folder / "output" / "demo_exp2_seed0"
+def result(run: Path) -> tuple[str, float, list[float]]:
     weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     final = json.loads((run / "eval_results.json").read_text())["eval_loss"]
     return weights, final, losses(run)
 
 
-def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, tmp_path):
-    plain = subprocess.run(["bash", SCRIPT], env=environment(tmp_path / "plain", **SETTINGS), capture_output=True,
-                           text=True, check=False)  # fmt: skip
+def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(assets, slurm, tmp_path):
+    """The job waits in its first step until it has been told to stop."""
+    settings = {"MAX_STEPS": "6", "SAVE_STEPS": "1000"}
+    plain = subprocess.run(["bash", SCRIPT, "--preflight", "off"], capture_output=True, text=True, check=False,
+                           env=tiny(assets, tmp_path, OUTPUT_DIR=str(tmp_path / "plain"), **settings))  # fmt: skip
     assert plain.returncode == 0, plain.stderr[-3000:]
 
-    demo = tmp_path / "plain" / "demo"
-    variables = environment(tmp_path / "job", SLURM_CONF=str(slurm), DEMO_DIR=str(demo), **SETTINGS)
+    log, run, fifo = tmp_path / "job.log", tmp_path / "job", tmp_path / "go"
+    variables = tiny(assets, tmp_path, OUTPUT_DIR=str(run), SLURM_CONF=str(slurm), **settings)
+    variables |= pause(tmp_path, "llava.train.trainer:LlavaTrainer.training_step", fifo)
 
     def call(*command: str) -> str:
         return subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    log = tmp_path / "job.log"
     job = call("sbatch", "--parsable", "--gpus-per-node=0", "--mem=0", "--cpus-per-task=1", f"--output={log}",
-               str(SCRIPT)).strip()  # fmt: skip
-    wait_for(lambda: log.exists() and "'loss'" in log.read_text(), f"the first step; {log}")
+               str(SCRIPT), "--preflight", "off").strip()  # fmt: skip
+    wait_for(lambda: log.exists() and "PAUSED" in log.read_text(), f"the first step; {log}")
     call("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    wait_for((run / STOP_FILE).exists, f"the stop file; {log}")
+    waiting = os.open(fifo, os.O_WRONLY)
+    fifo.unlink()
+    fifo.touch()  # The resumed run does not wait.
+    os.close(waiting)
     wait_for(lambda: job not in call("squeue", "--noheader", "--format=%i").split(), f"the end of the job; {log}")
     shown, words = call("scontrol", "show", "job", job), log.read_text()
     assert "JobState=COMPLETED" in shown and "Restarts=1" in shown, words[-3000:]
     assert f"job {job} is back in the queue" in words
     note = words.index("resuming from")
-    assert "checkpoint-0" not in words[note : note + 300]
-    assert result(tmp_path / "job") == result(tmp_path / "plain")
+    assert "checkpoint-1" in words[note : note + 300]
+    assert result(run) == result(tmp_path / "plain")

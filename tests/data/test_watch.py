@@ -14,7 +14,7 @@ from llava.errors import path_of
 HANG = """
 import threading
 from llava.data.watch import ClipWatch
-watch = ClipWatch(0.5)
+watch = ClipWatch(2)
 with watch.reading("a.mp4"):
     pass
 with watch.reading("clips/hang.mp4"):
@@ -36,6 +36,6 @@ def test_a_file_is_known_while_it_is_read():
 
 
 def test_a_file_that_takes_too_long_ends_its_process():
-    ended = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
-    assert "clips/hang.mp4: reading took longer than --clip_timeout 0.5 s" in ended.stderr
+    assert "clips/hang.mp4: reading took longer than --clip_timeout 2 s" in ended.stderr

@@ -104,5 +104,5 @@ def test_a_clock_that_goes_backwards_changes_nothing(assets, tmp_path, monkeypat
     for key in ("samples_per_second", "supervised_tokens_per_second", "data_wait_share", "monitor_share"):
         assert all(entry[key] >= 0 for entry in log if key in entry) and any(key in entry for entry in log)
     assert alarms(tmp_path / "back") == []
-    found = dict(run_tasks(double_or_fail, ["a", "b", "hang"], 2, timeout=1))
+    found = dict(run_tasks(double_or_fail, ["a", "b", "hang"], 2, timeout=5))
     assert (found["a"], found["b"]) == ("aa", "bb") and found["hang"].kind == "took too long"

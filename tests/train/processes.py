@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = "llava/train/train.py"
+SEVERAL = "tests/train/one_after_another.py"
 
 
 def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subprocess.Popen[str]:
@@ -23,11 +25,16 @@ def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subp
 def torchrun(arguments: list[str], processes: int = 2, script: str = TRAIN) -> str:
     process = start(arguments, processes, script)
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, output[-4000:]
     return output
+
+
+def torchrun_all(runs: list[list[str]], processes: int = 2) -> str:
+    """`torchrun` of several lists of flags, in the same processes."""
+    return torchrun([json.dumps(runs)], processes, SEVERAL)
 
 
 def children(pid: int) -> list[int]:

@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train.processes import start, torchrun_all
 from tests.train.runs import alarms, flags, losses, train
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+RUNS = ("text", "video", "three", "mixed")
 
 
-def torchrun(processes: int, arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               "llava/train/train.py", *arguments]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+@pytest.fixture(scope="module")
+def options(assets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Flags of each run."""
+    folder = tmp_path_factory.mktemp("data")
+    three = folder / "three.json"
+    three.write_text(json.dumps(json.loads(assets.video_json.read_text())[:3]))
+    entries = [f"{{json_path: {path}, sampling_strategy: random:3}}" for path in (assets.video_json, assets.text_json)]
+    mixed = folder / "mixed.yaml"
+    mixed.write_text(f"datasets: [{', '.join(entries)}]")
+    return {
+        "text": {"experiment": 1, "max_steps": 5},
+        "video": {"max_steps": 5},
+        "three": {"eval_data_path": three, "max_steps": 2},
+        "mixed": {"data_path": mixed, "max_steps": 6, "group_by_modality_length": False},
+    }
 
 
-@pytest.mark.parametrize("experiment", [1, 2])
-def test_two_processes_equal_one_with_twice_the_batch(assets, tmp_path, experiment):
-    torchrun(2, flags(assets, tmp_path / "two", experiment, per_device_train_batch_size=1, max_steps=5))
-    one = train(assets, tmp_path / "one", experiment, per_device_train_batch_size=2, max_steps=5)
-    assert alarms(tmp_path / "two") == [], "an epoch of two processes serves every record once"
-    assert losses(tmp_path / "two") == pytest.approx(one, abs=1e-4)
-    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+@pytest.fixture(scope="module")
+def two(assets: SimpleNamespace, options: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with all runs of two processes."""
+    root = tmp_path_factory.mktemp("two")
+    torchrun_all([flags(assets, root / name, per_device_train_batch_size=1, **options[name]) for name in RUNS])
+    return root
+
+
+@pytest.mark.parametrize("name", ["text", "video"])
+def test_two_processes_equal_one_with_twice_the_batch(assets, options, two, tmp_path, name):
+    one = train(assets, tmp_path, per_device_train_batch_size=2, **options[name])
+    assert alarms(two / name) == [], "an epoch of two processes serves every record once"
+    assert losses(two / name) == pytest.approx(one, abs=1e-4)
+    a, b = (load_file(folder / "model.safetensors") for folder in (two / name, tmp_path))
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
 
 
-def test_two_processes_measure_what_one_measures(assets, tmp_path):
+def test_two_processes_measure_what_one_measures(assets, options, two, tmp_path):
     """Evaluation, controls, pre-flight and monitor of two processes; three samples, so that one rank has fewer."""
-    path = tmp_path / "three.json"
-    path.write_text(json.dumps(json.loads(assets.video_json.read_text())[:3]))
-    options = {"eval_data_path": path, "max_steps": 2}
-    torchrun(2, flags(assets, tmp_path / "two", per_device_train_batch_size=1, **options))
-    train(assets, tmp_path / "one", per_device_train_batch_size=2, **options)
+    train(assets, tmp_path, per_device_train_batch_size=2, **options["three"])
     found = {}
-    for name in ("one", "two"):
-        folder = tmp_path / name
+    for name, folder in (("one", tmp_path), ("two", two / "three")):
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         assert json.loads((folder / "preflight.json").read_text())["passed"]
         found[name] = {
@@ -64,23 +75,22 @@ def test_two_processes_measure_what_one_measures(assets, tmp_path):
 
 
 def test_a_failing_preflight_stops_every_process(assets, tmp_path):
-    command = flags(assets, tmp_path / "run", learning_rate=0.0, per_device_train_batch_size=1)
-    with pytest.raises(AssertionError, match="pre-flight found 1 reason"):
-        torchrun(2, command)
+    process = start(flags(assets, tmp_path / "run", learning_rate=0.0, per_device_train_batch_size=1))
+    try:
+        output, _ = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "pre-flight found 1 reason" in output, output[-3000:]
 
 
-def test_a_rank_without_video_neither_hangs_nor_changes_the_result(assets, tmp_path):
+def test_a_rank_without_video_neither_hangs_nor_changes_the_result(assets, options, two, tmp_path):
     """Batches of one sample: in most steps one rank has a video and the other has text. Both take the same of a
     mixture, and its samples are counted over both.
     """
-    entries = [f"{{json_path: {path}, sampling_strategy: random:3}}" for path in (assets.video_json, assets.text_json)]
-    path = tmp_path / "mixed.yaml"
-    path.write_text(f"datasets: [{', '.join(entries)}]")
-    options = {"data_path": path, "max_steps": 6, "group_by_modality_length": False}
-    torchrun(2, flags(assets, tmp_path / "two", per_device_train_batch_size=1, **options))
-    one = train(assets, tmp_path / "one", per_device_train_batch_size=2, **options)
-    assert losses(tmp_path / "two") == pytest.approx(one, abs=1e-4)
+    one = train(assets, tmp_path, per_device_train_batch_size=2, **options["mixed"])
+    assert losses(two / "mixed") == pytest.approx(one, abs=1e-4)
     sources = [
-        json.loads((tmp_path / n / "llava_run.json").read_text())["data"]["train"]["sources"] for n in ("one", "two")
+        json.loads((folder / "llava_run.json").read_text())["data"]["train"]["sources"]
+        for folder in (tmp_path, two / "mixed")
     ]
     assert sources[0] == sources[1] and [source["seen"] for source in sources[0]] == [6, 6]

@@ -21,14 +21,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import CAPTIONS, colour_frames, record
-from tests.train.processes import REPOSITORY, TRAIN, start, torchrun
+from tests.train.processes import REPOSITORY, TRAIN, start, torchrun, torchrun_all
 from tests.train.runs import flags, losses, train
 
 pytestmark = pytest.mark.slow
 
 FSDP = "tests/train/fsdp_on_cpu.py"
 ZERO = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
-MODES = ["two", "four", *ZERO, "fsdp2"]
+TOGETHER = ["two", *ZERO]
+MODES = [*TOGETHER, "four", "fsdp2"]
 
 
 def mode_flags(mode: str) -> list[str]:
@@ -59,22 +60,28 @@ def options(assets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -
 def finished(
     assets: SimpleNamespace, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """`finished(mode)`: the folder of a run in that mode, made once; `one` is a single process."""
+    """`finished(mode)`: the folder of a run in that mode, made once; `one` is a single process. Those of two processes
+    are made together.
+    """
     root = tmp_path_factory.mktemp("modes")
 
-    def run(mode: str) -> Path:
-        folder = root / mode
-        if folder.exists():
-            return folder
-        if mode == "one":
-            train(assets, folder, **options | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1})
-            return folder
+    def arguments(mode: str) -> list[str]:
         chosen = options | ({"gradient_accumulation_steps": 1} if mode == "four" else {})
         if mode == "zero3":
             chosen = chosen | {"preflight": "quick"}
-        arguments = [*flags(assets, folder, **chosen), *mode_flags(mode)]
-        torchrun(arguments, 4 if mode == "four" else 2, FSDP if mode == "fsdp2" else TRAIN)
-        return folder
+        return [*flags(assets, root / mode, **chosen), *mode_flags(mode)]
+
+    def run(mode: str) -> Path:
+        if (root / mode).exists():
+            return root / mode
+        if mode == "one":
+            one = options | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+            train(assets, root / mode, **one)
+        elif mode in TOGETHER:
+            torchrun_all([arguments(m) for m in TOGETHER])
+        else:
+            torchrun(arguments(mode), 4 if mode == "four" else 2, FSDP if mode == "fsdp2" else TRAIN)
+        return root / mode
 
     return run
 
@@ -131,15 +138,32 @@ def test_weights_load_without_deepspeed(finished):
     assert len(set(result.stdout.split())) == 1
 
 
+@pytest.fixture(scope="module")
+def resumed(
+    assets: SimpleNamespace, options: dict[str, Any], finished: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`resumed(mode)`: the folder of a run that goes on from the middle of that of `finished`, in other processes."""
+    root = tmp_path_factory.mktemp("resumed")
+
+    def arguments(mode: str) -> list[str]:
+        shutil.copytree(finished(mode) / "checkpoint-3", root / mode / "checkpoint-3")
+        preflight = ["--preflight", "quick"] if mode == "zero3" else []
+        return [*flags(assets, root / mode, **options, resume_from_checkpoint=True), *mode_flags(mode), *preflight]
+
+    def run(mode: str) -> Path:
+        if not (root / mode).exists():
+            if mode == "fsdp2":
+                torchrun(arguments(mode), script=FSDP)
+            else:
+                torchrun_all([arguments("zero2"), arguments("zero3")])
+        return root / mode
+
+    return run
+
+
 @pytest.mark.parametrize("mode", ["zero2", "zero3", "fsdp2"])
-def test_a_resumed_run_ends_as_one_never_interrupted(assets, finished, options, tmp_path, mode):
-    whole, folder = finished(mode), tmp_path / "run"
-    folder.mkdir()
-    shutil.copytree(whole / "checkpoint-3", folder / "checkpoint-3")
-    arguments = [*flags(assets, folder, **options, resume_from_checkpoint=True), *mode_flags(mode)]
-    if mode == "zero3":
-        arguments += ["--preflight", "quick"]
-    torchrun(arguments, script=FSDP if mode == "fsdp2" else TRAIN)
+def test_a_resumed_run_ends_as_one_never_interrupted(finished, resumed, mode):
+    whole, folder = finished(mode), resumed(mode)
     assert losses(folder) == losses(whole)
     a, b = (load_file(f / "model.safetensors") for f in (whole, folder))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -163,7 +187,7 @@ def test_one_record_for_two_processes(assets, options, tmp_path):
 def test_a_gradient_that_is_not_finite_ends_a_deepspeed_run(assets, options, tmp_path):
     chosen = options | {"learning_rate": 1e30, "save_strategy": "no", "eval_data_path": None, "max_grad_norm": 0}
     process = start([*flags(assets, tmp_path / "run", **chosen), *mode_flags("zero2")])
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
     assert "the gradient of step 2 is not finite" in output
     assert "DeepSpeed has updated the weights with it" in output

@@ -50,10 +50,10 @@ def test_a_process_that_dies_in_the_middle_of_its_message_is_a_crash():
 
 
 def test_a_task_that_hangs_is_ended_and_the_others_go_on():
-    found = dict(run_tasks(double_or_fail, ["hang", "a", "b"], 1, timeout=1))
+    found = dict(run_tasks(double_or_fail, ["hang", "a", "b"], 1, timeout=5))
     assert found["a"] == "aa" and found["b"] == "bb"
     assert isinstance(found["hang"], WorkerFailure) and found["hang"].kind == "took too long"
-    assert "no result after 1 s" in found["hang"].message
+    assert "no result after 5 s" in found["hang"].message
 
 
 def test_an_exception_is_raised_here():
@@ -64,10 +64,10 @@ def test_an_exception_is_raised_here():
 def test_a_slow_taker_costs_no_task_its_time():
     """Results that wait to be taken, larger than a pipe holds, are no reason to end their worker."""
     taken = []
-    for task, result in run_tasks(len_of_many, [1, 2, 3, 4], 2, timeout=0.4):
-        threading.Event().wait(0.5)
+    for task, result in run_tasks(len_of_many, [1, 2, 3], 2, timeout=2):
+        threading.Event().wait(2.2)
         taken.append((task, len(result)))
-    assert sorted(taken) == [(i, i * 500_000) for i in (1, 2, 3, 4)]
+    assert sorted(taken) == [(i, i * 500_000) for i in (1, 2, 3)]
 
 
 def len_of_many(task: int) -> bytes:

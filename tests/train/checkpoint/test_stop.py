@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +26,9 @@ from llava.train.checkpoint.files import newest_valid
 from llava.train.checkpoint.stop import SIGNALS, STOP_FILE, STOPPED_FILE, Stop
 from llava.train.trainer import LlavaTrainer
 from scripts.chaos import history
+from tests.cluster.launching import pause, wait_for
 from tests.train.checkpoint.test_resume import assert_same_run
+from tests.train.processes import SEVERAL, TRAIN
 from tests.train.runs import flags, train
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -75,8 +77,7 @@ def whole(assets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
         ("SIGUSR1", "train"),
         ("file", "train"),
         ("file", "evaluate"),
-        ("SIGINT", "train"),
-        ("SIGINT", "controls"),
+        *(("SIGINT", phase) for phase in PHASES if phase != "the last evaluation"),
     ],  # fmt: skip
 )
 def test_told_to_stop_in_every_phase(assets, whole, tmp_path, monkeypatch, means, phase):
@@ -174,9 +175,12 @@ def test_a_stop_file_may_say_who_asks(tmp_path):
         assert stop.requested() and stop.reason == "SIGINT"
 
 
-def start(command: list[str], folder: Path, **options: Any) -> tuple[subprocess.Popen, list[str], threading.Event]:
+def start(
+    command: list[str], variables: Mapping[str, str] = MappingProxyType({}), **options: Any
+) -> tuple[subprocess.Popen, list[str], threading.Event]:
     """A process, its lines, and an event that is set when it has taken its first step."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    environment |= variables
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
@@ -197,7 +201,7 @@ def start(command: list[str], folder: Path, **options: Any) -> tuple[subprocess.
 
 def finish(process: subprocess.Popen, lines: list[str]) -> int:
     try:
-        return process.wait(timeout=90)
+        return process.wait(timeout=600)
     finally:
         if process.poll() is None:
             process.kill()
@@ -210,11 +214,11 @@ def test_signals_to_the_whole_group_and_twice(assets, tmp_path):
     """
     options = {"max_steps": 100_000, "dataloader_num_workers": 2, "preflight": "off", "resume_from_checkpoint": "auto"}
     command = [sys.executable, "llava/train/train.py", *flags(assets, tmp_path, 1, **options)]
-    process, lines, trains = start(command, tmp_path, start_new_session=True)
-    assert trains.wait(60), "".join(lines)
+    process, lines, trains = start(command, start_new_session=True)
+    assert trains.wait(600), "".join(lines)
     os.killpg(process.pid, signal.SIGTERM)
     while process.poll() is None and not list(tmp_path.glob("*checkpoint-*")):
-        pass
+        threading.Event().wait(0.001)
     for _ in range(20):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -233,23 +237,26 @@ def test_two_processes_stop_together_and_go_on_exactly(assets, tmp_path):
         "dataloader_num_workers": 1, "learning_rate": 1e-4, "eval_data_path": assets.text_json,
         "eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 100,
     }  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
 
-    def torchrun(name: str) -> tuple[subprocess.Popen, list[str], threading.Event]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                   "llava/train/train.py", *flags(assets, tmp_path / name, 1, **options)]  # fmt: skip
-        return start(command, tmp_path / name)
+    def expect(word: str) -> None:
+        wait_for(lambda: any(word in line for line in lines) or process.poll() is not None, word)
+        assert process.poll() is None, "".join(lines)
 
-    process, lines, _ = torchrun("whole")
-    assert finish(process, lines) == 0, "".join(lines)
-    run = tmp_path / "run"
     steps = []
     for means in ("file", "signal"):
-        process, lines, trains = torchrun("run")
-        assert trains.wait(60), "".join(lines)
+        (tmp_path / means).mkdir()
+        fifo = tmp_path / means / "go"
+        variables = pause(tmp_path / means, "llava.train.trainer:LlavaTrainer.training_step", fifo)
+        process, lines, _ = start([*command, TRAIN, *flags(assets, run, 1, **options)], variables)
+        expect("PAUSED")
         if means == "file":
             (run / STOP_FILE).touch()
         else:
             process.send_signal(signal.SIGTERM)
+            expect("closing signal SIGTERM")
+        os.close(os.open(fifo, os.O_WRONLY))
         assert finish(process, lines) != 0
         note = json.loads((run / STOPPED_FILE).read_text())
         assert note["checkpoint"] == str(newest_valid(run)), "".join(lines)
@@ -260,11 +267,12 @@ def test_two_processes_stop_together_and_go_on_exactly(assets, tmp_path):
     one = tmp_path / "one"
     shutil.copytree(note["checkpoint"], one / Path(note["checkpoint"]).name)
 
-    process, lines, _ = torchrun("run")
+    runs = [flags(assets, folder, 1, **options) for folder in (run, whole)]
+    process, lines, _ = start([*command, SEVERAL, json.dumps(runs)])
     assert finish(process, lines) == 0, "".join(lines)
-    assert_same_run(tmp_path / "whole", run)
+    assert_same_run(whole, run)
     train(assets, one, 1, **options | {"per_device_train_batch_size": 2})
-    for ours, theirs in zip(history(one), history(tmp_path / "whole"), strict=True):
+    for ours, theirs in zip(history(one), history(whole), strict=True):
         assert ours.get("epoch") == theirs.get("epoch")
         assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), abs=1e-3)
 
