@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from unicodedata import normalize
 
 import torch
 from tqdm import tqdm
@@ -15,22 +14,22 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.config.commands import check_output, parse
 from llava.config.groups import EvaluationFlags, ManyDataFlags
-from llava.config.ranges import AMOUNT, COUNT
+from llava.config.ranges import AMOUNT, COUNT, Range
 from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
-from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN, reserved
-from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache, open_cache
-from llava.data.prompt import Spans, Turns, join_turns, pad_token_id, plain_turns, reserved_tokens
+from llava.data.prompt import Spans, Turns, pad_token_id, reserved_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
 from llava.data.video import frames_to_pixels, read_frames
 from llava.errors import run_command, show
-from llava.eval.attributes import load_lexicon, score_captions
+from llava.eval.attributes import load_lexicon
+from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
 from llava.eval.data import device_of, read_for_evaluation
-from llava.eval.loss import caption_losses
+from llava.eval.references import answer_of, clip_of, longest_reference, prompt_of, reference_of
+from llava.eval.retrieval import MOST_CLIPS, AnswerLosses, choose_clips, format_retrieval, retrieval_scores
+from llava.eval.score_table import ScoreTable
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
 from llava.model.vlm import VisionCausalLM
@@ -159,30 +158,6 @@ def generate(
     return [Caption(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
 
 
-def answer_of(record: Record) -> int | None:
-    """The turn that answers what the record shows: the first answer after the last placeholder; None without one."""
-    turns = record.conversations
-    shown = [i for i, turn in enumerate(turns) if any(p in turn["value"] for p in PLACEHOLDERS)]
-    answers = [i for i, turn in enumerate(turns) if turn["from"] in MODEL_ROLES and turn["value"].strip()]
-    return next((i for i in answers if i > max(shown, default=-1)), None)
-
-
-def prompt_of(record: Record) -> str:
-    """The text of a record up to the answer."""
-    return join_turns(plain_turns(record.conversations[: answer_of(record)]))
-
-
-def reference_of(record: Record) -> str:
-    """The text of a record's answer."""
-    answer = answer_of(record)
-    return "" if answer is None else record.conversations[answer]["value"].strip()
-
-
-def longest_reference(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest reference."""
-    return max(len(ids) for ids in tokenizer([reference_of(r) for r in records], add_special_tokens=False)["input_ids"])
-
-
 def caption_records(
     captioner: Captioner,
     records: Sequence[Record],
@@ -196,12 +171,7 @@ def caption_records(
     Raises:
         ValueError: for the control, when the records show a single video.
     """
-    sources = list(range(len(records)))
-    if control == "other":
-        others = other_samples([(r.videos, r.split) for r in records], [0] * len(records))
-        if None in others:
-            raise ValueError("the control with another clip's video needs at least two different videos")
-        sources = [i for i in others if i is not None]
+    sources = _others(records) if control == "other" else list(range(len(records)))
     captions: list[Caption] = []
     for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
         chunk = range(start, min(start + batch_size, len(records)))
@@ -213,61 +183,20 @@ def caption_records(
     return captions
 
 
-def reference_losses(
-    captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int
-) -> list[float]:
-    """Loss of each record's own text after its video, in nats per token: which clips the model finds hard."""
-    model, tokenizer, form = captioner.model, captioner.tokenizer, captioner.text_format
-    dataset = LazySupervisedDataset(
-        records, tokenizer, form.preprocess, max_positions(model), captioner.spec, cache=cache,
-        text_format=form,
-    )  # fmt: skip
-    collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
-    losses: list[float] = []
-    for start in range(0, len(records), batch_size):
-        samples = [dataset[i] for i in range(start, min(start + batch_size, len(records)))]
-        batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in collate(samples).items()}
-        nats, tokens = caption_losses(model, batch)
-        losses += (nats / tokens).tolist()
-    return losses
-
-
-def exact_match(captions: Sequence[str], records: Sequence[Record]) -> float:
-    """Share of captions that are word for word one of the references of their clip; accents composed in both (NFC)."""
-    references: dict[Any, set[str]] = {}
-    for r in records:
-        references.setdefault((r.videos, r.split), set()).add(normalize("NFC", reference_of(r)))
-    hits = [normalize("NFC", c) in references[r.videos, r.split] for c, r in zip(captions, records, strict=True)]
-    return sum(hits) / len(hits)
-
-
-def score(captions: Sequence[str], records: Sequence[Record], lexicon: dict | None) -> dict[str, float]:
-    """Exact match, and with a lexicon the share of captions that name each attribute right, and all at once."""
-    scores = {"exact match": exact_match(captions, records)}
-    if lexicon is not None:
-        without = [r for r in records if not isinstance(r.meta.get("attributes"), dict)]
-        if without:
-            raise ValueError(f"{without[0].source} id {without[0].id!r}: no meta.attributes, which --attributes scores")
-        scores |= score_captions(captions, [r.meta["attributes"] for r in records], lexicon)
-    return scores
-
-
-def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Rows of named scores as aligned text."""
-    columns = list(dict.fromkeys(c for scores in rows.values() for c in scores))
-    width = max(map(len, rows))
-    lines = [" " * width + "  " + "  ".join(columns)]
-    for name, scores in rows.items():
-        cells = [f"{scores[c]:.2f}".rjust(len(c)) if c in scores else " " * len(c) for c in columns]
-        lines.append(f"{name:<{width}}  " + "  ".join(cells))
-    return "\n".join(lines)
+def _others(records: Sequence[Record]) -> list[int]:
+    """For each record one of another clip; raises ValueError for a single clip."""
+    others = [i for i in other_samples([clip_of(r) for r in records], [0] * len(records)) if i is not None]
+    if len(others) < len(records):
+        raise ValueError("the control with another clip's video needs at least two different videos")
+    return others
 
 
 @dataclass
 class CaptioningFlags:
     """The command's own flags."""
 
-    ranges = {"batch_size": COUNT, "limit": COUNT, "max_new_tokens": COUNT, "examples": AMOUNT}
+    ranges = {"batch_size": COUNT, "limit": COUNT, "max_new_tokens": COUNT, "examples": AMOUNT,
+              "retrieval": Range(2, MOST_CLIPS, whole=True)}  # fmt: skip
 
     on_bad_sample: str = field(
         default="stop",
@@ -277,6 +206,14 @@ class CaptioningFlags:
         default=None, metadata={"help": "Lexicon of attributes, to score meta.attributes of the records."}
     )
     control: bool = field(default=False, metadata={"help": "Also caption each record with another clip's video."})
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Scores of free text: {', '.join(METRICS)}; by default all that can be computed here."},
+    )
+    retrieval: int | None = field(
+        default=None,
+        metadata={"help": f"Also rank the captions of so many clips (2 to {MOST_CLIPS}) after each of their videos."},
+    )
     batch_size: int = field(default=64, metadata={"help": "Captions that go through the model together."})
     limit: int | None = field(default=None, metadata={"help": "Caption only the first so many records of each file."})
     max_new_tokens: int | None = field(
@@ -288,6 +225,7 @@ class CaptioningFlags:
 
     def __post_init__(self) -> None:
         check_output("--output", self.output)
+        choose_metrics(self.metrics)
         if self.attributes is not None and not Path(self.attributes).is_file():
             raise ValueError(f"--attributes {self.attributes}: no such file")
 
@@ -303,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = open_cache(trained.feature_cache, model)
     lexicon = load_lexicon(flags.attributes) if flags.attributes else None
     stems = [Path(path).stem for path in data.data_path]
-    rows: dict[str, dict[str, float]] = {}
+    table = ScoreTable(choose_metrics(flags.metrics), lexicon)
+    retrieval: dict[str, Any] = {}
     written: dict[str, Any] = {}
     for path in data.data_path:
         records = read_for_evaluation(
@@ -321,10 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
         limit = flags.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
-        surprise = reference_losses(captioner, captioned, cache, flags.batch_size)
+        losses = AnswerLosses(captioner, captioned, cache, flags.batch_size)
+        surprise = losses.own()
         entries = [{"id": r.id, "video": r.videos[0], "split": r.split, "prompt": prompt_of(r)} for r in captioned]
-        controls = ["true"]
-        if flags.control and len({(r.videos, r.split) for r in captioned}) > 1:
+        controls, several = ["true"], len({clip_of(r) for r in captioned}) > 1
+        if flags.control and several:
             controls.append("other")
         elif flags.control:
             print(f"{show(path)}: NO CONTROL with another clip's video, since there is a single clip")
@@ -337,23 +277,38 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{limit} new tokens (--max_new_tokens), or at the model's last position"
                 )
             texts = [c.text for c in captions]
-            rows[f"{name}, {control} video"] = score(texts, captioned, lexicon)
+            table.add(f"{name}, {control} video", texts, captioned)
+            if several and not flags.control:
+                table.add(f"{name}, other caption", [texts[i] for i in _others(captioned)], captioned)
             written[f"{name}, {control} video"] = [
                 {**entry, "caption": text, "reference": reference_of(r)}
                 for entry, text, r in zip(entries, texts, captioned, strict=True)
             ]
         for entry, nats in zip(written[f"{name}, true video"], surprise, strict=True):
             entry["nats_per_token"] = nats
-    if not rows:
+        if flags.retrieval:
+            chosen = choose_clips(captioned, flags.retrieval, data.seed)
+            if len(chosen) > 1:
+                retrieval[name] = retrieval_scores(losses.all_pairs(chosen))
+            else:
+                print(f"{show(path)}: NO RETRIEVAL, which needs two clips whose captions differ")
+    if not table.rows:
         print("nothing to score, and no file is written")
         return 0
-    print(show(f"\n{format_table(rows)}\n", keep="\n"))
+    print(show(f"\n{table}\n", keep="\n"))
+    for name, scores in retrieval.items():
+        print(show(format_retrieval(name, scores)) + "\n")
+    if lexicon is None and not flags.metrics and table.metrics != list(METRICS):
+        print(f"{', '.join(METRICS[1:])}: NOT MEASURED, since sacrebleu is not installed: {INSTALL}\n")
     last = next(reversed([name for name in written if name.endswith("true video")]))
     for example in written[last][:: max(1, len(written[last]) // max(flags.examples, 1))][: flags.examples]:
         name, wrote, reference = (show(t) for t in (Path(example["video"]).name, *map(example.get, TEXTS)))
         print(f"{name}\n  wrote:     {wrote}\n  reference: {reference}")
     if flags.output:
-        text = json.dumps({"scores": rows, "captions": written}, indent=1, ensure_ascii=False)
+        text = json.dumps(
+            {**table.as_json(), **({"retrieval": retrieval} if retrieval else {}), "captions": written},
+            indent=1, ensure_ascii=False,
+        )  # fmt: skip
         # A name that is not UTF-8 is kept by JSON's own escape.
         flags.output.write_text(text, encoding="utf-8", errors="backslashreplace")
     return 0

@@ -1,12 +1,12 @@
 """Means with intervals: over clips by the bootstrap, over paired seeds by Student's t.
 
-Letters in shapes: N captions, C clips, R resamples.
+Letters in shapes: N captions, C clips, R resamples, K sums.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,46 @@ def bootstrap_ratio(
     """
     if not len(numerators):
         raise ValueError("no caption to take a mean of")
+    return bootstrap_sums(np.column_stack([numerators, denominators]).astype(float), clusters, _ratio, seed)
+
+
+def _ratio(sums: np.ndarray) -> float:
+    return float(sums[0] / sums[1])
+
+
+def bootstrap_sums(
+    parts: np.ndarray, clusters: Sequence[Any], score: Callable[[np.ndarray], float], seed: int = 0
+) -> tuple[float, float, float]:
+    """A score of summed parts, such as BLEU of n-gram counts, with a 95 % percentile interval over clusters.
+
+    Args:
+        parts: (N, K), what each caption adds to the K sums.
+        clusters: (N,) which clip each caption belongs to.
+        score: of the sums (K,).
+
+    Returns:
+        The score of all and the ends of its interval, which are NaN for a single cluster.
+    """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    top = np.bincount(index, weights=np.asarray(numerators, dtype=float))
-    bottom = np.bincount(index, weights=np.asarray(denominators, dtype=float))
-    ratio = float(top.sum() / bottom.sum())
-    count = len(top)
+    columns = [np.bincount(index, weights=column) for column in parts.T]
+    whole = score(np.array([column.sum() for column in columns]))
+    count = len(columns[0])
     if count < 2:
-        return ratio, math.nan, math.nan
+        return whole, math.nan, math.nan
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    resampled = (weights @ top) / (weights @ bottom)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return ratio, float(low), float(high)
+    resampled = np.column_stack([weights @ column for column in columns])
+    low, high = np.percentile([score(sums) for sums in resampled], [2.5, 97.5])
+    return whole, float(low), float(high)
+
+
+def bootstrap_median(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Median of independent values with a 95 % percentile interval; NaN ends for a single one."""
+    median, count = float(np.median(values)), len(values)
+    if count < 2:
+        return median, math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    low, high = np.percentile(np.median(np.asarray(values)[drawn], axis=1), [2.5, 97.5])
+    return median, float(low), float(high)
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:

@@ -145,9 +145,11 @@ def _captions(run: Run) -> str:
         return ""
     names = list(dict.fromkeys(name for values in scores.values() for name in values))
     rows = [(which, *(f"{values[n]:.2f}" if n in values else "" for n in names)) for which, values in scores.items()]
-    return "\n\nShare of greedy captions that are right, beside those for another clip's video:\n\n" + _table(
-        ("captions", *names), rows
+    about = (
+        "Greedy captions beside those for another clip: shares that are right; CIDEr-D is at most 10, BLEU-4 and "
+        "chrF++ are at most 100."
     )
+    return f"\n\n{about}\n\n" + _table(("captions", *names), rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -131,6 +131,11 @@ def sources_line(sources: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{s.get('name')} ({s.get('strategy')}): {s.get('records')}" for s in sources)
 
 
+def bounds_of(run: Run, label: str) -> dict[str, Any]:
+    """The ends of the intervals of one row of scores; those of files of earlier versions have none."""
+    return ((run.captions or {}).get("intervals") or {}).get(label) or {}
+
+
 def show(value: Any) -> str:
     """A setting as the command line or JSON has it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -192,7 +197,7 @@ def _environment() -> Environment:
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
     environment.finalize = lambda value: show_text(value) if type(value) is str else value
-    environment.globals |= {f.__name__: f for f in (gain_of, pick_samples, mark_words, share_of)}
+    environment.globals |= {f.__name__: f for f in (bounds_of, gain_of, pick_samples, mark_words, share_of)}
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS, "width": WIDTH, "height": HEIGHT}
     environment.filters |= {
         "number": format_number,

@@ -117,6 +117,15 @@ def _check_shapes(run: Run) -> None:
         parts = list(data.values()) if isinstance(data, dict) else []
         return all(isinstance(p or {}, dict) and objects((p or {}).get("sources") or []) for p in parts)
 
+    def scores(captions: dict[str, Any]) -> bool:
+        rows, bounds, found = (captions.get(key) or {} for key in ("scores", "intervals", "retrieval"))
+        return (
+            all(isinstance(v, dict) and all(isinstance(row, dict) for row in v.values()) for v in (rows, bounds, found))
+            and all(not ends or len(ends) == 2 for row in bounds.values() for ends in row.values())
+            and all({"clips", "scores", "chance"} <= row.keys() for row in found.values())
+            and all(len(triple) == 3 for row in found.values() for triple in row["scores"].values())
+        )
+
     sets = (run.captions or {}).get("captions") or {}
     found = {
         "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in ("flags", "versions", "data"))
@@ -125,7 +134,7 @@ def _check_shapes(run: Run) -> None:
         "trainer_state.json": objects(run.log),
         "preflight.json": objects((run.preflight or {}).get("checks", [])),
         "controls.jsonl": all(gains(line) and less(line) for line in run.controls or []),
-        "captions.json": isinstance(sets, dict) and all(map(objects, sets.values())),
+        "captions.json": isinstance(sets, dict) and all(map(objects, sets.values())) and scores(run.captions or {}),
     }
     for name, good in found.items():
         if not good:

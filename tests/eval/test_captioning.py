@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from llava.data.records import DatasetError, load_records
-from llava.eval import captioning
-from llava.eval.captioning import MARGIN_TOKENS, Captioner, exact_match, format_table, main, prompt_of, reference_of
+from llava.data.records import DatasetError
+from llava.eval import caption_scores, captioning
+from llava.eval.captioning import MARGIN_TOKENS, Captioner, main
 from llava.eval.loss import caption_losses
 from tests.conftest import record
 from tests.model.test_llava_gpt2 import make_batch, pixels
@@ -55,27 +54,6 @@ def test_a_text_model_cannot_caption(assets, tmp_path):
         Captioner.from_pretrained(tmp_path / "text")
 
 
-def test_exact_match_takes_any_reference_of_the_clip(assets, tmp_path):
-    records = []
-    for i, (clip, text) in enumerate([("a", "Uno."), ("a", "Due."), ("b", "Tre.")]):
-        turns = [{"from": "human", "value": "<video> Guarda"}, {"from": "gpt", "value": text}]
-        records.append({"id": str(i), "video": clip, "conversations": turns})
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(records))
-    loaded, problems = load_records(path)
-    assert problems == []
-    assert exact_match(["Due.", "Due.", "Due."], loaded) == pytest.approx(2 / 3)
-    assert prompt_of(loaded[0]) == "<video> Guarda"
-    assert reference_of(loaded[1]) == "Due."
-
-
-def test_exact_match_does_not_depend_on_how_accents_are_typed(assets):
-    loaded = load_records(str(assets.video_json), None, str(assets.clips))[0][:2]
-    turns = [[{"from": "human", "value": "<video>"}, {"from": "gpt", "value": v}] for v in ("Va giù.", "E\u0300 qui.")]
-    loaded = [replace(r, conversations=t) for r, t in zip(loaded, turns, strict=True)]
-    assert exact_match(["Va giu\u0300.", "È qui."], loaded) == 1
-
-
 def test_caption_losses_are_the_models_own(tokenizer, build):
     model = build()
     batch = make_batch(
@@ -85,11 +63,6 @@ def test_caption_losses_are_the_models_own(tokenizer, build):
     assert torch.allclose(losses.sum() / counts.sum(), model(**batch).loss, atol=1e-5)
     alone = make_batch(tokenizer, ["<video> Un gatto."], pixel_values_videos=batch["pixel_values_videos"][:1])
     assert torch.allclose(losses[0] / counts[0], model(**alone).loss, atol=1e-5)
-
-
-def test_the_table_lines_up():
-    table = format_table({"a": {"x": 1.0}, "longer": {"x": 0.5, "shape": 0.25}})
-    assert table.splitlines() == ["        x  shape", "a       1.00       ", "longer  0.50   0.25"]
 
 
 def test_bad_and_videoless_records_are_counted_and_left_out(assets, run, tmp_path, capsys):
@@ -172,4 +145,55 @@ def test_files_of_one_name_do_not_replace_each_other(assets, run, tmp_path):
     output = tmp_path / "captions.json"
     main(["--model-path", str(run), "--data_path", *paths, "--video_folder", str(assets.clips), "--feature_cache",
           str(tmp_path / "cache"), "--output", str(output)])  # fmt: skip
-    assert list(json.loads(output.read_text())["scores"]) == [f"{path}, true video" for path in paths]
+    names = [f"{path}, {shown}" for path in paths for shown in ("true video", "other caption")]
+    assert list(json.loads(output.read_text())["scores"]) == names
+
+
+def test_free_text_is_scored_beside_another_clips_caption(assets, run, tmp_path, capsys):
+    records = json.loads(assets.video_json.read_text())
+    status, written = caption(assets, run, tmp_path, records, "--metrics", "CIDEr-D", "--retrieval", "6")
+    shown = capsys.readouterr().out
+    true, other = (written["scores"][f"some, {row}"] for row in ("true video", "other caption"))
+    assert status == 0 and list(true) == ["exact match", "CIDEr-D"]
+    assert true["exact match"] == 1 and other["exact match"] == 0
+    assert true["CIDEr-D"] > 5 > other["CIDEr-D"]
+    low, high = written["intervals"]["some, true video"]["CIDEr-D"]
+    assert low <= true["CIDEr-D"] <= high
+    assert f"{true['CIDEr-D']:.2f} [{low:.2f}, {high:.2f}]" in shown and "NOT MEASURED" not in shown
+    assert written["retrieval"]["some"]["scores"]["R@1"] == [1, 1, 1], "each clip was memorised"
+    assert "some: which of 6 captions fits the clip" in shown and "R@1 1.00 [1.00, 1.00] (chance 0.17)" in shown
+
+
+def test_attributes_are_the_table_and_free_text_is_in_the_file(assets, run, tmp_path, capsys):
+    lexicon = tmp_path / "attributes.json"
+    lexicon.write_text(json.dumps({"colour": {"nero": ["nero"], "blu": ["blu"]}}))
+    records = json.loads(assets.video_json.read_text())
+    records = [{**r, "meta": {"attributes": {"colour": "nero"}}} for r in records]
+    _, written = caption(
+        assets, run, tmp_path, records, "--attributes", str(lexicon), "--control", "--metrics", "CIDEr-D"
+    )
+    header = next(line for line in capsys.readouterr().out.splitlines() if "exact match" in line)
+    assert header.split() == ["exact", "match", "colour", "all"]
+    assert list(written["scores"]) == ["some, true video", "some, other video"]
+    assert "CIDEr-D" in written["scores"]["some, true video"]
+
+
+def test_without_sacrebleu_one_line_says_what_is_not_measured(assets, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(caption_scores, "find_spec", lambda name: None)
+    _, written = caption(assets, run, tmp_path, json.loads(assets.video_json.read_text()), "--control")
+    assert list(written["scores"]["some, true video"]) == ["exact match", "CIDEr-D"]
+    shown = capsys.readouterr().out
+    assert shown.count("BLEU-4, chrF++: NOT MEASURED, since sacrebleu is not installed: pip install") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--metrics", "METEOR"], "METEOR: it is made for English"),
+        (["--retrieval", "51"], "--retrieval 51: a whole number from 2 to 50"),
+    ],
+)
+def test_wrong_flags_are_refused_before_the_model_is_loaded(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["--model-path", "x", "--data_path", "y", "--feature_cache", "z", *flags])
+    assert message in capsys.readouterr().err

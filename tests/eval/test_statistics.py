@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from llava.eval.statistics import bootstrap_ratio, mean_interval, paired_interval
+from llava.eval.statistics import bootstrap_median, bootstrap_ratio, bootstrap_sums, mean_interval, paired_interval
 
 
 def test_bootstrap_resamples_clips():
@@ -41,3 +41,16 @@ def test_the_interval_of_any_number_of_seeds_is_students(count, t):
     mean, low, high = mean_interval(values)
     assert high - mean == pytest.approx(t * values.std(ddof=1) / math.sqrt(count), rel=1e-5)
     assert mean - low == pytest.approx(high - mean)
+
+
+def test_a_score_of_sums_is_resampled_by_clip():
+    parts, clips = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), ["a", "a", "b"]
+    assert bootstrap_sums(parts, clips, lambda s: s[0] / s[1]) == bootstrap_ratio(parts[:, 0], parts[:, 1], clips)
+    whole, low, high = bootstrap_sums(parts, ["a"] * 3, lambda s: s[0])
+    assert whole == 9 and math.isnan(low) and math.isnan(high)
+
+
+def test_the_median_has_an_interval():
+    median, low, high = bootstrap_median([1, 1, 2, 5, 9])
+    assert (median, low, high) == (2, 1, 9)
+    assert math.isnan(bootstrap_median([3])[1])

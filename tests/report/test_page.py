@@ -86,7 +86,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             {"check": "labels", "status": "ok", "finding": "all words", "remedy": ""},
             {"check": "disk", "status": "FAIL", "finding": "1 GB free", "remedy": "make room"}]},
         controls=[control_line(6, (1.0, -0.5, 2.5)), control_line(12, (4.25, 3.5, 5.0))],
-        captions={"scores": {"held, true video": {"exact match": 0.75}},
+        captions={"scores": {"held, true video": {"exact match": 0.75, "CIDEr-D": 1.25, "BLEU-4": 9.5}},
+                  "intervals": {"held, true video": {"CIDEr-D": [1.0, 1.5], "BLEU-4": [None, None]}},
+                  "retrieval": {"held": {"clips": 20, "scores": {"R@1": [0.25, 0.125, 0.5]}, "chance": {"R@1": 0.05}}},
                   "captions": {"held, true video": true, "held, other video": [caption("c0", "x", "Un cane nero.")]}},
     )  # fmt: skip
     path = write_report([run])
@@ -123,7 +125,8 @@ def test_the_top_answers_in_words(page):
         ".json random:25% 3,000 12,000 75.0 % 45,678 9,001",
         "b.json all 1,000 1,000 25.0 % 8,000 –",
         "--learning_rate 0.001 5e-05",
-        "held, true video 0.75",
+        "held, true video 0.75 1.25 [1.00, 1.50] 9.50 [–, –]",
+        "held: which of 20 captions fits the clip, by nats per token: R@1 0.25 [0.12, 0.50] (chance 0.05).",
         "reference Una palla rossa. other video Un cane nero.",
         "torch 2.8.0",
     ],
@@ -245,6 +248,8 @@ def test_a_folder_that_is_no_run(tmp_path, name):
         ("controls.jsonl", '{"gains": [1]}', r"controls\.jsonl: the fields"),
         ("preflight.json", "\xff", r"preflight\.json: not JSON"),
         ("captions.json", '{"captions": {"a": ["b"]}}', r"captions\.json: the fields"),
+        ("captions.json", '{"scores": {"a": {}}, "intervals": {"a": {"b": [1]}}}', r"captions\.json: the fields"),
+        ("captions.json", '{"retrieval": {"a": {"clips": 2}}}', r"captions\.json: the fields"),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path, name, content, where):
