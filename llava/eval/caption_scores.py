@@ -183,7 +183,8 @@ def _sacrebleu(
     scorer = Bleu(tokenize="none", smooth_method="none", force=True) if metric == BLEU else Chrf(word_order=2)
     texts = {clip: [" ".join(tokens) for tokens in lists] for clip, lists in references.items()}
     most = max(map(len, texts.values()))
-    streams = [[texts[c][i] if i < len(texts[c]) else None for c in clusters] for i in range(most)]
+    # As sacrebleu takes them: None where a clip has fewer.
+    streams: list[Any] = [[texts[c][i] if i < len(texts[c]) else None for c in clusters] for i in range(most)]
     # What each caption adds to the sums; sacrebleu's tests of significance go the same way.
     parts = np.array(scorer._extract_corpus_statistics([" ".join(tokens) for tokens in captions], streams))
 
