@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from llava.eval.controls import TRAINING
-from llava.report.plots import format_interval, gain_of
+from llava.report.plots import format_interval, gain_of, number
 from llava.report.read import MAKE, Run
 
 
@@ -109,6 +109,17 @@ def _unproven_sight(run: Run) -> str:
     return "" if interval[1] > 0 else "Nothing shows that the video helps."
 
 
+def _recovered(run: Run) -> bool:
+    """Whether all alarms are spikes, and the last loss is below every one that was logged before the last of them."""
+    losses = run.values("loss")
+    alarms = run.alarms or []
+    if len(losses) < 2 or any(a.get("kind") != "spike" for a in alarms):
+        return False
+    last = max(number(a.get("step")) for a in alarms)
+    before = [value for step, value in losses if step < last] or [losses[0][1]]
+    return losses[-1][1] < min(before)
+
+
 def is_anything_wrong(run: Run) -> Answer:
     """Alarms, pre-flight, values that are not finite, whether sight was shown, and whether training came to its end."""
     bad, warn, fine = [], [], []
@@ -125,7 +136,10 @@ def is_anything_wrong(run: Run) -> Answer:
     else:
         failed = [str(c.get("check")) for c in run.preflight.get("checks", []) if c.get("status") == "FAIL"]
         bad.append(f"Pre-flight failed{': ' if failed else ''}{', '.join(failed)}.")
-    if run.alarms:
+    if run.alarms and _recovered(run):
+        spikes = f"{len(run.alarms)} spike{'s' * (len(run.alarms) > 1)}"
+        warn.append(f"{spikes} of loss or gradient, after which the loss came back and fell further.")
+    elif run.alarms:
         kinds = ", ".join(dict.fromkeys(str(a.get("kind")) for a in run.alarms))
         bad.append(f"{len(run.alarms)} alarm{'s' if len(run.alarms) > 1 else ''} ({kinds}).")
     elif run.flags.get("run_monitor") is False:

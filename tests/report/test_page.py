@@ -357,6 +357,23 @@ def test_did_it_see_by_the_last_evaluation(interval, tone, text):
     assert answer.tone == tone and text in answer.text
 
 
+@pytest.mark.parametrize(
+    ("losses", "kinds", "tone"),
+    [
+        ([2.0, 1.0, 0.9, 0.8], ["spike", "spike"], "warn"),
+        ([2.0, 1.0, 3.0, 2.5], ["spike", "spike"], "bad"),
+        ([2.0, 1.0, 0.9, 0.8], ["spike", "zero gradient"], "bad"),
+        ([2.0], ["spike"], "bad"),
+    ],
+)
+def test_spikes_that_the_loss_came_back_from_are_not_wrong(losses, kinds, tone):
+    log = [{"step": 100 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+    alarms = [{"step": 150 + 100 * i, "kind": kind, "message": "", "remedy": ""} for i, kind in enumerate(kinds)]
+    answer = is_anything_wrong(run_of([*log, {"step": 400, "train_runtime": 1.0}], preflight=PASSED, alarms=alarms))
+    assert answer.tone == tone
+    assert ("after which the loss came back" in answer.text) == (tone == "warn")
+
+
 def test_is_anything_wrong():
     ended = [{"step": 1, "loss": 1.0, "grad_norm": math.inf}, {"step": 1, "train_runtime": 1.0}]
     passed = {"passed": True, "checks": []}
