@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from llava.config.commands import parse
+from llava.config.commands import check_new_folder, parse
 from llava.errors import run_command
 from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
@@ -59,8 +59,7 @@ def export(
         FileExistsError: when there is something at `target`.
         ValueError: for a model that cannot be exported so, or when `target` gives other logits.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
+    check_new_folder(target, "OUT")
     model_class, tokenizer = open_checkpoint(source, "DIR")
     model = model_class.from_pretrained(
         source, dtype=torch.float32, vision_tower=vision_tower, load_vision_tower=not text_only

@@ -182,6 +182,14 @@ def build(assets: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> Callab
     return make
 
 
+@pytest.fixture
+def saved(build: Callable, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    """A tiny model with vision and its tokenizer, in a folder as training leaves them."""
+    build().save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
     """The folder of real clips, where there is one."""

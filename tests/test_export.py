@@ -12,13 +12,6 @@ from llava import export
 from llava.model.builder import load_pretrained_model
 
 
-@pytest.fixture
-def saved(build, tokenizer, tmp_path):
-    build().save_pretrained(tmp_path / "run")
-    tokenizer.save_pretrained(tmp_path / "run")
-    return tmp_path / "run"
-
-
 def test_the_language_model_alone_is_a_plain_one(saved, tmp_path, capsys):
     assert export.main([str(saved), str(tmp_path / "out"), "--text-only"]) == 0
     assert "a plain GPT2LMHeadModel" in capsys.readouterr().out

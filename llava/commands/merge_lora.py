@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from llava.config.commands import parse
+from llava.config.commands import check_new_folder, parse
 from llava.errors import run_command
 from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
@@ -34,8 +34,7 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
         ValueError: for a model without adapters, or a result that gives other logits.
     """
     model_class, tokenizer = open_checkpoint(source, "DIR")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target}: is there already; OUT is a folder that this command makes")
+    check_new_folder(target, "OUT")
     model = model_class.from_pretrained(source, dtype=torch.float32, load_vision_tower=False).eval()
     if settings_of(model) is None:
         raise ValueError(f"{source}: has no LoRA adapters (config.json): it opens as it is")

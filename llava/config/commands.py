@@ -9,7 +9,6 @@ may be, beside `llava.config.ranges.RANGES`.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser
 
+from llava.config.known_flags import unknown as nearest
 from llava.config.ranges import RANGES, out_of_range
 from llava.errors import show
 
@@ -92,15 +92,23 @@ def check_output(flag: str, path: Path | None) -> None:
         raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
+def check_new_folder(folder: Path, called: str) -> None:
+    """Refuses a folder that a command is to make and that holds something.
+
+    Raises:
+        FileExistsError: naming it, and the argument that it was given by.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: is there already; {called} is a folder that this command makes")
+
+
 def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
     """What is said of the words of a command line that belong to no flag, with the nearest of those that are known."""
     # transformers' parser knows each flag in two spellings, with "_" and with "-".
     names = {name.replace("-", "_").replace("__", "--", 1): None for name in known}
     problems = []
     for word in (w.partition("=")[0] for w in words if w.startswith("--")):
-        close = difflib.get_close_matches("--" + word[2:].replace("-", "_"), names, 2)
-        remedy = f"did you mean {' or '.join(close)}?" if close else "--help lists all"
-        problems.append(f"{word}: there is no such flag; {remedy}")
+        problems.append(f"{word}: there is no such flag; {nearest('--' + word[2:].replace('-', '_'), names)}")
     if words and not problems:
         problems.append(f"{' '.join(words)}: belongs to no flag; a value with spaces or braces needs quotes")
     return problems

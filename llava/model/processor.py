@@ -134,7 +134,8 @@ class VisionCausalLMProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, chat_template, **kwargs)
         many = bool(conversation) and not isinstance(conversation[0], Mapping)
         parts = [_turns(c) for c in (conversation if many else [conversation])]
-        ids = [self.format.prompt(turns) for turns, _, _ in parts]
+        form = self.format
+        ids = [form.prompt(turns) for turns, _, _ in parts]
         if not kwargs.get("tokenize", False):
             texts = [_with_placeholders(self.tokenizer.decode(i, skip_special_tokens=False)) for i in ids]
             return texts if many else texts[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 import llava
 from llava.config import llava_st
+from llava.config.commands import unknown_flags
 from llava.config.flags import DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
 from llava.config.recipe import with_recipe
@@ -57,7 +57,8 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
     added = llava_st.add_flags(parser)
     words, recipe = with_recipe(sys.argv[1:] if argv is None else argv)
     values, unknown = parser.parse_known_args(words)
-    problems = unknown_flags(unknown, parser)
+    known = [name for action in parser._actions for name in action.option_strings]
+    problems = unknown_flags(unknown, known)
     outside = out_of_range(vars(values))
     problems += outside.values()
     for name in outside:
@@ -149,20 +150,6 @@ def _made(kind: Any, values: argparse.Namespace) -> Any:
 def _said(error: Exception) -> str:
     """What a library says of a flag, on one line."""
     return " ".join(f"{error}".split()) or type(error).__name__
-
-
-def unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """What is said of the words of a command line that belong to no flag."""
-    # transformers' parser knows each flag in two spellings, with "_" and with "-".
-    known = {name.replace("-", "_").replace("__", "--", 1): None for a in parser._actions for name in a.option_strings}
-    problems = []
-    for word in (w.partition("=")[0] for w in words if w.startswith("--")):
-        close = difflib.get_close_matches("--" + word[2:].replace("-", "_"), known, 2)
-        remedy = f"did you mean {' or '.join(close)}?" if close else "--help lists all"
-        problems.append(f"{word}: there is no such flag; {remedy}")
-    if words and not problems:
-        problems.append(f"{' '.join(words)}: belongs to no flag; a value with spaces or braces needs quotes")
-    return problems
 
 
 def settings_problem(value: Any) -> str | None:

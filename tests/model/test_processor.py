@@ -14,13 +14,6 @@ from llava.model.processor import VisionCausalLMProcessor, video_frames
 from tests.conftest import PROCESSOR, SPEC, colour_frames
 
 
-@pytest.fixture
-def saved(build, tokenizer, tmp_path):
-    build().save_pretrained(tmp_path / "run")
-    tokenizer.save_pretrained(tmp_path / "run")
-    return tmp_path / "run"
-
-
 def test_it_gives_the_model_what_the_captioner_does(saved, assets, monkeypatch):
     processor, captioner = AutoProcessor.from_pretrained(saved), Captioner.from_pretrained(saved, device="cpu")
     assert isinstance(processor, VisionCausalLMProcessor)
