@@ -26,10 +26,13 @@ from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.peft_defaults import teach_peft
 from llava.model.permissions import follow_umask
 from llava.model.shipped import found_place, give_code, write_code, written_place
 from llava.model.vision_batch import VisionBatch
 
+PREFIX = "llava_"
+"""What the model type of a language model with vision begins with."""
 TOWER_PREFIX = "vision_tower."
 TOWER_KEYS = rf"^{TOWER_PREFIX[:-1]}\."
 
@@ -59,6 +62,11 @@ class VisionConfig:
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
     lora: dict | None = None
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers; PEFT asks for it before it looks for layers."""
+        teach_peft(self.model_type, self.model_type.removeprefix(PREFIX))
+        return super().to_dict(*args, **kwargs)
 
 
 @dataclass
