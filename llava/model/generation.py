@@ -5,6 +5,7 @@ Letters in shapes: B batch, L positions, D width of the states.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -44,9 +45,14 @@ class GeneratesWithVideo:
         """
         input_ids, vision = kwargs.pop("input_ids", inputs), VisionBatch.take(kwargs)
         earlier, kwargs = _taken_cache(kwargs)
+        embeds = kwargs.get("inputs_embeds")
         vision.check_finite()
-        if not vision.is_empty and (input_ids is None or self.mm_projector is None):
-            raise ValueError("this model was trained on text alone: it takes no video or image")
+        if not vision.is_empty:
+            if self.mm_projector is None:
+                raise ValueError("this model was trained on text alone: it takes no video or image")
+            if input_ids is None:
+                raise ValueError("a video or image goes with input_ids: inputs_embeds have theirs in them already")
+        settings: dict[str, Any] = {}
         if input_ids is not None:
             cached = cached_positions(earlier)
             if cached >= input_ids.shape[1]:
@@ -56,13 +62,24 @@ class GeneratesWithVideo:
                 )
             if self.mm_projector is not None:
                 vision = self._not_cached(vision, input_ids, cached)
-                embeds, _ = self.prepare_inputs_labels_for_multimodal_video(input_ids[:, cached:], vision=vision)
-                kwargs.update(prompt_embeds=embeds, prompt_start=cached)
-            self._fit(kwargs, input_ids)
+                prompt, _ = self.prepare_inputs_labels_for_multimodal_video(input_ids[:, cached:], vision=vision)
+                kwargs.update(prompt_embeds=prompt, prompt_start=cached)
+        if (given := embeds if input_ids is None else input_ids) is not None:
+            settings |= self._fit(kwargs, given)
         if earlier is not None:
             kwargs[CACHE] = earlier
-        never = set(kwargs.pop("suppress_tokens", None) or ()) | set((self.config.visual_token_ids or {}).values())
-        return super().generate(input_ids, suppress_tokens=sorted(never) or None, **kwargs)
+        config = kwargs.get("generation_config")
+        asked = kwargs.pop("suppress_tokens", None) or getattr(
+            config or self.generation_config, "suppress_tokens", None
+        )
+        never = set(asked or ()) | set((self.config.visual_token_ids or {}).values())
+        settings["suppress_tokens"] = sorted(never) or None
+        if config is not None:  # transformers warns about settings in both places.
+            kwargs["generation_config"] = config = copy.deepcopy(config)
+            for name, value in settings.items():
+                setattr(config, name, value)
+            settings = {}
+        return super().generate(input_ids, **settings, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -71,6 +88,7 @@ class GeneratesWithVideo:
         prompt_embeds: torch.Tensor | None = None,
         prompt_start: int = 0,
         cache: Any = None,
+        inputs_embeds: torch.Tensor | None = None,  # Named, as transformers looks for it here.
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers; while it is not cached, the prompt enters as embeddings with its video in them.
@@ -79,6 +97,8 @@ class GeneratesWithVideo:
             prompt_embeds: (B, L, D), of the prompt from its position `prompt_start` on.
         """
         earlier = past_key_values if cache is None else cache
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(input_ids, **{CACHE: earlier}, **kwargs)
         cached = cached_positions(earlier)
         if prompt_embeds is None or cached >= prompt_start + prompt_embeds.shape[1]:
@@ -101,8 +121,8 @@ class GeneratesWithVideo:
                 again |= dict.fromkeys(names)
         return replace(vision, **again) if again else vision
 
-    def _fit(self, kwargs: dict[str, Any], input_ids: torch.Tensor) -> None:
-        """Says in `kwargs` how many tokens are generated at most, where nothing else does.
+    def _fit(self, kwargs: dict[str, Any], given: torch.Tensor) -> dict[str, int]:
+        """How many tokens are generated at most, where nothing else says so, after ids (B, L) or embeddings (B, L, D).
 
         Raises:
             ValueError: for more than there are positions for, with the numbers.
@@ -113,9 +133,9 @@ class GeneratesWithVideo:
             for name in ("max_new_tokens", "max_length")
         )
         if new is None and total is not None:
-            new = total - input_ids.shape[1]
+            new = total - given.shape[1]
         mask = kwargs.get("attention_mask")
-        prompt = input_ids.shape[1] if mask is None or mask.dim() != 2 else int(mask.sum(dim=1).max())
+        prompt = given.shape[1] if mask is None or mask.dim() != 2 else int(mask.sum(dim=1).max())
         positions = max_positions(self)
         room = positions - prompt
         if room < 1 or (new is not None and new > room):
@@ -125,8 +145,7 @@ class GeneratesWithVideo:
                 "(max_position_embeddings): "
                 f"{'give a shorter prompt' if room < 1 else f'ask for max_new_tokens={room} at most'}"
             )
-        if new is None:
-            kwargs["max_new_tokens"] = min(NEW_TOKENS, room)
+        return {"max_new_tokens": min(NEW_TOKENS, room)} if new is None else {}
 
 
 VISION_NAMES = (
