@@ -69,9 +69,7 @@ class GeneratesWithVideo:
         if earlier is not None:
             kwargs[CACHE] = earlier
         config = kwargs.get("generation_config")
-        asked = kwargs.pop("suppress_tokens", None) or getattr(
-            config or self.generation_config, "suppress_tokens", None
-        )
+        asked = kwargs.pop("suppress_tokens", None) or (config or self.generation_config).suppress_tokens
         never = set(asked or ()) | set((self.config.visual_token_ids or {}).values())
         settings["suppress_tokens"] = sorted(never) or None
         if config is not None:  # transformers warns about settings in both places.
