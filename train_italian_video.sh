@@ -220,7 +220,10 @@ esac
 ((ALLOW_ABSOLUTE_PATHS)) && FLAGS+=(--allow_absolute_paths True)
 [[ -n "$EVAL_DATA_PATH" ]] && FLAGS+=(--eval_data_path "$EVAL_DATA_PATH")
 if [[ "$EXP_ID" == 1 ]]; then
-    FLAGS+=(--text_only True)
+    # Clips are not seen, but copies of one are not held out from the other: both experiments hold out the same.
+    FLAGS+=(--text_only True --feature_cache "$FEATURE_CACHE")
+    [[ -d "$VIDEO_FOLDER" ]] && FLAGS+=(--video_folder "$VIDEO_FOLDER")
+    [[ -d "$IMAGE_FOLDER" ]] && FLAGS+=(--image_folder "$IMAGE_FOLDER")
 else
     FLAGS+=(
         --vision_tower "$VISION_MODEL" --mm_tunable_parts "$MM_TUNABLE_PARTS" --feature_cache "$FEATURE_CACHE"
@@ -258,6 +261,8 @@ fi
 
 if [[ "$EXP_ID" == 2 ]]; then
     SCORED=("${EVAL_DATA_PATH:-$DATA_PATH}")
+    # What the run held out by itself.
+    [[ -z "$EVAL_DATA_PATH" && -f "$OUTPUT_DIR/held_out.json" ]] && SCORED=("$OUTPUT_DIR/held_out.json")
     SCORE_FLAGS=(--limit "$CAPTION_LIMIT" --seed "$SEED")
     ((ALLOW_ABSOLUTE_PATHS)) && SCORE_FLAGS+=(--allow_absolute_paths)
     if ((DEMO)); then

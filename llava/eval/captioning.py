@@ -29,7 +29,7 @@ from llava.data.video import frames_to_pixels, read_frames
 from llava.errors import run_command, show
 from llava.eval.attributes import load_lexicon, score_captions
 from llava.eval.controls import other_samples
-from llava.eval.data import device_of, read_for_evaluation
+from llava.eval.data import device_of, read_for_evaluation, trained_on
 from llava.eval.loss import caption_losses
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
@@ -320,6 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{show(path)}: NOT SCORED, since captioning takes records with one video")
             continue
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
+        if trained_on(trained.model_path, path):
+            name += " (training clips)"
         limit = flags.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
         surprise = reference_losses(captioner, captioned, cache, flags.batch_size)
         entries = [{"id": r.id, "video": r.videos[0], "split": r.split, "prompt": prompt_of(r)} for r in captioned]

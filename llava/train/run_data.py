@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,8 @@ from llava.train.checkpoint.resume import on_first_process
 from llava.train.run_model import RunModel
 
 logger = logging.getLogger(__name__)
+
+HELD_OUT_FILE = "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,28 @@ def hold_out(
     theirs = [p for p in train.problems if p.source in out]
     # A run that stops for them names all at once.
     kept = train.problems if data_args.on_bad_sample == "stop" else [p for p in train.problems if p.source not in out]
+    if training_args.process_index == 0:
+        write_held_out([r for r, is_out in zip(named, holdout.held_out, strict=True) if is_out], settings)
     evaluation = Split("evaluation", sides[1], theirs, "bad_eval_samples.jsonl")
     return replace(train, records=sides[0], problems=kept), evaluation, summary
+
+
+def write_held_out(records: Sequence[Record], settings: Settings) -> None:
+    """Writes records into `held_out.json` of the run's folder, for captioning: paths below the folders of the flags."""
+    folders = {"video": settings.data.video_folder, "image": settings.data.image_folder}
+
+    def row(record: Record) -> dict[str, Any]:
+        made: dict[str, Any] = {"id": record.id, "conversations": record.conversations}
+        for kind, paths in (("video", record.videos), ("image", record.images)):
+            folder = folders[kind]
+            below = [os.path.relpath(p, folder) if folder and Path(p).is_relative_to(folder) else p for p in paths]
+            made |= {kind: below[0] if len(below) == 1 else below} if below else {}
+        return made | ({"meta": record.meta} if record.meta else {})
+
+    folder = Path(settings.training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([row(r) for r in records], ensure_ascii=False, indent=1)
+    (folder / HELD_OUT_FILE).write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _plan(named: Sequence[Record], settings: Settings) -> Holdout:

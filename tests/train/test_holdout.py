@@ -102,6 +102,9 @@ def test_controls_run_on_the_clips_that_are_held_out_and_copies_stay_together(as
     train(assets, tmp_path / "run", max_steps=2, **options)
     run = recorded(tmp_path / "run")
     assert run["split"]["copies"] == "content" and run["split"]["held_out"] == 4
+    held = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    assert len(held) == 8 and {row["id"] for row in held} <= {row["id"] for row in rows}
+    assert {row["video"] for row in held} <= {row["video"] for row in rows}, "below the folder of clips"
     controls = [json.loads(line) for line in (tmp_path / "run" / "controls.jsonl").read_text().splitlines()]
     assert {line["measured_on"] for line in controls} == {"evaluation clips"} and np.isfinite(
         losses(tmp_path / "run")
