@@ -56,7 +56,7 @@ SPEC = VideoSpec(num_frames=2, fast_latents=1, slow_latents=4, force_sample=True
 WORDS, BATCH, TEXT = 99, 7, 9
 
 
-class Tester:
+class TinyModel:
     """A tiny model with vision and a batch for it, as transformers' tests ask for them."""
 
     batch_size, seq_length, num_hidden_layers, hidden_size = BATCH, len(video_tokens(SPEC)) + TEXT, 2, 32
@@ -119,7 +119,7 @@ class Common(common.ModelTesterMixin, Generation):
     def setUp(self) -> None:
         set_seed(0)
         self.all_model_classes = (causal_lm_class(self.language.model_type),)
-        self.model_tester = Tester(self, self.language)
+        self.model_tester = TinyModel(self, self.language)
 
 
 class GPT2Test(Common, unittest.TestCase):
