@@ -31,12 +31,16 @@ STATUSES = ("ok", "note", "warning", "FAIL")
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the pre-flight table; `status` is one of `STATUSES`, and a FAIL stops the run."""
+    """A line of the pre-flight table; `status` is one of `STATUSES`, and a FAIL stops the run.
+
+    `nats` is a loss per token that was measured, for those who read `preflight.json`.
+    """
 
     check: str
     status: str
     finding: str
     remedy: str = ""
+    nats: float | None = None
 
     def __post_init__(self) -> None:
         """Findings name records and files; they stay one line that can be written anywhere."""
