@@ -22,10 +22,6 @@ from llava.report.plots import format_interval, gain_of, number
 from llava.report.read import MAKE, Run
 
 TONES = ("good", "warn", "bad", "plain", "unmeasured")
-LOOK_ALIKE = (
-    "Words that were learned by heart look the same there. Only clips that were not trained on can tell "
-    "(--val_fraction, --eval_data_path)."
-)
 NOISE = 0.97
 """A loss above this share of the entropy is not below it, on the samples of a few steps."""
 OVERFITTED = 1.02
@@ -67,7 +63,7 @@ def did_it_learn(run: Run) -> Answer:
     first = start if math.isfinite(start) else losses[0]
     moved = "rose" if last > first else "fell"
     since = "before the first step" if math.isfinite(start) else "in the first line of the log"
-    of_what = "text" if text_alone(run) else "clips"
+    of_what = "texts" if text_alone(run) else "clips"
     told = f"On its training {of_what} the loss {moved} to {last:.3f} nats per token, from {first:.3f} {since}."
     too = "The evaluation records were trained on too." if place == TRAINED else ""
     floors = _floors(entropy, guess)
@@ -75,12 +71,16 @@ def did_it_learn(run: Run) -> Answer:
         return _learned("bad", "No", told, floors, too)
     if last >= NOISE * entropy:
         return _learned("bad", "No", told, floors, "It knows at most how frequent each word is.", too)
-    return _learned("unmeasured", f"Not measured on new {of_what}", told, floors, too, LOOK_ALIKE, _babble(run))
+    by_heart = (
+        f"Words that were learned by heart look the same there. Only {of_what} that were not trained on can tell "
+        "(--val_fraction, --eval_data_path)."
+    )
+    return _learned("unmeasured", f"Not measured on new {of_what}", told, floors, too, by_heart, _babble(run))
 
 
 def _learned_on_new(run: Run, evaluations: list[tuple[float, float]], checked: bool) -> Answer:
     """From the losses on records that were not trained on (`checked`), or of which nobody knows."""
-    of_what = "text" if text_alone(run) else "clips"
+    of_what = "texts" if text_alone(run) else "clips"
     step, best = min(evaluations, key=lambda point: point[1])
     last, guess, start = evaluations[-1][1], chance(run), start_loss(run)
     own, trained = word_entropy(run, "eval"), word_entropy(run, "train")
@@ -99,7 +99,7 @@ def _learned_on_new(run: Run, evaluations: list[tuple[float, float]], checked: b
     if not math.isfinite(own):
         return _learned("unmeasured", "Not measured", *said)
     if not checked:
-        nobody = f"Nothing checked that this {of_what} was kept out of training (--preflight quick does)."
+        nobody = f"Nothing checked that these {of_what} were kept out of training (--preflight quick does)."
         return _learned("unmeasured", "Not checked", *said, nobody)
     if last >= max(own, trained):
         if best < own:
@@ -129,7 +129,7 @@ def _babble(run: Run) -> str:
     loops, captions = babbling(run)
     if not loops:
         return ""
-    return f"{loops} of {captions} captions repeat{'s' * (loops == 1)} a letter or words without end."
+    return f"{loops} of {captions} captions are empty, or repeat a letter or words without end."
 
 
 ONLY_TRAINED = (
@@ -162,7 +162,7 @@ def did_it_see(run: Run) -> Answer:
         f"(95\u00a0%); the interval {'includes' if low <= 0 <= high else 'excludes'} 0."
     )
     less = line.get("help_less")
-    if less:
+    if less and less["less"]:
         text += (
             f" {less['less']} of {less['clips']} clips help their own captions less than another clip does; they are "
             "listed under controls."

@@ -79,11 +79,13 @@ def evaluated_on(run: Run) -> str:
 
 
 def babbling(run: Run) -> tuple[int, int]:
-    """How many of a run's captions repeat a letter or words without end where their reference does not, and of how
-    many.
+    """How many of a run's captions are empty, or repeat a letter or words without end, where their reference does
+    not; and of how many.
     """
+
+    def loops(text: object) -> bool:
+        return not str(text).strip() or LOOP.search(str(text)[:2000]) is not None
+
     sets = (run.captions or {}).get("captions") or {}
     listed = [c for name, items in sets.items() if not name.endswith(OTHER_VIDEO) for c in items or []]
-    loops = [bool(LOOP.search(str(c.get("caption", ""))[:2000])) for c in listed]
-    sound = [not LOOP.search(str(c.get("reference", ""))[:2000]) for c in listed]
-    return sum(a and b for a, b in zip(loops, sound, strict=True)), len(listed)
+    return sum(loops(c.get("caption", "")) and not loops(c.get("reference", "")) for c in listed), len(listed)

@@ -100,13 +100,15 @@ def test_the_true_start_is_not_the_first_line_of_the_log():
     assert "The loss before the first step was not measured" in learned([2.0, 1.0], [1.0]).text
 
 
-@pytest.mark.parametrize("wrote", ["Un cane ggggg", "la la la la la palla", "un cane e un cane e un cane e un cane e"])
+@pytest.mark.parametrize(
+    "wrote", ["", "Un cane ggggg", "la la la la la palla", "un cane e un cane e un cane e un cane e"]
+)
 def test_six_clips_that_end_in_the_same_letter_do_not_read_yes(wrote):
     items = [caption(str(i), "", wrote) for i in range(6)]
     captions = {"captions": {"clips (training clips), true video": items, "clips, other video": items}}
     by_heart = learned(FALLING, captions=captions)
     assert (by_heart.tone, by_heart.short) == ("unmeasured", "Not measured on new clips")
-    assert "6 of 6 captions repeat a letter or words without end." in by_heart.text
+    assert "6 of 6 captions are empty, or repeat a letter or words without end." in by_heart.text
     babbling = learned(FALLING, [1.0], captions=captions)
     assert (babbling.tone, babbling.short) == ("warn", "Not by its captions")
     sound = {"captions": {"held, true video": [caption("a", "", "Una palla rossa. La palla va e va.")]}}
@@ -158,7 +160,8 @@ def test_records_that_a_run_held_out_by_itself_are_new():
 
 def test_text_alone_is_judged_on_texts():
     answer = learned(FALLING, known=worth(evaluation=None, vision_tower=None))
-    assert answer.short == "Not measured on new text" and "On its training text" in answer.text
+    assert answer.short == "Not measured on new texts" and "On its training texts" in answer.text
+    assert "Only texts that were not trained on can tell" in answer.text
 
 
 @pytest.mark.parametrize(
