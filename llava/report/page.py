@@ -44,6 +44,7 @@ from llava.report.plots import (
 )
 from llava.report.read import MAKE, Run, read_run
 from llava.report.settings import command_of, differing, share_of, show, split_flags
+from llava.report.tokens import MOST_PIECES
 
 SAMPLES = 3
 
@@ -165,7 +166,12 @@ def _environment() -> Environment:
     environment.finalize = lambda value: show_text(value) if type(value) is str else value
     environment.globals |= {f.__name__: f for f in (below, bounds_of, gain_of, pick_samples, mark_words, share_of)}
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS, "width": WIDTH, "height": HEIGHT}
-    environment.globals |= {"bar_width": BAR_WIDTH, "unknown": UNKNOWN, "other_video": OTHER_VIDEO}
+    environment.globals |= {
+        "bar_width": BAR_WIDTH,
+        "unknown": UNKNOWN,
+        "other_video": OTHER_VIDEO,
+        "most_pieces": MOST_PIECES,
+    }
     environment.filters |= {
         "number": format_number,
         "interval": format_interval,

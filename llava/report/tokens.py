@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 DUMP_FILE = "preflight_samples.html"
-MOST_PIECES = 6000
-"""Pieces of all samples together, so that a page stays small."""
+MOST_PIECES, MOST_CHARACTERS = 6000, 600_000
+"""Pieces of all samples together, so that a page stays small, and of the dump what is read for them."""
 STATES = {
     "#008000": "predicted", "#008080": "vision", "#800000": "masked", "#808000": "user", "#800080": "system",
     "#808080": "markup", "#7f7f7f": "edge",
@@ -66,7 +66,7 @@ def read_dump(page: str) -> list[TokenSample]:
     ends the first.
     """
     dump = _Dump()
-    dump.feed(page)
+    dump.feed(page[:MOST_CHARACTERS])
     samples: list[TokenSample] = []
     title, fresh, left = "", True, MOST_PIECES
     for line in dump.lines:

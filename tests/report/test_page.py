@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import subprocess
 from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
@@ -17,6 +19,7 @@ from llava.report.plots import Frames
 from tests.conftest import colour_frames, write_clip
 from tests.report.made import EVIL, alarm, caption, control_line, log_entries, record, words, write_run
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br"}
 DUMP = f"""<html><head><script>{EVIL}</script></head><pre><span style="font-weight: bold">video c0</span>  (a legend)
 <span style="color: #008080" onclick="x()">&lt;vid_patch&gt;×2</span><span style="color: #008000"> Una</span>
@@ -220,6 +223,27 @@ def test_the_page_stands_alone(page):
     assert not outline.tags.keys() & {"link", "iframe", "object", "base"}
     assert "default-src 'none'" in page
     assert outline.tags["figure"] == 6, "loss, gradient norm, learning rate, padding, controls twice"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with: apt-get install chromium")
+def test_nothing_sticks_out_of_a_narrow_screen(page, tmp_path):
+    # A window of headless Chromium is 500 wide at least; a frame may be narrower.
+    script = """<script>
+      for (const folded of document.querySelectorAll("details")) folded.open = true;
+      const wide = document.documentElement.scrollWidth, copies = !document.querySelector(".command button").hidden;
+      parent.postMessage([wide, innerWidth, copies], "*");
+    </script></body>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", script), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(
+        "<script>onmessage = (event) => { document.title = event.data; };</script>"
+        '<iframe src="page.html" style="width: 400px; height: 900px; border: 0"></iframe>'
+    )
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--hide-scrollbars", "--virtual-time-budget=2000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert re.findall("<title>(.*)</title>", done.stdout) == ["400,400,true"]
 
 
 def test_only_a_trainer_state(tmp_path):
