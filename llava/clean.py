@@ -23,6 +23,7 @@ from typing import Any
 from llava.config.commands import parse
 from llava.config.ranges import COUNT
 from llava.constants import ASIDE
+from llava.data.features.room import shown_bytes
 from llava.data.features.store import caches_beside
 from llava.errors import run_command, show
 from llava.train.checkpoint.files import INVALID, checkpoint_problems, list_checkpoints, remove
@@ -285,15 +286,6 @@ def _newest_is_sound(run: Path, sound: dict[Path, bool]) -> bool:
     return sound[run]
 
 
-def shown(size: float) -> str:
-    """A size for people."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Lists, or deletes; exit status 1 when something that was to go could not be deleted."""
     (flags,) = parse(__doc__, CleanFlags, argv=argv, prog=PROG)
@@ -301,8 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in found.notes:
         print(f"kept: {show(note)}")
     for item in found.waste:
-        print(f"{shown(item.bytes):>9}  {show(item.path)}: {item.why}")
-    total = shown(sum(item.bytes for item in found.waste))
+        print(f"{shown_bytes(item.bytes):>9}  {show(item.path)}: {item.why}")
+    total = shown_bytes(sum(item.bytes for item in found.waste))
     if not found.waste:
         print("nothing to delete")
         return 0
@@ -312,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     freed, left = delete(found.waste, flags.folders)
     for line in left:
         print(f"not deleted: {show(line)}")
-    print(f"deleted: {shown(freed)}")
+    print(f"deleted: {shown_bytes(freed)}")
     return int(bool(left))
 
 
