@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import llava
+
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src"}
 
@@ -34,6 +36,12 @@ class Assets(HTMLParser):
         place = dict(attrs).get(ASSETS.get(tag, "")) or ""
         if re.match(r"(https?:)?//", place):
             self.foreign.append(place)
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == llava.__version__ and cited["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
 
 
 def test_every_page_is_in_the_navigation():
