@@ -84,6 +84,11 @@ class CleanFlags:
     )
     yes: bool = field(default=False, metadata={"help": "Delete what is listed."})
 
+    def __post_init__(self) -> None:
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: is no folder; name one with runs or caches, such as output")
+
 
 def look(folders: Sequence[Path], keep: int = 1, caches: bool = False) -> Found:
     """What can go below some folders.
@@ -91,15 +96,9 @@ def look(folders: Sequence[Path], keep: int = 1, caches: bool = False) -> Found:
     Args:
         keep: newest whole checkpoints that each run keeps.
         caches: whether to look for features that fit no run here.
-
-    Raises:
-        NotADirectoryError: for a folder that is none.
     """
     found = Found()
     roots = list(dict.fromkeys(folder.resolve() for folder in folders))
-    for folder, root in zip(folders, roots, strict=False):
-        if not root.is_dir():
-            raise NotADirectoryError(f"{folder}: is no folder; name one with runs or caches, such as output")
     places = list(dict.fromkeys(place for root in roots for place in _walk(root, found.notes)))
     running = {place for place in places if is_held(place / LOCK_FILE)}
     for place in sorted(running):

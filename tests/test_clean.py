@@ -194,6 +194,7 @@ def test_half_written_features_go_once_nobody_writes_them(run, caches, capsys):
     assert len(caches["used"]) == 2
 
 
-def test_a_folder_that_is_none_is_a_message(tmp_path):
-    with pytest.raises(NotADirectoryError, match="is no folder"):
-        clean.look([tmp_path / "nowhere"])
+def test_a_folder_that_is_none_is_a_message(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        clean.main([str(tmp_path / "nowhere")])
+    assert "nowhere: is no folder; name one with runs or caches" in capsys.readouterr().err
