@@ -246,7 +246,7 @@ def test_several_gpus_in_one_process_are_refused(assets, tmp_path, monkeypatch):
 
 
 def test_names_that_lead_nowhere_say_what_to_do(assets, tmp_path):
-    with pytest.raises(FileNotFoundError, match="make_model.py makes a fresh one"):
+    with pytest.raises(FileNotFoundError, match="llava-make-model makes a fresh one"):
         train(assets, tmp_path / "run", model_name_or_path="gpt2-of-nobody")
     with pytest.raises(FileNotFoundError, match="hf download facebook/dinov2-none"):
         train(assets, tmp_path / "run", vision_tower="facebook/dinov2-none")

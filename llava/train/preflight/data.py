@@ -162,7 +162,7 @@ def check_labels(
                     f"unknown words, {kind}",
                     "warning",
                     f"{share:.1%} of the targets are the tokenizer's unknown token: the model learns to say it",
-                    "train a tokenizer on the captions (scripts/make_model.py)",
+                    "train a tokenizer on the captions (llava-make-model)",
                 )
             )
     cut = getattr(dataset, "num_cut", 0)
@@ -193,8 +193,8 @@ def check_text_form(dataset: Any, tokenizer: PreTrainedTokenizerBase, visual_ids
         f"{', at their first word' if only_first else ''}: {wrong[0]}"
     )
     remedy = (
-        "make the tokenizer write a word at the start as after a video (add_prefix_space=True, as in scripts/"
-        "make_model.py); until then no text-only run is comparable with this one"
+        "make the tokenizer write a word at the start as after a video (add_prefix_space=True, as "
+        "llava-make-model does); until then no text-only run is comparable with this one"
     )
     return Finding("text form", "warning" if only_first else "FAIL", words, remedy)
 
