@@ -93,9 +93,9 @@ class Captioner:
         check_prompt(prompt, self.tokenizer, self.text_format.version)
         return self.caption_pixels(self.read_pixels(path), prompt, **generation)
 
-    def read_pixels(self, path: str | Path) -> torch.Tensor:
-        """What the tower is given of a file: its chosen frames, (T, 3, S, S); raises VideoError."""
-        frames = read_frames(path, self.spec)
+    def read_pixels(self, path: str | Path, split: tuple[int, int] | None = None) -> torch.Tensor:
+        """What the tower is given of a file or its segment: the chosen frames, (T, 3, S, S); raises VideoError."""
+        frames = read_frames(path, self.spec, split)
         return frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
 
     def caption_pixels(self, pixels: torch.Tensor, prompt: str = "", **generation: Any) -> Caption:
