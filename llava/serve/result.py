@@ -20,6 +20,11 @@ FULL = 3.0
 """Nats at which a colour is full: the word is 20 times as likely, or as unlikely."""
 HELPED, HURT = (86, 156, 230), (240, 150, 60)
 """Blue and orange, which colour-blind readers tell apart; words stay black on both."""
+CAUTION = (
+    f"<p>The words of &ldquo;{OWN}&rdquo; are the model&rsquo;s own choice with the clip in view, so that most of them "
+    "gain; a gain does not say that a word is right. A black clip is one more clip to the model, and not the absence of "
+    "one.</p>"
+)
 
 
 def colour_of(gain: float) -> str:
@@ -76,9 +81,9 @@ def table_html(words: Sequence[Word]) -> str:
 
 def total_html(words: Sequence[Word]) -> str:
     """What the video did for a whole text."""
-    total = sum(w.gain for w in words)
-    return f"<p>In all {_nats(total)} nats: loss {sum(w.with_clip for w in words):.3f} with the clip, \
-{sum(w.with_black for w in words):.3f} with a black one.</p>"
+    with_clip, with_black = sum(w.with_clip for w in words), sum(w.with_black for w in words)
+    gain = _nats(with_black - with_clip)
+    return f"<p>In all {gain} nats: loss {with_clip:.3f} with the clip, {with_black:.3f} with a black one.</p>"
 
 
 def caption_html(title: str, caption: Caption | None, missing: str = "") -> str:
@@ -126,12 +131,10 @@ def look_html(seen: Look, clip: str, other: str = "", missing_other: str = "", n
         f"<h3>{escape(show(title))}</h3>{words_html(words)}{total_html(words)}{table_html(words)}"
         for title, words in seen.texts.items()
     ]
-    own = f"<p>The words of &ldquo;{OWN}&rdquo; are the model&rsquo;s own choice with the clip in view, so that most \
-of them gain; a gain does not say that a word is right. A black clip is one more clip to the model, and not the absence of one.</p>"
     about = f'<p class="note">{escape(show(note))}</p>' if note else ""
     return (
         f'<section class="look">{frames_html(seen.frames)}{about}<dl>{"".join(captions)}</dl>{same}'
-        f"<h2>How much the video helped each word</h2>{legend_html()}{''.join(parts)}{own}</section>"
+        f"<h2>How much the video helped each word</h2>{legend_html()}{''.join(parts)}{CAUTION}</section>"
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from llava.serve.examples import HELD_OUT, MOST, TRAINED, examples_in, examples_of_run, spread
+from llava.train.run_data import HELD_OUT_FILE
 from tests.conftest import CAPTIONS, record
 
 
@@ -56,7 +57,7 @@ def test_a_run_gives_the_clips_that_it_was_evaluated_on_before_those_that_it_was
         (f"clip{i}.mp4", text, TRAINED) for i, text in enumerate(CAPTIONS)
     ]
     # What a run held out by itself lies in its folder.
-    shutil.copy(held_out, tmp_path / "run")
+    shutil.copy(held_out, tmp_path / "run" / HELD_OUT_FILE)
     assert {e.note for e in examples_of_run(str(tmp_path / "run"))[0]} == {HELD_OUT}
 
 
