@@ -21,9 +21,9 @@ FULL = 3.0
 HELPED, HURT = (86, 156, 230), (240, 150, 60)
 """Blue and orange, which colour-blind readers tell apart; words stay black on both."""
 CAUTION = (
-    f"<p>The words of &ldquo;{OWN}&rdquo; are the model&rsquo;s own choice with the clip in view, so that most of them "
-    "gain; a gain does not say that a word is right. A black clip is one more clip to the model, and not the absence of "
-    "one.</p>"
+    f"<p>The words of &ldquo;{OWN}&rdquo; are the model&rsquo;s own choice with the clip in view, so that most of "
+    "them gain; a gain does not say that a word is right. A black clip is one more clip to the model, and not the "
+    "absence of one.</p>"
 )
 
 
