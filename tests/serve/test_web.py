@@ -94,6 +94,7 @@ def site(assets, run, tmp_path_factory):
         address = re.search(r"http://\S+", said)[0]
         with Browser(find_chromium(), folder / "profile") as browser:
             browser.open(address)
+            browser.wait_for("document.querySelector('#examples img')")
             yield SimpleNamespace(
                 browser=browser, address=address, stop=stop, server=server, log=log if strace else None
             )
