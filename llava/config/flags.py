@@ -12,6 +12,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from llava.config.video import VideoSpec
 
+MUON = "muon"
+"""The optimiser of `--optim` that transformers does not know."""
 # Flags that may differ between a run and its resumption: they change where and how it runs, not what it computes.
 FREE_FLAGS = {
     "output_dir", "logging_dir", "run_name", "report_to", "resume_from_checkpoint", "logging_steps", "logging_strategy",
@@ -218,7 +220,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     dataloader_persistent_workers: bool = field(default=True, metadata={"help": "Data workers outlive an epoch."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+    optim: str = field(
+        default="adamw_torch_fused",
+        metadata={
+            "help": "Optimiser: those of transformers, or muon, which is Muon for the matrices of the language model's "
+            "blocks and of the projector and fused AdamW for the rest, at the same learning rate."
+        },
+    )
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Share of all steps that warm up, LLaVA's name for a --warmup_steps below 1."}
     )
@@ -235,10 +243,15 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         if self.warmup_ratio is not None and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio
+        muon = self.optim == MUON
+        if muon:
+            self.optim = "adamw_torch_fused"  # transformers refuses names that it does not know.
         if self.eval_strategy == "auto":
             # transformers does not know it; `evaluate_by_itself` decides once the data is read.
             self.eval_strategy, self.chooses_evaluation = "no", True
         super().__post_init__()
+        if muon:
+            self.optim = MUON
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False
         if self.device.type == "cpu":

@@ -6,6 +6,7 @@ P patches, Dv width of the tower.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,8 @@ class LlavaMetaForCausalLM:
     vision_tower: VisionTower | None
     mm_projector: nn.Module | None
     vision_resampler: nn.Module | None
+    _templates: tuple[Any, dict[str, list[int]]] | None = None
+    """What the config said when they were made, and `visual_templates`."""
     row_std: float | None = None
     """Standard deviation that the resampler's rows begin with; None for that of the word embeddings beside them."""
     in_step: Mapping[str, bool] = {}
@@ -245,11 +248,11 @@ class LlavaMetaForCausalLM:
         A batch without video would leave their gradients unset on this rank while other ranks wait to average
         theirs. An empty slice gives exact zeros; multiplying by zero would turn an overflow into NaN.
         """
-        config, size = self.config, self.processor_spec.image_size
+        config, size = self.config, self.config.mm_processor["image_size"]
         tokens = config.mm_patch_grid[0] * config.mm_patch_grid[1] + (config.mm_vision_select_feature != "patch")
         shape = (3, size, size) if pixels else (tokens, config.mm_hidden_size)
         if kind == "video":
-            shape = (self.video_spec.num_frames, *shape)
+            shape = (config.video_spec["num_frames"], *shape)
         blank = torch.zeros(1, *shape, device=self.device)
         encode = self.encode_videos if kind == "video" else self.encode_images
         return (encode(blank) if pixels else encode(None, blank)).flatten(0, 1)[:0]
@@ -260,10 +263,15 @@ class LlavaMetaForCausalLM:
         """
         if self.mm_projector is None:
             return {}
-        templates = {"video": self._token_ids(video_tokens(self.video_spec))}
-        if self.video_spec.image_rows >= 2:
-            templates["image"] = self._token_ids(image_tokens(self.video_spec))
-        return templates
+        known = (self.config.video_spec, self.config.visual_token_ids)
+        if self._templates is None or self._templates[0] != known:
+            spec = self.video_spec
+            templates = {"video": self._token_ids(video_tokens(spec))}
+            if spec.image_rows >= 2:
+                templates["image"] = self._token_ids(image_tokens(spec))
+            # Compiled code asks in every forward, and cannot make a `VideoSpec`.
+            self._templates = (copy.deepcopy(known), templates)
+        return self._templates[1]
 
     def _token_ids(self, tokens: Sequence[str]) -> list[int]:
         ids = self.config.visual_token_ids

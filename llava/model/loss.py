@@ -67,7 +67,7 @@ def supervised_loss(
     """
     if positions is None:
         positions = supervised_positions(labels)
-    elif labels.device.type == "cpu" and not torch.equal(positions, supervised_positions(labels)):
+    elif _can_look(labels) and not torch.equal(positions, supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
     if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
         raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
@@ -84,6 +84,11 @@ def supervised_loss(
         total, each = torch.stack([t for t, _ in pieces]).sum(), torch.cat([e for _, e in pieces])
     spread = each.new_zeros(labels.numel()).index_copy(0, positions, each).view_as(labels)[:, 1:]
     return total / (states.shape[0] if num_items is None else num_items), spread
+
+
+def _can_look(values: torch.Tensor) -> bool:
+    """Whether a look at values costs nothing: they are in memory, and no graph of operations is being made."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _cross_entropy(

@@ -9,8 +9,8 @@ Letters in shapes: B batch, L positions, D width of the states, V vocabulary, N 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -26,6 +26,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.packed import known_layout
 from llava.model.peft_defaults import teach_peft
 from llava.model.permissions import follow_umask
 from llava.model.shipped import found_place, give_code, write_code, written_place
@@ -82,6 +83,13 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
     """Mixin before a causal-LM class of transformers; text-only when the config names no tower."""
 
     accepts_loss_kwargs = True  # What the class says of its own loss does not hold for this one.
+
+    class_forward: Callable[..., Any]
+    """`forward` of the class of language model, unbound: compiled code cannot look it up."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.class_forward = staticmethod(super().forward)
 
     def __init__(self, config: Any) -> None:
         check_sizes(config.to_dict(), config.name_or_path or "the model")
@@ -219,7 +227,9 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         if labels is not None and use_cache is None:
             use_cache = False
         earlier = past_key_values if cache is None else cache
-        output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
+        layout = nullcontext() if segment_ids is None else known_layout(packed=position_ids is not None)
+        with layout:
+            output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
         hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)
         loss = logits = token_losses = None
         if labels is not None:
@@ -272,8 +282,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         given = type(output)(last_hidden_state=flat)
         body = _StandIn(self.base_model, lambda *_, **__: given)
         layer = _StandIn(head, partial(head_logits, head=head, multiple=multiple))
-        with _instead(self, {self.base_model_prefix: body, name: layer}):
-            logits = super().forward(inputs_embeds=flat, return_dict=True).logits
+        others = _With(self, {self.base_model_prefix: body, name: layer})
+        logits = type(self).class_forward(others, inputs_embeds=flat, return_dict=True).logits
         return logits if states.dim() == 3 else logits[0]
 
     def own_loss(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -304,13 +314,12 @@ class _StandIn:
         return self if name == "decoder" else getattr(self.module, name)
 
 
-@contextmanager
-def _instead(module: nn.Module, stand_ins: dict[str, Any]) -> Iterator[None]:
-    """While active, `module.<name>` is its stand-in; its modules stay registered."""
-    for name, stand_in in stand_ins.items():
-        object.__setattr__(module, name, stand_in)  # Found before the modules of that name.
-    try:
-        yield
-    finally:
-        for name in stand_ins:
-            object.__delattr__(module, name)
+class _With:
+    """A model to its own methods, with other modules in place of some."""
+
+    def __init__(self, model: nn.Module, others: dict[str, Any]) -> None:
+        self.__dict__.update(others)
+        self.model_itself = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model_itself, name)

@@ -1,12 +1,16 @@
-"""What trains at which learning rate, by part."""
+"""What trains at which learning rate, by part, and by which optimiser."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import nn
 
-from llava.model.builder import MM_PARTS, part_of
+from llava.config.flags import MUON
+from llava.model.builder import MM_PARTS, parameter_groups, part_of
+from llava.train.muon import MuonAdamW, muon_cuts
 
 
 def part_learning_rates(args: Any) -> dict[str, float]:
@@ -44,3 +48,46 @@ def parameter_table(rows: list[dict[str, Any]]) -> str:
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in cells
     )
+
+
+def make_optimizer(
+    model: nn.Module,
+    args: Any,
+    decayed: Collection[str],
+    library: Callable[[], tuple[type[torch.optim.Optimizer], dict[str, Any]]],
+) -> torch.optim.Optimizer:
+    """The optimiser that `--optim` names, with a group for each part and weight decay, and each half of Muon.
+
+    Args:
+        decayed: names of the parameters that weight decay acts on; those of Muon are none of them.
+        library: transformers' class for `--optim` and its options.
+
+    Raises:
+        ValueError: for a fused matrix that Muon does not know how to cut.
+    """
+    rates = part_learning_rates(args)
+    cuts = muon_cuts(model, parameter_groups(model)) if args.optim == MUON else {}
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = part_of(name)
+        kind = "muon" if name in cuts else "" if name in decayed else "no decay"
+        group = groups.setdefault(
+            (part, kind),
+            {
+                "params": [],
+                "lr": rates[part],
+                "weight_decay": 0.0 if kind else args.weight_decay,
+                "name": f"{part}, {kind}" if kind else part,
+            }
+            | ({"muon": True, "cuts": []} if kind == "muon" else {}),
+        )
+        group["params"].append(parameter)
+        if kind == "muon":
+            group["cuts"].append(cuts[name])
+    if args.optim == MUON:
+        betas = (args.adam_beta1, args.adam_beta2)
+        return MuonAdamW(groups.values(), lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
+    optimizer_class, options = library()
+    return optimizer_class(list(groups.values()), **options)

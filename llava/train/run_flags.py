@@ -22,7 +22,7 @@ from transformers.integrations import get_available_reporting_integrations
 import llava
 from llava.config import llava_st
 from llava.config.commands import unknown_flags
-from llava.config.flags import DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
+from llava.config.flags import MUON, DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
 from llava.config.recipe import with_recipe
 from llava.data.chat_formats import PLAIN, resolve
@@ -181,8 +181,19 @@ def library_problems(args: TrainingArguments) -> list[str]:
         dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
         get_scheduler(args.lr_scheduler_type, dummy, args.get_warmup_steps(100), 100, args.lr_scheduler_kwargs)
 
+    def optimiser() -> None:
+        if args.optim != MUON:
+            transformers.Trainer.get_optimizer_cls_and_kwargs(args)
+        elif args.deepspeed or args.fsdp:
+            raise ValueError(
+                "it needs whole matrices, which --deepspeed and --fsdp spread over the processes: leave them out, or "
+                "use --optim adamw_torch_fused"
+            )
+        elif args.optim_args:
+            raise ValueError(f"it takes no --optim_args ({args.optim_args}): leave them out")
+
     for flag, value, check in (
-        ("optim", args.optim, lambda: transformers.Trainer.get_optimizer_cls_and_kwargs(args)),
+        ("optim", args.optim, optimiser),
         ("lr_scheduler_type", args.lr_scheduler_type, schedule),
     ):
         try:

@@ -23,7 +23,6 @@ from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
 from llava.eval.loss import after_first_token, token_scores
-from llava.model.builder import part_of
 from llava.train import sight
 from llava.train.checkpoint.reload import ReloadError, compare_saved
 from llava.train.checkpoint.resumable import RUN_RECORD, ResumableTrainer
@@ -40,7 +39,7 @@ from llava.train.monitor.invariants import Invariants
 from llava.train.monitor.logs import FreshLogs, ShortPrinter, ShortProgress
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
-from llava.train.optimizer import part_learning_rates
+from llava.train.optimizer import make_optimizer, part_learning_rates
 
 logger = logging.getLogger(__name__)
 
@@ -209,24 +208,9 @@ class LlavaTrainer(ResumableTrainer):
         if self.optimizer is not None:
             return self.optimizer
         model = self.model if model is None else model
-        rates = part_learning_rates(self.args)
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault((part_of(name), name in decayed), []).append(parameter)
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = optimizer_class(
-            [
-                {
-                    "params": parameters,
-                    "lr": rates[part],
-                    "weight_decay": self.args.weight_decay if decay else 0.0,
-                    "name": f"{part}{'' if decay else ', no decay'}",
-                }
-                for (part, decay), parameters in groups.items()
-            ],
-            **options,
+        self.optimizer = make_optimizer(
+            model, self.args, decayed, lambda: self.get_optimizer_cls_and_kwargs(self.args, model)
         )
         return self.optimizer
 

@@ -125,7 +125,9 @@ class StreamResampler(nn.Module):
         latents = F.adaptive_max_pool2d(image, self.grid).flatten(2).transpose(1, 2)
         if len(self.blocks):
             place = F.pad((self.patch_row + self.patch_column).flatten(0, 1), (0, 0, extra, 0))
-            mask = region_mask(self.patches, self.grid, extra, flat.device)
+            # What is traced has no values yet, and must not be kept for others.
+            regions = region_mask.__wrapped__ if torch.compiler.is_compiling() else region_mask
+            mask = regions(self.patches, self.grid, extra, flat.device)
             placed = flat + place
             for block in self.blocks:
                 latents = block(latents, placed, mask)

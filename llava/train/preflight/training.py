@@ -182,6 +182,8 @@ def check_optimizer(
     words = (
         f"{len(seen)} tensors, each in one of {len(optimizer.param_groups)} groups with the learning rate of its part"
     )
+    orthogonal = sum(len(group["params"]) for group in optimizer.param_groups if group.get("muon"))
+    words += f"; {orthogonal} matrices by Muon" if orthogonal else ""
     findings = [Finding("optimiser", "ok", words)]
     words = f"the schedule reaches {peak:.0%} of the learning rate, and gives {area:.0%} on the mean of the steps"
     if peak < LOWEST_PEAK:
