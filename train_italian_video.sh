@@ -93,7 +93,7 @@ fi
 if ((NNODES == 1 && NUM_GPUS == 1 && !NEEDS_TORCHRUN)); then
     TRAINER=("${ONE_PROCESS[@]}")
 else
-    TRAINER=(torchrun --nproc_per_node "$NUM_GPUS")
+    TRAINER=(python llava/train/torchrun.py --nproc_per_node "$NUM_GPUS")
     if ((NNODES == 1)); then
         TRAINER+=(--standalone)
     else
@@ -101,7 +101,8 @@ else
         if [[ -n "${SLURM_JOB_ID:-}" ]]; then
             # shellcheck disable=SC2016  # Each node's own number, known there.
             TRAINER=(srun --nodes "$NNODES" --ntasks "$NNODES" --ntasks-per-node 1 --cpus-per-task "$CPUS"
-                --kill-on-bad-exit=1 bash -c 'exec torchrun --node_rank "$SLURM_NODEID" "$@"' _ "${TRAINER[@]:1}")
+                --kill-on-bad-exit=1 bash -c 'exec python llava/train/torchrun.py --node_rank "$SLURM_NODEID" "$@"' _
+                "${TRAINER[@]:2}")
         else
             TRAINER+=(--node_rank "$NODE_RANK")
         fi

@@ -32,7 +32,7 @@ from llava.data.check import spec_of
 from llava.data.features.extract import cache_settings, describe_cache, extract_features, verify_features
 from llava.data.features.store import TOLERANCES, FeatureCache
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
-from llava.errors import run_command
+from llava.errors import NotCached, UserError, run_command
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 
@@ -87,7 +87,7 @@ class ExtractFlags:
         except ValueError:
             part, parts = -1, 0
         if not 0 <= part < parts:
-            raise ValueError(f"--shard {self.shard}: expected PART/PARTS with 0 <= PART < PARTS, for instance 0/4")
+            raise UserError(f"--shard {self.shard}: expected PART/PARTS with 0 <= PART < PARTS, for instance 0/4")
         return part, parts
 
 
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if differing:
             print(format_problems(differing, limit=None))
         if not count:
-            raise LookupError(f"{cache.folder}: none of these clips is cached under these flags; extract first")
+            raise NotCached(f"{cache.folder}: none of these clips is cached under these flags; extract first")
         return int(bool(differing))
     part, parts = flags.part_of_parts()
     with stop_signals() as stopped:

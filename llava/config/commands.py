@@ -21,7 +21,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from llava.config.known_flags import unknown as nearest
 from llava.config.ranges import RANGES, out_of_range
-from llava.errors import show
+from llava.errors import FileIsThere, UserError, show
 
 WRONG = 2
 """Exit status of a command that was asked for something that it cannot do."""
@@ -87,9 +87,9 @@ def check_output(flag: str, path: Path | None) -> None:
         ValueError: naming the flag, when the path is a folder or lies in none.
     """
     if path is not None and path.is_dir():
-        raise ValueError(f"{flag} {path}: is a folder; name a file")
+        raise UserError(f"{flag} {path}: is a folder; name a file")
     if path is not None and not path.parent.is_dir():
-        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
 def check_new_folder(folder: Path, called: str) -> None:
@@ -99,7 +99,7 @@ def check_new_folder(folder: Path, called: str) -> None:
         FileExistsError: naming it, and the argument that it was given by.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: is there already; {called} is a folder that this command makes")
+        raise FileIsThere(f"{folder}: is there already; {called} is a folder that this command makes")
 
 
 def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ import yaml
 
 from llava.config.known_flags import WORDS, Known, given, known_flags, unknown
 from llava.config.llava_st import FROZEN, TOWER, TUNED
+from llava.errors import MissingFile, UserError
 
 BASE, TEXT_ONLY_RUN, LAUNCH = "recipe", "text_only_run", "launch"
 NOT_HERE = ("recipe", "local_rank")
@@ -89,23 +90,23 @@ def load_recipe(path: str | Path, known: Mapping[str, Known], launch: Mapping[st
     base = own.pop(BASE, None)
     if base is not None:
         if not isinstance(base, str):
-            raise ValueError(f"{path}: {BASE}: the name of one file is expected, not {base!r}")
+            raise UserError(f"{path}: {BASE}: the name of one file is expected, not {base!r}")
         lower = path.parent / base
         values = _read(lower, path)
         further = values.pop(BASE, None)
         if lower.resolve() == path.resolve() or (
             isinstance(further, str) and (lower.parent / further).resolve() == path.resolve()
         ):
-            raise ValueError(f"{path}: {BASE}: {base} leads back to this file: leave the key out in one of them")
+            raise UserError(f"{path}: {BASE}: {base} leads back to this file: leave the key out in one of them")
         if further is not None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {BASE}: {base} names a recipe itself ({further}): one level is allowed, so name {further} "
                 f"here and write into this file what {base} says"
             )
         layers.insert(0, (lower, values))
     problems = [p for file, values in layers for p in _problems(file, values, known, launch)]
     if problems:
-        raise ValueError("wrong recipe:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError("wrong recipe:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def merged(section: str | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -123,20 +124,20 @@ def _read(path: Path, named_in: Path | None) -> dict[str, Any]:
     where = f"{named_in}: {BASE}: " if named_in else "--recipe "
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) or ["none"]
-        raise FileNotFoundError(f"{where}{path}: no such file; recipes beside it: {', '.join(beside)}")
+        raise MissingFile(f"{where}{path}: no such file; recipes beside it: {', '.join(beside)}")
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: lines of the form `flag: value` are expected, not {type(values).__name__}")
+        raise UserError(f"{path}: lines of the form `flag: value` are expected, not {type(values).__name__}")
     twice = _twice(node)
     if twice:
-        raise ValueError(f"{path}: {twice}: stands twice")
+        raise UserError(f"{path}: {twice}: stands twice")
     return values
 
 
@@ -202,7 +203,7 @@ def take_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         word = words.pop(0)
         if word == "--recipe":
             if not words or words[0].startswith("--"):
-                raise ValueError("--recipe: the name of a file is expected after it")
+                raise UserError("--recipe: the name of a file is expected after it")
             path = words.pop(0)
         elif word.startswith("--recipe="):
             path = word.partition("=")[2]

@@ -35,7 +35,7 @@ from llava.data.mixture import DEFAULT_SEED, Source, open_sources
 from llava.data.paths import OUTSIDE, leaves_folder, place
 from llava.data.prompt import lay_out, reserved_tokens
 from llava.data.turns import read_turns
-from llava.errors import show
+from llava.errors import UserError, show
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
@@ -301,7 +301,7 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
         ValueError: for any other policy.
     """
     if on_bad_sample not in ("stop", "skip"):
-        raise ValueError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
+        raise UserError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
     if problems and on_bad_sample == "stop":
         raise DatasetError(
             f"{format_problems(problems)}\nmend the data (python -m llava.data.check shows everything at once), or "

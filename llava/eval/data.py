@@ -11,7 +11,7 @@ from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
-from llava.errors import show
+from llava.errors import UserError, show
 from llava.model.vlm import VisionCausalLM
 
 
@@ -24,7 +24,7 @@ def device_of(name: str | None) -> torch.device:
     try:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise ValueError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
+        raise UserError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
 
 
 def read_for_evaluation(

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from llava.errors import UserError
 from llava.foreign import check_sizes
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
@@ -80,7 +81,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         super().__init__(config)
         head = self.get_output_embeddings()
         if self.base_model is self or not any(module is head for module in self.children()):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: the class has no body ({self.base_model_prefix!r}) or no head of its own, so "
                 "it cannot be given vision here: use another architecture"
             )
@@ -118,7 +119,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         problems = {k: info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys") if info.get(k)}
         if problems:
             listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
-            raise ValueError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
+            raise UserError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
         model.config.mm_vision_tower = found_place(model.config.mm_vision_tower, args[0] if args else None)
         if model.vision_tower is not None:
             model.vision_tower.requires_grad_(False)
@@ -287,7 +288,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         if input_ids is not None and self.mm_projector is not None:
             kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, vision=vision)
         elif not vision.is_empty:
-            raise ValueError("this model was trained on text alone: it takes no video or image")
+            raise UserError("this model was trained on text alone: it takes no video or image")
         never = set(kwargs.pop("suppress_tokens", None) or ()) | set((self.config.visual_token_ids or {}).values())
         return super().generate(input_ids, suppress_tokens=sorted(never) or None, **kwargs)
 

@@ -30,7 +30,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
-from llava.errors import Stopped
+from llava.errors import Stopped, UserError
 from llava.model.vlm import VisionCausalLM
 from llava.train.run_model import RunModel
 
@@ -103,7 +103,7 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
         return None
     if not model.vision_tower.frozen:
         if data_args.feature_cache != "auto":
-            raise ValueError("--feature_cache: the vision tower trains, so its features change; use auto or off")
+            raise UserError("--feature_cache: the vision tower trains, so its features change; use auto or off")
         return None
     beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
     root = beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
@@ -228,7 +228,7 @@ def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
     """
     size = training_args.train_batch_size * training_args.world_size
     if training_args.dataloader_drop_last and num_samples < size:
-        raise ValueError(
+        raise UserError(
             f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
             f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
             "out, or lower --per_device_train_batch_size"

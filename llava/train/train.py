@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from llava.config.flags import Settings
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.text_format import preprocess
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.train import run_flags, sight
 from llava.train.checkpoint import resume
 from llava.train.checkpoint.files import write_errors_explained
@@ -105,7 +105,7 @@ def check_finished(trainer: LlavaTrainer) -> None:
     """
     taken, planned = trainer.state.global_step, trainer.state.max_steps
     if taken < planned:
-        raise ValueError(
+        raise UserError(
             f"training ended after {taken} of {planned} steps, and the model was not saved: the batches ran out, or a "
             "callback stopped it; look at the number of records, --dataloader_drop_last and the batch size"
         )

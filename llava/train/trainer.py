@@ -23,6 +23,7 @@ from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
 from llava.data.target_words import target_entropies
+from llava.errors import NotFinite, UserError
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import part_of
 from llava.train import sight
@@ -195,7 +196,7 @@ class LlavaTrainer(ResumableTrainer):
         remedy = "lower --learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
         if self.monitor is not None:
             self.monitor.sound(Alarm(step, "not finite", message + saved + ".", remedy + "."))
-        raise FloatingPointError(f"{message}{saved}: {remedy}")
+        raise NotFinite(f"{message}{saved}: {remedy}")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
@@ -286,7 +287,7 @@ class LlavaTrainer(ResumableTrainer):
         for name in ("loss", "train_loss", "eval_loss", *([] if self.args.fp16 else ["grad_norm"])):
             value = logs.get(name)
             if value is not None and not math.isfinite(float(value)):
-                raise FloatingPointError(
+                raise NotFinite(
                     f"{name} is {value} at step {self.state.global_step}: lower --learning_rate or --max_grad_norm, "
                     "or train in --bf16 or fp32 instead of --fp16"
                 )
@@ -299,7 +300,7 @@ class LlavaTrainer(ResumableTrainer):
         """
         broken = not_finite(self.model, state_dict)
         if broken:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"step {self.state.global_step}: {', '.join(broken[:3])} are not finite and were not saved: lower "
                 "--learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
             )
@@ -366,7 +367,7 @@ class LlavaTrainer(ResumableTrainer):
         apart = "vision_tower." if self.model.config.mm_vision_tower_storage == "reference" else ()
         missing = [k for k in load_result.missing_keys if not k.startswith(apart) and k not in tied]
         if missing or load_result.unexpected_keys:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected "
                 f"{load_result.unexpected_keys[:5]}; resume with the flags that the run was started with"
             )

@@ -98,7 +98,7 @@ def test_an_unreadable_clip_in_a_data_worker_is_one_message(assets, tmp_path):
     argv = flags(assets, tmp_path / "run", **data, feature_cache="off", dataloader_num_workers=1, preflight="off")
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: main(argv))
-    assert str(stop.value.code).startswith(f"\nVideoError: {data['video_folder']}/garbage.mp4: cannot be opened")
+    assert str(stop.value.code).startswith(f"\nERROR: {data['video_folder']}/garbage.mp4: cannot be opened")
     assert "Traceback" not in str(stop.value.code)
 
 

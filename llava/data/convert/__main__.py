@@ -27,7 +27,7 @@ from llava.data.convert.rows import COMMAND
 from llava.data.convert.sniff import Opened, open_form
 from llava.data.convert.write import Writer, part_path, write_lists
 from llava.data.json_records import DatasetError
-from llava.errors import run_command, show
+from llava.errors import UserError, run_command, show
 
 
 @dataclass
@@ -57,11 +57,11 @@ class ConvertFlags:
 
     def __post_init__(self) -> None:
         if Path(self.output).suffix not in (".json", ".jsonl"):
-            raise ValueError(f"--output {show(self.output)}: end it in .json (a list) or .jsonl (one record a line)")
+            raise UserError(f"--output {show(self.output)}: end it in .json (a list) or .jsonl (one record a line)")
         try:
             "".encode(self.encoding)
         except LookupError as error:
-            raise ValueError(
+            raise UserError(
                 f"--encoding {show(self.encoding)}: is not known; use utf-8, latin-1, cp1252 ..."
             ) from error
 

@@ -22,7 +22,7 @@ from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, Feature
 from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
-from llava.errors import Stopped
+from llava.errors import Stopped, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def cache_settings(
         dtype: that features are stored as, one of `TOLERANCES`.
     """
     if dtype not in TOLERANCES:
-        raise ValueError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
+        raise UserError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
     frames = spec.to_dict()
     # How many latents summarise the features does not change them.
     del frames["fast_latents"], frames["slow_latents"], frames["video_decoder"]
@@ -187,7 +187,7 @@ def extract_features(
         parts = np.split(features, np.cumsum([len(p) for _, p in waiting])[:-1])
         for (clip, _), part in zip(waiting, parts, strict=True):
             if not np.isfinite(part).all():
-                raise ValueError(f"{clip[0]}: the vision tower gives features that are not finite in fp16")
+                raise UserError(f"{clip[0]}: the vision tower gives features that are not finite in fp16")
             shards.setdefault(len(part), []).append(((keys[clip], clip[0]), part))
         waiting.clear()
         flush(SHARD_BYTES)

@@ -27,6 +27,7 @@ from llava.data.features.extract import distinct_clips
 from llava.data.packing import pack_rows
 from llava.data.records import modality
 from llava.data.target_words import target_entropies
+from llava.errors import UserError
 from llava.train import run_flags
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
@@ -63,7 +64,7 @@ positions of the backward pass, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
-class PreflightError(ValueError):
+class PreflightError(UserError):
     """A run that must not start; says every failed check and its remedy."""
 
 
@@ -357,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO if training_args.process_index == 0 else logging.WARNING, format="%(message)s"
     )
     if training_args.preflight == "off":
-        raise ValueError("--preflight off: there is nothing to do; use quick or full")
+        raise UserError("--preflight off: there is nothing to do; use quick or full")
     run = prepare(settings)
     try:
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)
