@@ -20,10 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-OUT_OF_MEMORY = (
+MEMORY_LEVERS = (
     "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by the same factor, which gives the "
-    "same training (--per_device_eval_batch_size for evaluation, --batch_size for other commands); or add "
-    "--gradient_checkpointing True, --bf16 True, or fewer --dataloader_num_workers, or lower --model_max_length"
+    "same training",
+    "lower --per_device_eval_batch_size where it evaluates",
+    "lower --batch_size",
+    "add --gradient_checkpointing True or --bf16 True",
+    "lower --dataloader_num_workers",
+    "lower --num_workers",
+    "lower --model_max_length",
 )
 RESUME = "--resume_from_checkpoint auto goes on from the last checkpoint"
 EXHAUSTED = (
@@ -50,7 +55,8 @@ EXHAUSTED = (
 MACHINE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it accessible to you, or name another"),
-    **dict.fromkeys((errno.EIO,), "look after its disk"),
+    errno.EIO: "look after its disk",
+    errno.ENOTDIR: "one of the folders above it is a file: name another",
 }
 """What the system says of a file that the program can do nothing about, and the remedy."""
 TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -75,6 +81,37 @@ WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
 def path_of(pid: int) -> str | None:
     """The file that a data worker of this process reads, or read when it died."""
     return next((path for watch in list(WATCHES) if (path := watch.path_of(pid))), None)
+
+
+FLAGS: set[str] = set()
+"""Of the command that this process runs, in one spelling (`--model_path`); its parser names them."""
+
+
+def at_hand(text: str) -> bool:
+    """Whether the command at hand has the flags that a text names; those of `python ...` are another command's."""
+    names = {name.replace("-", "_").replace("__", "--", 1) for name in re.findall(r"--[a-z][\w-]+", text)}
+    return not FLAGS or "python " in text or names <= FLAGS
+
+
+def fitted(text: str) -> str:
+    """A message without the remedies whose flags the command at hand lacks: what several commands share names them all.
+
+    A remedy ends at `; `, `, or ` or `. `; what a message begins with is what it is about, and stays.
+    """
+    first, *rest = re.split(r"(; |, or |\. |\n)", text)
+    kept = [first]
+    for mark, part in zip(rest[::2], rest[1::2], strict=True):
+        if mark == "\n" or at_hand(part) or part.count("(") != part.count(")"):
+            kept += [mark, part]
+        elif part.endswith("."):
+            kept.append(".")
+    return "".join(kept)
+
+
+def out_of_memory() -> str:
+    """The remedies that the command at hand has."""
+    levers = [lever for lever in MEMORY_LEVERS if at_hand(lever)]
+    return "; or ".join(levers) or "take a smaller model, or a machine with more memory"
 
 
 JOINERS = "\u200c\u200d"
@@ -148,7 +185,7 @@ def message_of(error: BaseException) -> str | None:
             return str(error.args[0]).rpartition(f"{name}: ")[2].strip()
         return (isinstance(error, OSError) and error.strerror) or text
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
-        return f"out of memory ({(text.strip() or name).splitlines()[0]}): {OUT_OF_MEMORY}"
+        return f"out of memory ({(text.strip() or name).splitlines()[0]}): {out_of_memory()}"
     if isinstance(error, RuntimeError) and (dead := _dead_worker(text)):
         return dead
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS and error.filename is not None:
@@ -217,6 +254,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(STOPPED_STATUS)
     except Exception as error:
         message = message_of(error)
+        message = None if message is None else fitted(message)
         lost = os.environ.get(TORCHRUN_FILE) is not None and re.search(LOST_PEER, str(error)) is not None
         if message is None and lost:
             message = f"another process of the run ended: its own last lines say why. {RESUME}"

@@ -92,6 +92,11 @@ def config_values(name_or_path: str, where: str) -> dict[str, Any]:
     return values
 
 
+def said(error: Exception) -> str:
+    """What a library says of what it could not load, on one line: its first sentence."""
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".:") or type(error).__name__
+
+
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A tokenizer of a folder or hub name.
 
@@ -102,9 +107,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise UserError(f"{name_or_path}: its tokenizer {NO_CODE}") from error
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{name_or_path}: its tokenizer {NO_CODE}") from error
+        raise UserError(f"{name_or_path}: holds no tokenizer that transformers can read ({said(error)})") from error
     most = SIZES["vocab_size"][1]
     if len(tokenizer) > most or max(tokenizer.get_vocab().values(), default=0) > most:
         raise UserError(f"{name_or_path}: its tokenizer has more than {most:,} entries, or an id above that")

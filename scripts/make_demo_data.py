@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import random
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -265,7 +266,9 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
     path = folder / "manifest.json"
     if not path.exists():
         # Hidden files are a manifest in the making, by another job.
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        if folder.exists() and (
+            not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())
+        ):
             raise SystemExit(f"{folder} is not empty and holds no demo data: choose another --output_dir or empty it")
         return False
     manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -283,11 +286,13 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, help="folder to make (needed)")
     parser.add_argument("--num_train", type=int, default=4500, help="training clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.output_dir is None:
+        parser.error("--output_dir is needed: the folder to make")
     if args.num_train < 1:
         parser.error(f"--num_train must be at least 1, got {args.num_train}")
 
@@ -319,5 +324,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"demo data: {len(clips)} clips in {args.output_dir}, {size / len(clips) / 1024:.1f} KiB a clip")
 
 
+def run() -> None:
+    """The command; what the system says of a file is one line."""
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"ERROR: {error.filename}: {error.strerror}; make room on its disk, or choose another --output_dir")
+
+
 if __name__ == "__main__":
-    main()
+    run()

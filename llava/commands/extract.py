@@ -32,7 +32,7 @@ from llava.data.check import spec_of
 from llava.data.features.extract import cache_settings, describe_cache, extract_features, verify_features
 from llava.data.features.store import TOLERANCES, FeatureCache
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
-from llava.errors import NotCached, UserError, run_command
+from llava.errors import NotCached, UserError, fitted, run_command
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     print(f"rank {rank}, part {part} of {parts}: done, {len(problems)} problem(s): {cache.folder}")
     if problems:
-        print(format_problems(problems))
+        print(fitted(format_problems(problems)))
         if flags.bad_list:
             lines = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
             flags.bad_list.write_text(lines, encoding="utf-8", errors="backslashreplace")

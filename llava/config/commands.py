@@ -21,7 +21,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from llava.config.known_flags import unknown as nearest
 from llava.config.ranges import RANGES, out_of_range
-from llava.errors import FileIsThere, UserError, show
+from llava.errors import FLAGS, FileIsThere, UserError, fitted, show
 
 WRONG = 2
 """Exit status of a command that was asked for something that it cannot do."""
@@ -75,7 +75,7 @@ def refuse(message: object, prog: str) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    text = show(message, keep="\n")
+    text = fitted(show(message, keep="\n"))
     print(f"{prog}: {text}", file=sys.stderr)
     sys.exit(WRONG)
 
@@ -159,6 +159,12 @@ class Parser(HfArgumentParser):
         added = parser.add_argument(field.name, **{"metavar": field.name.upper()} | options)
         added.required = field.default is MISSING and field.default_factory is MISSING
         added.default = [] if several else None if added.required else field.default
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As in argparse; from here on, messages name the flags of this command alone."""
+        FLAGS.clear()
+        FLAGS.update(name for action in self._actions for name in action.option_strings if "-" not in name[2:])
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         flag = re.match(r"argument (--\w+)(?:/[^:]+)?: ", message)

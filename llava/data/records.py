@@ -254,6 +254,13 @@ def missing_files(records: Sequence[Record]) -> list[Problem]:
     ]
 
 
+def no_file_is_there(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
+    """Whether records have videos or images, and the files of all of them are missing."""
+    missing = {p.source for p in problems if p.kind == "missing file"}
+    visual = [r for r in records if r.videos or r.images]
+    return bool(visual) and all(r.source in missing for r in visual)
+
+
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
     """Paths that name no file with something in it, and what is there instead."""
     return wrong_with_files({p for r in records for p in (*r.videos, *r.images)})
@@ -266,14 +273,14 @@ def format_problems(problems: Sequence[Problem], limit: int | None = 20, noun: s
         kinds.setdefault(problem.kind, []).append(problem)
     sources = len({p.source for p in problems})
     lines = [f"{_count(len(problems), noun)} in {_count(sources, 'record')}"]
-    share = len(problems) if limit is None else max(limit // max(len(kinds), 1), 1)
+    share = len(problems) if limit is None else limit // max(len(kinds), 1)
     for kind, group in kinds.items():
         remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
         lines.append(f"  {kind}: {len(group)}{remedy}")
         lines += [
             f"    {show(p.source)}{f' id {p.record_id!r}' if p.record_id else ''}: {p.message}" for p in group[:share]
         ]
-        if len(group) > share:
+        if len(group) > share > 0:
             lines.append(f"    ... and {len(group) - share} more")
     return "\n".join(lines)
 
@@ -293,6 +300,10 @@ def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Reco
     return [r for r in records if r.source not in named]
 
 
+FEW = 3
+"""Problems that an error shows, which is read at a glance; the data check shows all."""
+
+
 def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> list[Record]:
     """The records to train on: all (`stop`, which tolerates no problem), or those that no problem names (`skip`).
 
@@ -304,10 +315,10 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
         raise UserError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
     if problems and on_bad_sample == "stop":
         raise DatasetError(
-            f"{format_problems(problems)}\nmend the data (python -m llava.data.check shows everything at once), or "
-            "leave these records out with --on_bad_sample skip"
+            f"{format_problems(problems, limit=FEW)}\nmend the data (python -m llava.data.check shows everything at "
+            "once), or leave these records out with --on_bad_sample skip"
         )
     kept = without(records, problems)
     if not kept:
-        raise DatasetError(f"no record is left to train on: {format_problems(problems)}")
+        raise DatasetError(f"no record is left to train on: {format_problems(problems, limit=FEW)}")
     return kept

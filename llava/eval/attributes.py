@@ -66,20 +66,26 @@ def check_lexicon(lexicon: Lexicon) -> None:
         raise UserError("lexicon: " + "; ".join(problems) + ". Give every value word forms of its own.")
 
 
+SHAPE = "{attribute: {value: [word forms]}}"
+
+
 def load_lexicon(path: str | Path) -> dict[str, dict[str, list[str]]]:
     """Reads and checks a lexicon from a JSON file.
 
     Raises:
         ValueError: when the file does not hold `{attribute: {value: [word forms]}}`, or fails `check_lexicon`.
     """
-    lexicon = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        lexicon = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no JSON that can be read ({error}); expected {SHAPE}") from error
     shaped = isinstance(lexicon, dict) and all(
         isinstance(forms, dict)
         and all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in forms.values())
         for forms in lexicon.values()
     )
     if not shaped:
-        raise UserError(f"{path}: expected {{attribute: {{value: [word forms]}}}}")
+        raise UserError(f"{path}: expected {SHAPE}")
     check_lexicon(lexicon)
     return lexicon
 

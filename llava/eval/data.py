@@ -11,7 +11,7 @@ from llava.data.mixture import DEFAULT_SEED
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
-from llava.errors import UserError, show
+from llava.errors import UserError, fitted, show
 from llava.model.vlm import VisionCausalLM
 
 
@@ -62,5 +62,5 @@ def read_for_evaluation(
     kept = apply_policy(records, problems, on_bad_sample)
     if problems:
         print(f"{show(path)}: {len(kept)} of {len(kept) + len({p.source for p in problems})} records; left out:")
-        print(format_problems(problems))
+        print(fitted(format_problems(problems)))
     return kept

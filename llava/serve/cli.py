@@ -10,7 +10,7 @@ from llava.config.commands import parse, refuse
 from llava.config.groups import ModelFlags
 from llava.config.ranges import COUNT, Range
 from llava.data.video import VideoError
-from llava.errors import run_command, show
+from llava.errors import fitted, run_command, show
 from llava.eval.captioning import Captioner, check_prompt
 from llava.eval.data import device_of
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             caption = captioner.caption(path, flags.prompt, **options)
         except VideoError as error:
-            print(f"{PROG}: {show(error)}", file=sys.stderr)
+            print(f"{PROG}: {fitted(show(error))}", file=sys.stderr)
             failed = 1
             continue
         except ValueError as error:  # The prompt is too long, or options do not go together.

@@ -14,7 +14,7 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
-from llava.data.records import modality
+from llava.data.records import apply_policy, modality, no_file_is_there
 from llava.train.checkpoint.resume import fingerprint, record_digests
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
@@ -57,6 +57,10 @@ def prepare(
     set_seed(training_args.seed)
     tokenizer = load_tokenizer(settings)
     train, evaluation = read_splits(settings, tokenizer)
+    for split in (train, evaluation):
+        if split is not None and no_file_is_there(split.records, split.problems):
+            # A wrong folder, most often: nothing more can be found out, and the model need not be waited for.
+            apply_policy(split.records, split.problems, settings.data.on_bad_sample)
 
     made = make_model(settings, tokenizer, train.records, template)
     model, text_format = made.model, made.text_format

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from llava.config.video import ProcessorSpec
 from llava.errors import MissingFile, UserError
-from llava.foreign import check_sizes, config_values
+from llava.foreign import check_sizes, config_values, said
 from llava.model.multimodal_encoder.processor import processor_spec
 
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -324,7 +324,7 @@ def tower_config_values(name_or_path: str) -> dict[str, Any]:
     except OSError as error:
         raise MissingFile(
             f"{where}: neither a folder with a model nor a hub name that can be reached; on a machine without network, "
-            f"fetch it elsewhere first (hf download {name_or_path}) ({error})"
+            f"fetch it elsewhere first (hf download {name_or_path}) ({said(error)})"
         ) from error
     if isinstance(values.get("vision_config"), Mapping):
         check_sizes(values["vision_config"], f"{where} (vision_config)")
