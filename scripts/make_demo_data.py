@@ -36,7 +36,6 @@ import av
 import numpy as np
 from demo_captions import ATTRIBUTES, PHRASINGS, lexicon, render_caption
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 SIDE, FRAMES, FPS = 112, 24, 12
 """Pixels, frames and frames a second of every clip."""
@@ -226,8 +225,11 @@ def write_clips(clips: Sequence[Clip], folder: Path, num_workers: int) -> None:
         (folder / split).mkdir(parents=True, exist_ok=True)
     work = partial(write_clip, folder=folder)
 
+    # Here, since it would be loaded by each process that draws.
+    from llava.progress import progress
+
     def follow(results: Iterable[None]) -> None:
-        for _ in tqdm(results, total=len(clips), desc="demo clips", unit="clip"):
+        for _ in progress(results, total=len(clips), desc="demo clips", unit="clip"):
             pass
 
     if num_workers <= 1:

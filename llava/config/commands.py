@@ -9,6 +9,7 @@ may be, beside `llava.config.ranges.RANGES`.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser
+from transformers.utils import logging as library_logs
 
 from llava.config.known_flags import unknown as nearest
 from llava.config.ranges import RANGES, out_of_range
@@ -114,6 +116,18 @@ def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
     return problems
 
 
+def quiet_libraries() -> None:
+    """Commands say themselves what they do: transformers shows errors alone and no bars of loading weights, and
+    DeepSpeed nothing about a machine without GPU."""
+    library_logs.set_verbosity_error()
+    library_logs.disable_progress_bar()
+    logging.getLogger("DeepSpeed").addFilter(_is_not_about_the_cpu)
+
+
+def _is_not_about_the_cpu(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Each flag in one spelling, with its default where it has one."""
 
@@ -162,6 +176,7 @@ class Parser(HfArgumentParser):
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """As in argparse; from here on, messages name the flags of this command alone."""
+        quiet_libraries()
         FLAGS.clear()
         FLAGS.update(name for action in self._actions for name in action.option_strings if "-" not in name[2:])
         return super().parse_known_args(*args, **kwargs)

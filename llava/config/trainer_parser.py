@@ -82,13 +82,16 @@ class TrainerParser(Parser):
 def regroup(parser: Any) -> None:
     """Shows the flags of transformers' one group in groups of what they are about."""
     training = next(g for g in parser._action_groups if g.title == TrainingArguments._argument_group_name)
-    actions = {action.dest: action for action in training._group_actions}
+    actions: dict[str, list[Any]] = {}
+    for action in training._group_actions:
+        # Of a flag that is on by default there is one more, --no_NAME.
+        actions.setdefault(action.dest, []).append(action)
     for group in parser._action_groups:
         group.title = TITLES.get(group.title, group.title)
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         # Not every version of transformers has every flag.
-        group._group_actions += [action for name in names.split() if (action := actions.pop(name, None)) is not None]
-    training.title, training._group_actions = REST, list(actions.values())
+        group._group_actions += [action for name in names.split() for action in actions.pop(name, [])]
+    training.title, training._group_actions = REST, [action for same in actions.values() for action in same]
     parser._action_groups.remove(training)
     parser._action_groups.append(training)

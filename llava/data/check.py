@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -52,6 +51,7 @@ from llava.data.video import (
 )
 from llava.errors import UserError, run_command
 from llava.foreign import config_values, load_tokenizer
+from llava.progress import progress
 
 PROG = "python -m llava.data.check"
 CHEAP_PIXELS = 30_000_000
@@ -134,7 +134,7 @@ def inspect_files(
     work = partial(open_file, spec=spec, thorough=thorough, min_frames=min_frames)
     results = open_all(list(users), work, num_workers, timeout)
     hidden = not (show_progress and users)
-    reports = dict(tqdm(results, total=len(users), desc="files", unit="file", disable=hidden))
+    reports = dict(progress(results, total=len(users), desc="files", unit="file", disable=hidden))
     for clip, named in users.items():
         report = reports[clip]
         if report.kind:

@@ -300,8 +300,8 @@ def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Reco
     return [r for r in records if r.source not in named]
 
 
-FEW = 3
-"""Problems that an error shows, which is read at a glance; the data check shows all."""
+ERROR_LINES = 10
+"""Lines of problems that an error has at most, as it is read at a glance; the data check shows all."""
 
 
 def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> list[Record]:
@@ -311,14 +311,16 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
         DatasetError: under `stop` when there is any problem; under `skip` when nothing is left.
         ValueError: for any other policy.
     """
+    kinds = len({p.kind for p in problems})
+    limit = None if kinds + len(problems) <= ERROR_LINES else max(ERROR_LINES - 2 - 2 * kinds, 0)
     if on_bad_sample not in ("stop", "skip"):
         raise UserError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
     if problems and on_bad_sample == "stop":
         raise DatasetError(
-            f"{format_problems(problems, limit=FEW)}\nmend the data (python -m llava.data.check shows everything at "
+            f"{format_problems(problems, limit=limit)}\nmend the data (python -m llava.data.check shows everything at "
             "once), or leave these records out with --on_bad_sample skip"
         )
     kept = without(records, problems)
     if not kept:
-        raise DatasetError(f"no record is left to train on: {format_problems(problems, limit=FEW)}")
+        raise DatasetError(f"no record is left to train on: {format_problems(problems, limit=limit)}")
     return kept

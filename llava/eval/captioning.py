@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.config.commands import check_output, parse
@@ -33,6 +32,7 @@ from llava.eval.score_table import ScoreTable
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
 from llava.model.vlm import VisionCausalLM
+from llava.progress import progress
 
 MARGIN_TOKENS = 32
 """How much longer than the longest reference a caption may become, unless a flag says otherwise."""
@@ -173,7 +173,7 @@ def caption_records(
     """
     sources = _others(records) if control == "other" else list(range(len(records)))
     captions: list[Caption] = []
-    for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
+    for start in progress(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
         chunk = range(start, min(start + batch_size, len(records)))
         asked = [records[i].conversations[: answer_of(records[i])] for i in chunk]
         shown = [records[sources[i]] for i in chunk]

@@ -45,6 +45,7 @@ from llava.report.plots import (
 from llava.report.read import MAKE, Run, read_run
 
 IDENTITY_FLAGS = {"output_dir", "logging_dir", "run_name"}  # They differ between any two runs.
+REPORT_FILE = "report.html"
 FILLED_FLAGS = {"accelerator_config", "disable_tqdm", "hub_token"}  # transformers replaces their default by itself.
 SAMPLES = 3
 
@@ -167,7 +168,7 @@ def write_report(
         raise UserError("a report needs at least one run; name the --output_dir of a training run")
     read = [read_run(folder) for folder in runs]
     named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
-    output = Path(output) if output else read[0].folder / "report.html" if len(read) == 1 else Path("report.html")
+    output = Path(output) if output else read[0].folder / REPORT_FILE if len(read) == 1 else Path("report.html")
     template = _environment().get_template("page.html.j2")
     page = template.render(
         runs=named,

@@ -16,6 +16,7 @@ from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
 from llava.data.records import apply_policy, modality, no_file_is_there
 from llava.train.checkpoint.resume import fingerprint, record_digests
+from llava.train.console import plan
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
 from llava.train.run_data import check_batches, make_cache, make_data, read_splits
@@ -69,6 +70,7 @@ def prepare(
     logger.info("%s", parameter_table(parameters))
 
     cache = make_cache(settings, model)
+    logger.info("%s", plan(settings, train.records, evaluation and evaluation.records, cache is not None))
     data = make_data(train, settings, made, cache, preprocess, should_stop)
     check_batches(len(data.dataset), training_args)
     held_out = None

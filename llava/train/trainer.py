@@ -36,10 +36,11 @@ from llava.train.checkpoint.sharding import (
     weights_are_spread,
     without_tied,
 )
+from llava.train.console import LogLines
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.invariants import Invariants
-from llava.train.monitor.logs import FreshLogs, ShortPrinter, ShortProgress
+from llava.train.monitor.logs import FreshLogs
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import part_learning_rates
@@ -70,9 +71,9 @@ class LlavaTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         # The model smooths the labels itself: transformers would take the logits of every position.
         self.label_smoother = None
-        for printer, short in ((PrinterCallback, ShortPrinter), (ProgressCallback, ShortProgress)):
-            if self.pop_callback(printer) is not None:
-                self.add_callback(short)
+        for printer in (PrinterCallback, ProgressCallback):
+            self.pop_callback(printer)
+        self.add_callback(LogLines("samples" if self.model.config.mm_hidden_size is None else "clips"))
         self.add_callback(FreshLogs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             self.model.in_step = kinds_in_step(self.model, self.train_dataset, self.eval_dataset)

@@ -17,8 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from llava.config.commands import parse, refuse
 from llava.data.convert.build import Tally, build, summary
 from llava.data.convert.clips import IMAGES, VIDEOS, ClipIndex
@@ -28,6 +26,7 @@ from llava.data.convert.sniff import Opened, open_form
 from llava.data.convert.write import Writer, part_path, write_lists
 from llava.data.json_records import DatasetError
 from llava.errors import UserError, run_command, show
+from llava.progress import progress
 
 
 @dataclass
@@ -128,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             stack.callback(writer.discard)
             hidden = not sys.stderr.isatty()
-            rows = tqdm(opened.rows, desc="captions", unit="row", disable=hidden)
+            rows = progress(opened.rows, desc="captions", unit="row", disable=hidden)
             for split, record in build(rows, index, tally, flags.asked().code, opened.is_image):
                 writer.write(split, record)
             stack.pop_all()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.features.old import adopt_old
@@ -23,6 +22,7 @@ from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.errors import Stopped, UserError
+from llava.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def extract_features(
 
     work, done = partial(read_pixels, spec=spec, processor=processor), 0
     with (
-        tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress,
+        progress(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as bar,
         closing(run_tasks(work, missing, num_workers, timeout)) as results,
     ):
         try:
@@ -226,7 +226,7 @@ def extract_features(
                 if len(waiting) == batch_size:
                     encode()
                 done += 1
-                progress.update()
+                bar.update()
         except RuntimeError as error:
             if not isinstance(error, Stopped):  # A decoding process that was ended while it started.
                 stop_if_asked(done)

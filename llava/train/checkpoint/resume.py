@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,8 @@ OPTIMIZER_FLAGS = {
     "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
 }  # fmt: skip
 """Their values lie in the optimiser's saved state, which would go on with the old ones without a word."""
+STEP_FLAGS = ("max_steps", "num_train_epochs")
+"""How long a run trains; one that is finished may train longer."""
 STATE_FLAGS = {
     *({f.name for f in fields(ModelArguments)} - {"model_name_or_path", "from_scratch", "attn_implementation",
                                                   "vision_tower", "pretrain_mm_mlp_adapter"}),
@@ -74,12 +76,16 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     last = newest_valid(folder)
     damaged = [path.name for _, path in list_checkpoints(folder)]
     if last is None and (folder / RUN_RECORD).is_file():
-        raise FileIsThere(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
+        raise FileIsThere(
+            f"--output_dir {folder} holds a finished run without checkpoints, which nothing can go on from: choose "
+            "another folder (with --model_name_or_path set to this one to start from its weights)"
+        )
     if asked in ("false", "none", ""):
         if last is not None:
+            finished = "finished " if (folder / RUN_RECORD).is_file() else ""
             raise FileIsThere(
-                f"--output_dir {folder} holds a run ({last.name}): add --resume_from_checkpoint True to go on "
-                "with it, or choose another folder"
+                f"--output_dir {folder} holds a {finished}run ({last.name}): add --resume_from_checkpoint True to go "
+                "on with it, or choose another folder"
             )
         return None
     if asked == "true" and last is None:
@@ -168,10 +174,13 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     """
     before = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
     _check_batch(checkpoint, before, run_record)
-    # Earlier runs had one format and no LoRA, and no flags for them.
-    old, new = {"version": PLAIN, "lora_enable": False} | before["flags"], json.loads(json.dumps(run_record["flags"]))
-    names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
-    changed = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
+    changed = changed_flags(before["flags"], json.loads(json.dumps(run_record["flags"])))
+    for name in raised_steps(Path(checkpoint), changed):
+        was, now = changed.pop(name)
+        logger.info(
+            "the finished run goes on: --%s was %s, is %s. The learning rate is that of the longer schedule from here "
+            "on, which may be higher than it ended", name, was, now,
+        )  # fmt: skip
     if not changed:
         return
     width = max(len(name) for name in changed)
@@ -185,6 +194,24 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
         "--output_dir (with --model_name_or_path set to the checkpoint to keep its weights), or add --confirm_changes "
         "True where no reason against it is given"
     )
+
+
+def changed_flags(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The flags by whose value a run is another one, with the value before and now, where they differ."""
+    # Earlier runs had one format and no LoRA, and no flags for them.
+    old = {"version": PLAIN, "lora_enable": False, **old}
+    names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
+    return {name: (old[name], new[name]) for name in names if old[name] != new[name]}
+
+
+def raised_steps(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Which of the changed flags ask for more steps of a run that had taken all of its own."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    steps = state["global_step"]
+    if steps < state["max_steps"]:
+        return []
+    more = {name: now for name, (was, now) in changed.items() if name in STEP_FLAGS and now > max(was, 0)}
+    return [name for name, now in more.items() if name != "max_steps" or now > steps]
 
 
 def pinned_template(checkpoint: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from llava.data.records import modality
 from llava.data.target_words import target_entropies
 from llava.errors import UserError
 from llava.train import run_flags
+from llava.train.console import planned_steps
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
 from llava.train.preflight import features as preflight_features
@@ -257,9 +257,7 @@ def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
 def _check_optimizer(trainer: LlavaTrainer) -> list[Finding]:
     args = trainer.args
     optimizer = _optimizer_of(trainer, trainer.model)
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    epochs = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / per_step))
-    steps = args.max_steps if args.max_steps > 0 else epochs
+    steps = planned_steps(args, len(trainer.train_dataset))
     scheduler = schedule_of(args, optimizer, steps)
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
