@@ -111,10 +111,8 @@ fi
 
 echo "Experiment $EXPERIMENT, seed $SEED, $NNODES node(s) of $NUM_GPUS process(es), $PRECISION:" \
     "$DATA_PATH -> $OUTPUT_DIR"
-if ! train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@]}"; then
-    echo "ERROR: training stopped; the reason stands in the last error above." >&2
-    exit 1
-fi
+# A run that fails says why in its last lines.
+train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@]}" || exit 1
 ((NODE_RANK == 0)) || exit 0
 
 ((${#SCORE[@]} == 0)) || run_or_stop python -m llava.eval.captioning "${SCORE[@]}"

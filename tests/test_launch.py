@@ -43,7 +43,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
 
     again = launch(tmp_path, **small)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "resuming from" in again.stdout + again.stderr
+    assert "already finished" in again.stdout + again.stderr
 
     text = launch(tmp_path, EXP_ID="1", **small)
     assert text.returncode == 0, text.stderr[-3000:]

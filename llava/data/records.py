@@ -254,11 +254,14 @@ def missing_files(records: Sequence[Record]) -> list[Problem]:
     ]
 
 
-def no_file_is_there(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
-    """Whether records have videos or images, and the files of all of them are missing."""
+def is_hopeless(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
+    """Whether problems tell, before a file is opened, that somebody must look at the data: a record is wrong in itself,
+    or the files of all are missing, most often since a folder is wrong.
+    """
     missing = {p.source for p in problems if p.kind == "missing file"}
     visual = [r for r in records if r.videos or r.images]
-    return bool(visual) and all(r.source in missing for r in visual)
+    no_file_is_there = bool(visual) and all(r.source in missing for r in visual)
+    return no_file_is_there or any(p.kind != "missing file" for p in problems)
 
 
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:

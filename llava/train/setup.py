@@ -14,7 +14,7 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
-from llava.data.records import apply_policy, modality, no_file_is_there
+from llava.data.records import apply_policy, is_hopeless, modality
 from llava.train.checkpoint.resume import fingerprint, record_digests
 from llava.train.console import plan
 from llava.train.experiments import give_faults, parse_faults
@@ -59,8 +59,8 @@ def prepare(
     tokenizer = load_tokenizer(settings)
     train, evaluation = read_splits(settings, tokenizer)
     for split in (train, evaluation):
-        if split is not None and no_file_is_there(split.records, split.problems):
-            # A wrong folder, most often: nothing more can be found out, and the model need not be waited for.
+        if split is not None and settings.data.on_bad_sample == "stop" and is_hopeless(split.records, split.problems):
+            # Neither the model nor hours of reading clips are waited for.
             apply_policy(split.records, split.problems, settings.data.on_bad_sample)
 
     made = make_model(settings, tokenizer, train.records, template)
