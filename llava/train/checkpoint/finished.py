@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.config.flags import TrainingArguments
 from llava.report.page import REPORT_FILE
+from llava.train.checkpoint.files import checkpoint_problems, list_checkpoints
 from llava.train.checkpoint.resumable import RUN_RECORD, TRAINER_STATE_FILE
 from llava.train.checkpoint.resume import changed_flags
 
@@ -40,11 +41,17 @@ def is_finished(training_args: TrainingArguments, run_record: dict[str, Any]) ->
         for name, wanted in ((REPORT_FILE, training_args.run_report), (EVALUATION_FILE, evaluated))
         if wanted and not (folder / name).is_file()
     ]
-    if steps < planned or not same or lacking:
+    if steps < planned or not same or lacking or not _last_is_whole(folder):
         return False
     report = f"; its report: {folder / REPORT_FILE}" if (folder / REPORT_FILE).is_file() else ""
     logger.info("already finished: %s, %s steps%s\n%s", folder, f"{steps:,}", report, how_to_go_on(steps))
     return True
+
+
+def _last_is_whole(folder: Path) -> bool:
+    """Whether the newest checkpoint is as it was written, where there is one: a damaged one is trained again."""
+    newest = list_checkpoints(folder)[-1:]
+    return not any(checkpoint_problems(path) for _, path in newest)
 
 
 def how_to_go_on(steps: int) -> str:
