@@ -59,14 +59,14 @@ def run_all(settings: Settings, stop: Stop) -> None:
     if resume.on_first_process(lambda: is_finished(training_args, run_record), training_args):
         return
     checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
-    template = None
+    earlier = None
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
-        template = resume.pinned_template(checkpoint)
+        earlier = resume.recorded(checkpoint)
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 
-    run = prepare(settings, run_record, stop.requested, template)
+    run = prepare(settings, run_record, stop.requested, earlier)
     run.trainer.stop = stop
     if checkpoint:
         dataset = run.trainer.train_dataset

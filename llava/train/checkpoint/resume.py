@@ -172,7 +172,7 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     Raises:
         ValueError: with a table of the flags that changed and would make it another run.
     """
-    before = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
+    before = recorded(checkpoint)
     _check_batch(checkpoint, before, run_record)
     changed = changed_flags(before["flags"], json.loads(json.dumps(run_record["flags"])))
     for name in raised_steps(Path(checkpoint), changed):
@@ -214,10 +214,10 @@ def raised_steps(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]]) -> li
     return [name for name, now in more.items() if name != "max_steps" or now > steps]
 
 
-def pinned_template(checkpoint: str) -> str | None:
-    """The chat template that a checkpoint's run was started with, if it has one."""
-    record = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
-    return record.get("text_format", {}).get("template")
+def recorded(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint's run recorded of itself."""
+    record: dict[str, Any] = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
+    return record
 
 
 def _why_not(name: str) -> str:
