@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
+from llava.config.commands import quiet_libraries
 from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
@@ -69,6 +70,8 @@ class LlavaTrainer(ResumableTrainer):
         self.training_collator, self.lengths, self.modalities = training_collator, lengths, modalities
         self.run_record, self.record_digests = run_record, record_digests
         super().__init__(*args, **kwargs)
+        if self.args.log_level == "passive":
+            quiet_libraries()  # transformers has just set what processes other than the first say.
         # The model smooths the labels itself: transformers would take the logits of every position.
         self.label_smoother = None
         for printer in (PrinterCallback, ProgressCallback):
