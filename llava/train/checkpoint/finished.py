@@ -41,17 +41,18 @@ def is_finished(training_args: TrainingArguments, run_record: dict[str, Any]) ->
         for name, wanted in ((REPORT_FILE, training_args.run_report), (EVALUATION_FILE, evaluated))
         if wanted and not (folder / name).is_file()
     ]
-    if steps < planned or not same or lacking or not _last_is_whole(folder):
+    if steps < planned or not same or lacking or not _last_is_whole(folder, steps):
         return False
     report = f"; its report: {folder / REPORT_FILE}" if (folder / REPORT_FILE).is_file() else ""
     logger.info("already finished: %s, %s steps%s\n%s", folder, f"{steps:,}", report, how_to_go_on(steps))
     return True
 
 
-def _last_is_whole(folder: Path) -> bool:
-    """Whether the newest checkpoint is as it was written, where there is one: a damaged one is trained again."""
-    newest = list_checkpoints(folder)[-1:]
-    return not any(checkpoint_problems(path) for _, path in newest)
+def _last_is_whole(folder: Path, steps: int) -> bool:
+    """Whether the newest checkpoint, where there is one, is that of the last step and as it was written: one that was
+    damaged or taken away is trained again.
+    """
+    return all(step == steps and not checkpoint_problems(path) for step, path in list_checkpoints(folder)[-1:])
 
 
 def how_to_go_on(steps: int) -> str:
