@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from llava.commands.extract import main as extract
+from llava.commands.make_model import main as make_model
 from llava.data.check import main as check
 from llava.data.convert.__main__ import main as convert
 from llava.data.split.__main__ import main as split
@@ -20,7 +21,6 @@ from llava.report.page import main as report
 from llava.serve.cli import main as cli
 from llava.train.preflight.run import main as preflight
 from llava.train.train import main as train
-from scripts.make_model import main as make_model
 from tests.train.runs import flags
 
 MOST_LINES = 12

@@ -23,7 +23,6 @@ from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
-from llava.data.target_words import target_entropies
 from llava.errors import NotFinite, UserError
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import part_of
@@ -97,9 +96,7 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-                entropies=target_entropies(
-                    records or [], self.processing_class, getattr(self.train_dataset, "text_format", None)
-                ),
+                entropies={k: v["entropy"] for k, v in run_record["data"]["train"]["supervised"].items()},
             )
             self.add_callback(self.monitor)
             self.invariants = Invariants(
