@@ -42,10 +42,14 @@ TEXTS = ("caption", "reference")
 
 
 class Caption(NamedTuple):
-    """A written text; `ended` is False when it was cut at `max_new_tokens` or at the model's last position."""
+    """A written text; `ended` is False when it was cut at `max_new_tokens` or at the model's last position.
+
+    `tokens` were generated for it, its end included.
+    """
 
     text: str
     ended: bool
+    tokens: int
 
 
 class Captioner:
@@ -87,8 +91,15 @@ class Captioner:
     def caption(self, path: str | Path, prompt: str = "", **generation: Any) -> Caption:
         """The caption of one file, and whether it came to its end; raises as above."""
         check_prompt(prompt, self.tokenizer, self.text_format.version)
-        frames = read_frames(path, self.spec)
-        pixels = frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
+        return self.caption_pixels(self.read_pixels(path), prompt, **generation)
+
+    def read_pixels(self, path: str | Path, split: tuple[int, int] | None = None) -> torch.Tensor:
+        """What the tower is given of a file or its segment: the chosen frames, (T, 3, S, S); raises VideoError."""
+        frames = read_frames(path, self.spec, split)
+        return frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
+
+    def caption_pixels(self, pixels: torch.Tensor, prompt: str = "", **generation: Any) -> Caption:
+        """The caption of frames (T, 3, S, S); the prompt is not looked at."""
         question = [{"from": "human", "value": f"{DEFAULT_VIDEO_TOKEN} {prompt}".strip()}]
         return self.answer([question], generation, pixel_values_videos=pixels[None])[0]
 
@@ -153,9 +164,14 @@ def generate(
         **options,
     )
     new = output[:, longest:]
-    ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1).tolist()
+    is_end = torch.isin(new, torch.tensor(ends, device=new.device)).int()
+    # What follows the first end is padding.
+    counts = (is_end.cumsum(dim=1) - is_end == 0).sum(dim=1).tolist()
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [Caption(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
+    return [
+        Caption(text.strip(), bool(end), count)
+        for text, end, count in zip(texts, is_end.any(dim=1).tolist(), counts, strict=True)
+    ]
 
 
 def caption_records(

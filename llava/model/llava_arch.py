@@ -58,8 +58,9 @@ class LlavaMetaForCausalLM:
         )
         if config.mm_vision_tower_storage == "checkpoint":
             self.vision_tower = empty_vision_tower(
-                config.mm_vision_config, config.mm_vision_select_layer, config.mm_vision_select_feature
-            )
+                config.mm_vision_config, config.mm_vision_select_layer, config.mm_vision_select_feature,
+                self._tower_attention,
+            )  # fmt: skip
             self.vision_tower.precision = config.mm_vision_precision
 
     def initialize_vision_modules(
@@ -111,6 +112,11 @@ class LlavaMetaForCausalLM:
             module.to(self.device)
         self.vision_tower = tower.to(self.device)
 
+    @property
+    def _tower_attention(self) -> str | None:
+        """What is asked of the tower: the language model's attention, unless its class has no choice of its own."""
+        return self.config._attn_implementation if self._supports_sdpa else None
+
     def attach_vision_tower(self, name_or_path: str | None = None) -> None:
         """Loads the tower that the config refers to (or the same one from `name_or_path`), frozen.
 
@@ -121,7 +127,9 @@ class LlavaMetaForCausalLM:
         config = self.config
         name = name_or_path or config.mm_vision_tower
         try:
-            tower = load_vision_tower(name, config.mm_vision_select_layer, config.mm_vision_select_feature)
+            tower = load_vision_tower(
+                name, config.mm_vision_select_layer, config.mm_vision_select_feature, self._tower_attention
+            )
         except FileNotFoundError as error:
             raise MissingFile(
                 f"the vision tower {name!r} of this model cannot be loaded; the tower is kept by reference: give its "

@@ -24,7 +24,7 @@ from transformers.processing_utils import ProcessorMixin
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.chat_formats import PLAIN
-from llava.data.prompt import MARKERS, Spans, Turns, compact, pad_token_id, tokenized
+from llava.data.prompt import MARKERS, Spans, Turns, compact, pad_token_id, tokenized, visual_token_ids
 from llava.data.text_format import TextFormat
 from llava.data.text_format import text_format as format_of
 from llava.data.turns import FROM
@@ -32,6 +32,7 @@ from llava.data.video.image import on_white, read_image
 from llava.data.video.select import spread_evenly
 from llava.data.video.transforms import frames_to_pixels
 from llava.errors import UserError
+from llava.model.padding import Padding
 
 PLAIN_FORMAT = {"version": PLAIN, "template": None}
 
@@ -77,9 +78,6 @@ class VisionCausalLMProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Any = None,
-        return_tensors: str | None = "pt",
-        padding: bool | str = True,
-        padding_side: str = "left",
         **kwargs: Any,
     ) -> BatchFeature:
         """Ids, mask and pixel values of a batch.
@@ -90,18 +88,20 @@ class VisionCausalLMProcessor(ProcessorMixin):
                 put before them, when there are as many as texts.
             videos: paths, arrays (T, H, W, 3) uint8, or lists of PIL images; one or a list. Of a file the frames that
                 training takes are read; of frames, `num_frames` evenly spread ones are taken.
-            padding_side: the side that short texts are filled on; "left" for generation.
+            kwargs: `padding`, `padding_side`, `truncation`, `max_length` and `return_tensors`, as in transformers but
+                for the defaults: tensors of PyTorch, padded to the longest text, on the left for generation.
 
         Returns:
             `input_ids` and `attention_mask` (B, L), `pixel_values` (I, 3, S, S), `pixel_values_videos`
             (V, T, 3, S, S); the last two where there are any.
 
         Raises:
-            ValueError: when placeholders and files are not the same number, and for what is neither path nor pixels.
+            ValueError: when placeholders and files are not the same number, for what is neither path nor pixels, and
+                where `max_length` would cut a video or image.
+            TypeError: naming other arguments, which would have no effect.
             VideoError: naming a file that cannot be read.
         """
-        for name in ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs"):
-            kwargs.pop(name, None)
+        options = Padding.of(kwargs, type(self).__name__)
         images, videos = _listed(images, 3), _listed(videos, 4)
         texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * max(
             len(videos), len(images), 1)  # fmt: skip
@@ -118,7 +118,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
             ids = [form.prompt([{"from": "human", "value": t}]) for t in texts]
         else:  # Rendered by `apply_chat_template`, whose white space is the format's.
             ids = list(tokenized(form.tokenizer, [compact(t) for t in texts]))
-        return self._batch(ids, images, videos, return_tensors, padding_side)
+        return self._batch(ids, images, videos, options)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """A conversation, or several, in the format that the model was trained with, up to where it goes on.
@@ -126,48 +126,52 @@ class VisionCausalLMProcessor(ProcessorMixin):
         Args:
             conversation: turns of `role` and `content`; content is a text or a list of `{"type": "text", "text": ...}`,
                 `{"type": "video", "video" | "path" | "url": PATH}` and `{"type": "image", ...}`.
-            kwargs: `tokenize` (False), `return_dict`, `return_tensors`, as in transformers.
+            kwargs: `tokenize` (False), `return_dict` (True), and those of `__call__`, as in transformers, also within
+                `processor_kwargs`; `add_generation_prompt` and `continue_final_message` where they say the same.
 
         Returns:
-            The text; with `tokenize=True` what `__call__` returns.
+            The text; with `tokenize=True` what `__call__` returns, or its ids with `return_dict=False`.
+
+        Raises:
+            ValueError: for `add_generation_prompt=False` where the last turn is not to be continued.
+            TypeError: naming other arguments, which would have no effect.
         """
         if chat_template is not None:
             return super().apply_chat_template(conversation, chat_template, **kwargs)
         many = bool(conversation) and not isinstance(conversation[0], Mapping)
         parts = [_turns(c) for c in (conversation if many else [conversation])]
         form = self.format
+        tokenize, as_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", True)
+        goes_on = kwargs.pop("continue_final_message", False)
+        if not kwargs.pop("add_generation_prompt", True) and not goes_on:
+            raise UserError("add_generation_prompt=False: a prompt ends where the model goes on; leave it out")
+        inner = kwargs.pop("processor_kwargs", None) or {}
+        options = Padding.of({**kwargs, **inner}, f"{type(self).__name__}.apply_chat_template")
         ids = [form.prompt(turns) for turns, _, _ in parts]
-        if not kwargs.get("tokenize", False):
+        if not tokenize:
             texts = [_with_placeholders(self.tokenizer.decode(i, skip_special_tokens=False)) for i in ids]
             return texts if many else texts[0]
         images, videos = ([item for part in parts for item in part[which]] for which in (1, 2))
-        return self._batch(ids, images, videos, kwargs.get("return_tensors") or "pt", "left")
+        batch = self._batch(ids, images, videos, options)
+        return batch if as_dict else batch["input_ids"]
 
     def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any):
         """Texts of generated ids, without the visual tokens."""
         return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _batch(
-        self, ids: Sequence[Sequence[int]], images: Sequence[Any], videos: Sequence[Any], tensors: str | None, side: str
+        self, ids: Sequence[Sequence[int]], images: Sequence[Any], videos: Sequence[Any], options: Padding
     ) -> BatchFeature:
         spans = Spans.of(self.tokenizer, self.spec)
-        rows = [spans.expand(i) for i in ids]
-        longest, pad = max(map(len, rows)), pad_token_id(self.tokenizer)
-        fill = [longest - len(row) for row in rows]
-        left = side == "left"
-        data: dict[str, Any] = {
-            "input_ids": [[pad] * n + r if left else r + [pad] * n for r, n in zip(rows, fill, strict=True)],
-            "attention_mask": [
-                [0] * n + [1] * len(r) if left else [1] * len(r) + [0] * n for r, n in zip(rows, fill, strict=True)
-            ],
-        }
+        rows = options.cut([spans.expand(i) for i in ids], visual_token_ids(self.tokenizer).values())
+        data: dict[str, Any] = options.batch(rows, pad_token_id(self.tokenizer))
         aspect = self.spec.image_aspect_ratio
         if images:
             data["pixel_values"] = torch.cat([frames_to_pixels(image_frame(i), self.pixels, aspect) for i in images])
         if videos:
             shown = [frames_to_pixels(video_frames(v, self.spec), self.pixels, aspect) for v in videos]
             data["pixel_values_videos"] = torch.stack(shown)
-        return BatchFeature(data, tensor_type=tensors)
+        return BatchFeature(data, tensor_type=options.return_tensors)
 
 
 def image_frame(image: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What vision adds to the class of a language model: forward, generation, save and load, whatever its architecture.
+"""What vision adds to the class of a language model: forward, save and load, whatever its architecture.
 
 The class is asked for what it does and never told apart by its name: `base_model` makes the states, and the logits are
 those that the class's own `forward` makes of states, with whatever it puts after its head.
@@ -18,21 +18,24 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.utils import can_return_tuple
 
 from llava.errors import UserError
 from llava.foreign import check_sizes
+from llava.model.generation import CACHE, GeneratesWithVideo
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.peft_defaults import teach_peft
 from llava.model.permissions import follow_umask
 from llava.model.shipped import found_place, give_code, write_code, written_place
 from llava.model.vision_batch import VisionBatch
 
+PREFIX = "llava_"
+"""What the model type of a language model with vision begins with."""
 TOWER_PREFIX = "vision_tower."
 TOWER_KEYS = rf"^{TOWER_PREFIX[:-1]}\."
-CACHE = "cache" if hasattr(CausalLMOutputWithCrossAttentions, "cache") else "past_key_values"
-"""What transformers calls the keys and values of earlier positions: `cache` since 5.24. Callers may use either name."""
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -61,6 +64,11 @@ class VisionConfig:
     visual_token_ids: dict | None = None
     lora: dict | None = None
 
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers; PEFT asks for it before it looks for layers."""
+        teach_peft(self.model_type, self.model_type.removeprefix(PREFIX))
+        return super().to_dict(*args, **kwargs)
+
 
 @dataclass
 class LlavaCausalLMOutput(CausalLMOutputWithCrossAttentions):
@@ -71,7 +79,7 @@ class LlavaCausalLMOutput(CausalLMOutputWithCrossAttentions):
     token_losses: torch.Tensor | None = None
 
 
-class VisionCausalLM(LlavaMetaForCausalLM):
+class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
     """Mixin before a causal-LM class of transformers; text-only when the config names no tower."""
 
     accepts_loss_kwargs = True  # What the class says of its own loss does not hold for this one.
@@ -133,6 +141,9 @@ class VisionCausalLM(LlavaMetaForCausalLM):
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
         give_code(self)
+        # Found anew, for every part that the model has by now: a tower that came after the model was loaded is stored
+        # under the names that all versions of transformers write and read, whatever this one calls its weights.
+        self._weight_conversions = None
         place = self.config.mm_vision_tower
         self.config.mm_vision_tower = written_place(place, save_directory, self.config.mm_vision_tower_storage)
         try:
@@ -144,6 +155,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         follow_umask(save_directory)
         return result
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -244,7 +256,7 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         name = "cache" if "cache" in taken else "past_key_values"
         if cache is not None or name in taken:
             given[name] = cache
-        return self.base_model(inputs_embeds=inputs_embeds, **given)
+        return self.base_model(inputs_embeds=inputs_embeds, **given, return_dict=True)
 
     def logits_of(self, output: Any, states: torch.Tensor, multiple: int = 1) -> torch.Tensor:
         """What the class makes of states, with the scale or soft cap of its head: (N, D) or (B, N, D) -> (..., V).
@@ -262,55 +274,15 @@ class VisionCausalLM(LlavaMetaForCausalLM):
         body = _StandIn(self.base_model, lambda *_, **__: given)
         layer = _StandIn(head, partial(head_logits, head=head, multiple=multiple))
         with _instead(self, {self.base_model_prefix: body, name: layer}):
-            logits = super().forward(inputs_embeds=flat).logits
+            logits = super().forward(inputs_embeds=flat, return_dict=True).logits
         return logits if states.dim() == 3 else logits[0]
 
     def own_loss(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there."""
         mask = inputs.pop("attention_mask", None)
         embeds, _ = self.prepare_inputs_labels_for_multimodal_video(**inputs)
-        return super().forward(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
-
-    @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' generation (greedy, sampling, beam search), with video.
-
-        The visual arguments of `forward` are taken beside transformers' own. The prompt is encoded once, so that
-        neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left. Visual
-        tokens, which are places for features and no words, are never generated.
-
-        Raises:
-            ValueError: for pixels or features that are not finite, of which a model makes an empty text, and from
-                `prepare_inputs_labels_for_multimodal_video`.
-        """
-        input_ids, vision = kwargs.pop("input_ids", inputs), VisionBatch.take(kwargs)
-        vision.check_finite()
-        if input_ids is not None and self.mm_projector is not None:
-            kwargs["prompt_embeds"], _ = self.prepare_inputs_labels_for_multimodal_video(input_ids, vision=vision)
-        elif not vision.is_empty:
-            raise UserError("this model was trained on text alone: it takes no video or image")
-        never = set(kwargs.pop("suppress_tokens", None) or ()) | set((self.config.visual_token_ids or {}).values())
-        return super().generate(input_ids, suppress_tokens=sorted(never) or None, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        past_key_values: Any = None,
-        prompt_embeds: torch.Tensor | None = None,
-        cache: Any = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As in transformers; while nothing is cached, the prompt enters as embeddings with its video in them."""
-        earlier = past_key_values if cache is None else cache
-        inputs = super().prepare_inputs_for_generation(input_ids, **{CACHE: earlier}, **kwargs)
-        cached = earlier.get_seq_length() if earlier is not None else 0
-        if prompt_embeds is None or cached >= prompt_embeds.shape[1]:
-            return inputs
-        ids = inputs.pop("input_ids")
-        if cached or ids.shape[1] < prompt_embeds.shape[1]:
-            raise ValueError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
-        new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
-        return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
+        given = {"attention_mask": mask, "labels": labels, "use_cache": False, "return_dict": True}
+        return super().forward(inputs_embeds=embeds, **given).loss
 
 
 @cache

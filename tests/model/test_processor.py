@@ -66,6 +66,50 @@ def test_what_does_not_fit_is_named(saved, given, message):
         AutoProcessor.from_pretrained(saved)(**given)
 
 
+def test_texts_are_padded_and_cut_as_transformers_says(saved):
+    processor = AutoProcessor.from_pretrained(saved)
+    texts = ["Un gatto nero dorme", "Un"]
+    plain = processor(text=texts, padding=False, return_tensors=None)
+    long, short = plain["input_ids"]
+    assert len(long) > len(short) and plain["attention_mask"] == [[1] * len(long), [1] * len(short)]
+    fixed = processor(text=texts, padding="max_length", max_length=30, padding_side="right")
+    assert fixed["input_ids"].shape == (2, 30) and fixed["attention_mask"].sum(1).tolist() == [len(long), len(short)]
+    assert fixed["input_ids"][0, : len(long)].tolist() == long
+    cut = processor(text=texts, text_kwargs={"truncation": True, "max_length": 3}, common_kwargs={})
+    assert cut["input_ids"][0].tolist() == long[:3]
+    numpy = processor(text=texts, return_tensors="np", videos=None)
+    assert isinstance(numpy["input_ids"], np.ndarray) and numpy["input_ids"][1, -1] == short[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"do_resize": False, "add_special_tokens": True}, TypeError, "does not take add_special_tokens, do_resize"),
+        ({"videos_kwargs": {"fps": 2}}, TypeError, r"does not take videos_kwargs\['fps'\]"),
+        ({"max_length": 5}, ValueError, "max_length is given: it goes with padding='max_length' or truncation=True"),
+        ({"truncation": True}, ValueError, "no max_length is given"),
+        ({"padding": "longest_last"}, ValueError, "padding is 'longest_last', expected one of 'longest'"),
+        ({"padding": False}, ValueError, "are no tensor: padding=True, or return_tensors=None"),
+        ({"truncation": True, "max_length": 8}, ValueError, "text 1: 11 positions, 10 of them visual, do not fit"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_by_name(saved, options, error, message):
+    frames = colour_frames(1, SPEC.num_frames)
+    with pytest.raises(error, match=message):
+        AutoProcessor.from_pretrained(saved)(text=["Un gatto", "<video> Un"], videos=[frames], **options)
+
+
+def test_messages_take_the_same_options(saved):
+    processor = AutoProcessor.from_pretrained(saved)
+    messages = [[{"role": "user", "content": text}] for text in ("Un gatto nero", "Un")]
+    ids = processor.apply_chat_template(messages, tokenize=True, return_dict=False, processor_kwargs={"padding": True})
+    assert torch.equal(ids, processor(text=["Un gatto nero", "Un"])["input_ids"])
+    with pytest.raises(TypeError, match="apply_chat_template does not take tools"):
+        processor.apply_chat_template(messages, tools=[])
+    with pytest.raises(ValueError, match="ends where the model goes on"):
+        processor.apply_chat_template(messages, add_generation_prompt=False)
+
+
 def test_messages_become_the_format_of_training(saved, assets):
     processor = AutoProcessor.from_pretrained(saved)
     clip = str(assets.clips / "clip0.mp4")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from llava.model.vlm import TOWER_PREFIX
 from tests.model.test_capabilities import tiny
 
 
@@ -56,3 +58,45 @@ def test_rows_of_the_head_that_are_padded_leave_the_logits_as_they_are(kind, cha
     output = model.states(model.get_input_embeddings()(torch.tensor([[2, 3, 4]])))
     states = output.last_hidden_state[0]
     torch.testing.assert_close(model.logits_of(output, states, 64), model.logits_of(output, states))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_outputs_come_as_a_tuple_where_that_is_asked_for(build, tokenizer, labelled):
+    model = build(vision=False)
+    inputs = {"input_ids": torch.tensor([tokenizer("Un gatto nero")["input_ids"]])}
+    inputs |= {"labels": inputs["input_ids"]} if labelled else {}
+    named, plain = model(**inputs), model(**inputs, return_dict=False)
+    assert type(plain) is tuple and torch.equal(plain[0], named.loss if labelled else named.logits)
+    model.config.return_dict = False
+    assert torch.equal(model(**inputs)[0], plain[0]) and torch.equal(model(**inputs, return_dict=True)[0], plain[0])
+
+
+@pytest.mark.parametrize("storage", ["reference", "checkpoint"])
+def test_the_attention_that_is_asked_for_is_the_towers_too(build, tmp_path, storage):
+    model = build(storage=storage)
+    model.save_pretrained(tmp_path)
+
+    def both(one):
+        return one.config._attn_implementation, one.vision_tower.vision_model.config._attn_implementation
+
+    assert both(type(model).from_pretrained(tmp_path)) == ("sdpa", "sdpa")
+    eager = type(model).from_pretrained(tmp_path, attn_implementation="eager")
+    assert both(eager) == ("eager", "eager")
+    eager.set_attn_implementation("sdpa")
+    assert both(eager) == ("sdpa", "sdpa")
+    config = type(model.config).from_pretrained(tmp_path, attn_implementation="eager")
+    assert both(type(model).from_pretrained(tmp_path, config=config)) == ("eager", "eager")
+
+
+def test_a_tower_that_is_stored_later_has_the_names_of_its_own_checkpoint(build, assets, tmp_path):
+    """Those are the same in all versions of transformers, which call the weights otherwise in memory."""
+    model = build()
+    model.save_pretrained(tmp_path / "first")
+    loaded = type(model).from_pretrained(tmp_path / "first")
+    loaded.config.mm_vision_tower_storage = "checkpoint"
+    loaded.save_pretrained(tmp_path / "second")
+    names = load_file(tmp_path / "second" / "model.safetensors")
+    stored = {k.removeprefix(f"{TOWER_PREFIX}vision_model.") for k in names if k.startswith(TOWER_PREFIX)}
+    assert stored == set(load_file(assets.tower / "model.safetensors"))
+    again = type(model).from_pretrained(tmp_path / "second")
+    assert again.vision_tower.checksum() == loaded.vision_tower.checksum()

@@ -20,9 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from llava.errors import UserError
 from llava.model.registration import register
-from llava.model.vlm import VisionCausalLM, VisionConfig
+from llava.model.vlm import PREFIX, VisionCausalLM, VisionConfig
 
-PREFIX = "llava_"
 OWN_FILES = {"gpt2": "llava.model.language_model.llava_gpt2"}
 """Types whose class has a file of its own, because users import it from there."""
 HEADS = re.compile(r"(ForCausalLM|LMHeadModel)$")

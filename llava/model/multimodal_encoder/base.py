@@ -62,6 +62,15 @@ def resolve_precision(name: str, device: torch.device | str) -> str:
     return "bf16" if native else "fp32"
 
 
+def attention_option(attention: str | None) -> dict[str, str]:
+    """How transformers is told a tower's attention, where a language model's is `attention`.
+
+    Eager is eager. For any other the tower's own default stands (sdpa, where its class has it): kernels of flash
+    attention compute in half precision, and a frozen tower's weights are fp32.
+    """
+    return {"attn_implementation": "eager"} if attention == "eager" else {}
+
+
 class VisionTower(nn.Module):
     """Frames to patch features of one hidden layer of a transformers vision model.
 
@@ -132,8 +141,13 @@ class VisionTower(nn.Module):
             raise UserError((f"--vision_tower {name}: " if name else "") + "; ".join(problems))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, select_layer: int = -2, select_feature: str = "patch") -> VisionTower:
+    def from_pretrained(
+        cls, name_or_path: str, select_layer: int = -2, select_feature: str = "patch", attention: str | None = None
+    ) -> VisionTower:
         """Loads a hub name or a local folder in fp32, frozen: a vision model, or a whole checkpoint that has one.
+
+        Args:
+            attention: transformers' `attn_implementation`; None for the class's own.
 
         Raises:
             ValueError: when weights are missing or of other shapes, or the layer or feature does not exist.
@@ -151,7 +165,7 @@ class VisionTower(nn.Module):
         with _without_report() if whole else nullcontext():
             model, info = AutoModel.from_pretrained(
                 name_or_path, config=config, dtype=torch.float32, output_loading_info=True,
-                ignore_mismatched_sizes=True, trust_remote_code=False,
+                ignore_mismatched_sizes=True, trust_remote_code=False, **attention_option(attention),
             )  # fmt: skip
         # The mask token serves the pre-training of DINOv2 and DINOv3 only, and exports without it exist.
         missing = [key for key in info["missing_keys"] if not key.endswith("mask_token")]
@@ -163,9 +177,12 @@ class VisionTower(nn.Module):
         return cls(model, select_layer, select_feature, name_or_path)
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig, select_layer: int, select_feature: str) -> VisionTower:
-        """A tower with undefined weights, to be filled from a checkpoint that holds them."""
-        return cls(AutoModel.from_config(config, dtype=torch.float32), select_layer, select_feature)
+    def from_config(
+        cls, config: PretrainedConfig, select_layer: int, select_feature: str, attention: str | None = None
+    ) -> VisionTower:
+        """A tower with undefined weights, to be filled from a checkpoint that holds them; arguments as above."""
+        model = AutoModel.from_config(config, dtype=torch.float32, **attention_option(attention))
+        return cls(model, select_layer, select_feature)
 
     @property
     def frozen(self) -> bool:

@@ -50,8 +50,13 @@ def tower_class(model_type: Any, where: str) -> type[VisionTower]:
     return TOWERS[model_type]
 
 
-def load_vision_tower(name_or_path: str, select_layer: int = -2, select_feature: str = "patch") -> VisionTower:
+def load_vision_tower(
+    name_or_path: str, select_layer: int = -2, select_feature: str = "patch", attention: str | None = None
+) -> VisionTower:
     """A hub name or a local folder as a tower in fp32, frozen.
+
+    Args:
+        attention: of the language model beside it; see `llava.model.multimodal_encoder.base.attention_option`.
 
     Raises:
         ValueError: for an unknown model type, incomplete weights, or a layer or feature that does not exist.
@@ -59,15 +64,18 @@ def load_vision_tower(name_or_path: str, select_layer: int = -2, select_feature:
     """
     model_type = tower_config_values(name_or_path).get("model_type")
     return tower_class(model_type, f"--vision_tower {name_or_path}").from_pretrained(
-        name_or_path, select_layer, select_feature
+        name_or_path, select_layer, select_feature, attention
     )
 
 
-def empty_vision_tower(values: Mapping[str, Any], select_layer: int, select_feature: str) -> VisionTower:
+def empty_vision_tower(
+    values: Mapping[str, Any], select_layer: int, select_feature: str, attention: str | None = None
+) -> VisionTower:
     """A tower with undefined weights, to be filled from a checkpoint that holds them.
 
     Args:
         values: the vision model's config as a dictionary, `mm_vision_config` of that checkpoint.
+        attention: as in `load_vision_tower`.
     """
     tower = tower_class(values.get("model_type"), "mm_vision_config")
-    return tower.from_config(AutoConfig.for_model(**values), select_layer, select_feature)
+    return tower.from_config(AutoConfig.for_model(**values), select_layer, select_feature, attention)
