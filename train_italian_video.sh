@@ -93,7 +93,7 @@ fi
 if ((NNODES == 1 && NUM_GPUS == 1 && !NEEDS_TORCHRUN)); then
     TRAINER=("${ONE_PROCESS[@]}")
 else
-    TRAINER=(torchrun --nproc_per_node "$NUM_GPUS")
+    TRAINER=(python llava/train/torchrun.py --nproc_per_node "$NUM_GPUS")
     if ((NNODES == 1)); then
         TRAINER+=(--standalone)
     else
@@ -101,7 +101,8 @@ else
         if [[ -n "${SLURM_JOB_ID:-}" ]]; then
             # shellcheck disable=SC2016  # Each node's own number, known there.
             TRAINER=(srun --nodes "$NNODES" --ntasks "$NNODES" --ntasks-per-node 1 --cpus-per-task "$CPUS"
-                --kill-on-bad-exit=1 bash -c 'exec torchrun --node_rank "$SLURM_NODEID" "$@"' _ "${TRAINER[@]:1}")
+                --kill-on-bad-exit=1 bash -c 'exec python llava/train/torchrun.py --node_rank "$SLURM_NODEID" "$@"' _
+                "${TRAINER[@]:2}")
         else
             TRAINER+=(--node_rank "$NODE_RANK")
         fi
@@ -110,10 +111,8 @@ fi
 
 echo "Experiment $EXPERIMENT, seed $SEED, $NNODES node(s) of $NUM_GPUS process(es), $PRECISION:" \
     "$DATA_PATH -> $OUTPUT_DIR"
-if ! train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@]}"; then
-    echo "ERROR: training stopped; the reason stands in the last error above." >&2
-    exit 1
-fi
+# A run that fails says why in its last lines.
+train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@]}" || exit 1
 ((NODE_RANK == 0)) || exit 0
 
 if ((${#SCORE[@]})); then

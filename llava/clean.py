@@ -25,7 +25,7 @@ from llava.config.ranges import COUNT
 from llava.constants import ASIDE
 from llava.data.features.room import shown_bytes
 from llava.data.features.store import caches_beside
-from llava.errors import run_command, show
+from llava.errors import UserError, run_command, show
 from llava.train.checkpoint.files import INVALID, checkpoint_problems, list_checkpoints, remove
 from llava.train.checkpoint.lock import LOCK_FILE, is_held, only_run
 
@@ -87,7 +87,7 @@ class CleanFlags:
     def __post_init__(self) -> None:
         for folder in self.folders:
             if not folder.is_dir():
-                raise ValueError(f"{folder}: is no folder; name one with runs or caches, such as output")
+                raise UserError(f"{folder}: is no folder; name one with runs or caches, such as output")
 
 
 def look(folders: Sequence[Path], keep: int = 1, caches: bool = False) -> Found:

@@ -17,7 +17,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llava.config.commands import check_new_folder, parse
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
 from llava.model.language_model.causal_lm import language_type
@@ -65,7 +65,7 @@ def export(
         source, dtype=torch.float32, vision_tower=vision_tower, load_vision_tower=not text_only
     ).eval()
     if settings_of(model) is not None:
-        raise ValueError(
+        raise UserError(
             f"{source}: has LoRA adapters, which only peft can open: merge them first with "
             f"python -m llava.commands.merge_lora {source} MERGED"
         )
@@ -89,7 +89,7 @@ def export(
     with torch.no_grad():
         same = torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
     if not same:
-        raise ValueError(f"{target}: gives other logits than {source}: do not use it, and report this as a fault")
+        raise UserError(f"{target}: gives other logits than {source}: do not use it, and report this as a fault")
     return f"{target}: {held}; its logits are those of {source}, bit for bit"
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from llava.errors import UserError
+
 SIZES = {
     **dict.fromkeys(("n_layer", "num_hidden_layers"), (0, 1000)),
     **dict.fromkeys(("n_embd", "hidden_size", "mm_hidden_size"), (1, 65_536)),
@@ -58,7 +60,7 @@ def check_sizes(values: Mapping[str, Any], where: str) -> None:
             f"{memory() / 1e9:,.0f} GB of memory"
         )
     if problems:
-        raise ValueError(f"{where}: its config cannot be built: {'; '.join(problems)}")
+        raise UserError(f"{where}: its config cannot be built: {'; '.join(problems)}")
     for part in ("video_spec", "mm_processor", "mm_vision_config"):
         if isinstance(values.get(part), Mapping):
             check_sizes(values[part], f"{where} ({part})")
@@ -90,6 +92,11 @@ def config_values(name_or_path: str, where: str) -> dict[str, Any]:
     return values
 
 
+def said(error: Exception) -> str:
+    """What a library says of what it could not load, on one line: its first sentence."""
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".:") or type(error).__name__
+
+
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A tokenizer of a folder or hub name.
 
@@ -100,17 +107,17 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(f"{name_or_path}: its tokenizer {NO_CODE}") from error
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{name_or_path}: its tokenizer {NO_CODE}") from error
+        raise UserError(f"{name_or_path}: holds no tokenizer that transformers can read ({said(error)})") from error
     most = SIZES["vocab_size"][1]
     if len(tokenizer) > most or max(tokenizer.get_vocab().values(), default=0) > most:
-        raise ValueError(f"{name_or_path}: its tokenizer has more than {most:,} entries, or an id above that")
+        raise UserError(f"{name_or_path}: its tokenizer has more than {most:,} entries, or an id above that")
     for text in PROBES:
         number = len(tokenizer(text)["input_ids"])
         # Bytes are the smallest tokens there are, four of them at most a letter; a template adds a few.
         if number > 16 * len(text) + 64:
-            raise ValueError(
+            raise UserError(
                 f"{name_or_path}: its tokenizer makes {number:,} tokens of {text!r}: it is damaged, or made to fill "
                 "the memory; use another"
             )

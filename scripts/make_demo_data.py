@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import random
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +36,6 @@ import av
 import numpy as np
 from demo_captions import ATTRIBUTES, PHRASINGS, lexicon, render_caption
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 SIDE, FRAMES, FPS = 112, 24, 12
 """Pixels, frames and frames a second of every clip."""
@@ -225,8 +225,11 @@ def write_clips(clips: Sequence[Clip], folder: Path, num_workers: int) -> None:
         (folder / split).mkdir(parents=True, exist_ok=True)
     work = partial(write_clip, folder=folder)
 
+    # Here, since it would be loaded by each process that draws.
+    from llava.progress import progress
+
     def follow(results: Iterable[None]) -> None:
-        for _ in tqdm(results, total=len(clips), desc="demo clips", unit="clip"):
+        for _ in progress(results, total=len(clips), desc="demo clips", unit="clip"):
             pass
 
     if num_workers <= 1:
@@ -265,7 +268,9 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
     path = folder / "manifest.json"
     if not path.exists():
         # Hidden files are a manifest in the making, by another job.
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        if folder.exists() and (
+            not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())
+        ):
             raise SystemExit(f"{folder} is not empty and holds no demo data: choose another --output_dir or empty it")
         return False
     manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -283,11 +288,13 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, help="folder to make (needed)")
     parser.add_argument("--num_train", type=int, default=4500, help="training clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.output_dir is None:
+        parser.error("--output_dir is needed: the folder to make")
     if args.num_train < 1:
         parser.error(f"--num_train must be at least 1, got {args.num_train}")
 
@@ -319,5 +326,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"demo data: {len(clips)} clips in {args.output_dir}, {size / len(clips) / 1024:.1f} KiB a clip")
 
 
+def run() -> None:
+    """The command; what the system says of a file is one line."""
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"ERROR: {error.filename}: {error.strerror}; make room on its disk, or choose another --output_dir")
+
+
 if __name__ == "__main__":
-    main()
+    run()

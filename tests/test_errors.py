@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import pickle
 
 import pytest
 
-from llava.errors import Stopped, run_command, show
+from llava.errors import (
+    FileIsThere,
+    FolderInUse,
+    MissingFile,
+    NotCached,
+    NotFinite,
+    NotInstalled,
+    Stopped,
+    UnwritableFile,
+    UserError,
+    message_of,
+    run_command,
+    show,
+)
+from llava.eval.statistics import bootstrap_ratio
 from llava.report.page import main as report
 from llava.train.preflight.run import main as preflight
 
 
-def test_an_error_raised_on_purpose_is_a_message(tmp_path):
-    with pytest.raises(SystemExit, match=r"^\nFileNotFoundError: .*no run") as error:
+def test_an_error_of_the_user_is_a_message(tmp_path):
+    with pytest.raises(SystemExit, match=r"^\nERROR: .*no run") as error:
         run_command(lambda: report([str(tmp_path)]))
     assert error.value.__cause__ is None or isinstance(error.value.code, str)
     wrong = ["--model_name_or_path", "/nowhere/at/all", "--data_path", "x.json", "--output_dir", str(tmp_path)]
@@ -20,9 +36,58 @@ def test_an_error_raised_on_purpose_is_a_message(tmp_path):
         run_command(lambda: preflight([*wrong, "--use_cpu", "True"]))
 
 
-def test_any_other_error_keeps_its_traceback():
-    with pytest.raises(json.JSONDecodeError):
-        run_command(lambda: json.loads("{"))
+@pytest.mark.parametrize("fault", [lambda: json.loads("{"), lambda: bootstrap_ratio([], [], [])])
+def test_any_other_error_keeps_its_traceback(fault):
+    """Also one that this package raises where it is called in a wrong way: the class decides, not the place."""
+    with pytest.raises(ValueError, match="no caption|Expecting"):
+        run_command(fault)
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        (MissingFile, FileNotFoundError), (FileIsThere, FileExistsError), (UnwritableFile, OSError),
+        (FolderInUse, BlockingIOError), (NotInstalled, ImportError), (NotCached, LookupError),
+        (NotFinite, FloatingPointError),
+    ],
+)  # fmt: skip
+def test_each_kind_is_what_callers_expect_and_travels(kind, base):
+    error = pickle.loads(pickle.dumps(kind("clip.mp4: gone; put it back")))
+    assert isinstance(error, base) and isinstance(error, ValueError)
+    assert message_of(error) == "clip.mp4: gone; put it back"
+
+
+def test_what_the_system_says_of_a_file_is_a_message():
+    full = OSError(errno.ENOSPC, "No space left on device", "out/report.html")
+    assert message_of(full) == (
+        "out/report.html: No space left on device; make room on its disk, then give the same command"
+    )
+    assert message_of(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None, "a fault of ours"
+
+
+def test_of_several_processes_one_says_what_all_would(monkeypatch, tmp_path):
+    """Each has its own file from torchrun, beside those of the others on its node."""
+
+    def ends(rank: int, error: Exception) -> str | int:
+        file = tmp_path / str(rank) / "error.json"
+        file.parent.mkdir(exist_ok=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+
+        def fails():
+            raise error
+
+        with pytest.raises(SystemExit) as stop:
+            run_command(fails)
+        assert json.loads(file.read_text())["message"]["extraInfo"]["py_callstack"] == message_of(error) or lost(error)
+        return stop.value.code
+
+    def lost(error: Exception) -> bool:
+        return "closed by peer" in str(error)
+
+    assert ends(0, UserError("--bf16: wrong")) == "\nERROR: --bf16: wrong"
+    assert ends(1, UserError("--bf16: wrong")) == 1
+    assert ends(1, UserError("clip 7: wrong")) == "\nERROR: clip 7: wrong", "another reason is said too"
+    assert ends(2, RuntimeError("[gloo/transport/tcp/pair.cc:525] Connection closed by peer")) == 1
 
 
 def test_the_status_of_a_command_is_its_exit_status():

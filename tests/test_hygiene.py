@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,34 @@ from transformers import AutoConfig, AutoModelForCausalLM
 config = AutoConfig.for_model("llava_gpt2")
 assert AutoModelForCausalLM._model_mapping[type(config)].__name__ == "LlavaGPT2ForCausalLM"
 """
+
+
+BUILTIN_ERRORS = {"ValueError", "FileNotFoundError", "FileExistsError", "OSError", "LookupError", "FloatingPointError"}
+CAUGHT_HERE = {"data/features/content.py", "data/features/shards.py"}
+"""Modules that raise and catch them for themselves."""
+FAULTS = {
+    "data/video/select.py": 2, "data/video/transforms.py": 1, "eval/attributes.py": 1, "eval/controls.py": 1,
+    "eval/statistics.py": 2, "model/builder.py": 2, "model/llava_arch.py": 1, "model/lora.py": 1, "model/loss.py": 1,
+    "model/multimodal_encoder/base.py": 1, "model/remote_code.py": 2, "model/splice.py": 1,
+    "train/checkpoint/files.py": 1,
+}  # fmt: skip
+"""How often a module says that it was called in a wrong way, which is a fault of the program and has a traceback."""
+
+
+def test_errors_of_the_user_are_of_our_own_classes() -> None:
+    """Others would cost a user a traceback: `llava.errors` has a class for each of them."""
+    found: dict[str, int] = {}
+    for path in SOURCES:
+        name = path.relative_to(ROOT / "llava").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            made = node.exc if isinstance(node, ast.Raise) else None
+            if (
+                isinstance(made, ast.Call)
+                and getattr(made.func, "id", "") in BUILTIN_ERRORS
+                and name not in CAUGHT_HERE
+            ):
+                found[name] = found.get(name, 0) + 1
+    assert found == FAULTS
 
 
 def test_rooms_import_only_what_is_below_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
 
     again = launch(tmp_path, **small)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "resuming from" in again.stdout + again.stderr
+    assert "already finished" in again.stdout + again.stderr
 
     text = launch(tmp_path, EXP_ID="1", **small)
     assert text.returncode == 0, text.stderr[-3000:]
@@ -91,19 +92,25 @@ def test_a_copy_of_the_script_needs_the_repository(tmp_path):
     assert result.returncode == 1 and "/tmp is not the repository" in result.stderr
 
 
+def write_python(folder: Path, torchrun: str) -> None:
+    """A `python` that does something else where it is asked for torchrun."""
+    text = f'#!/bin/bash\n[[ "$1" == llava/train/torchrun.py ]] || exec {sys.executable} "$@"\n{torchrun}'
+    (folder / "python").write_text(text)
+    (folder / "python").chmod(0o755)
+
+
 def test_a_later_node_makes_neither_data_nor_model(tmp_path):
     """It trains on what the first makes, and leaves the captions and the report to it."""
-    (tmp_path / "torchrun").write_text("#!/bin/bash\ntouch $FOLDER/trained\n")
-    (tmp_path / "torchrun").chmod(0o755)
+    write_python(tmp_path, "touch $FOLDER/trained\n")
     variables = environment(tmp_path, FOLDER=str(tmp_path), NNODES="2", NODE_RANK="1", MASTER_ADDR="localhost")
     variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
     result = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     # The script makes the run's own folder, for the stop file.
-    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == {"torchrun", "trained"}
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == {"python", "trained"}
 
 
-TORCHRUN = """#!/bin/bash
+TORCHRUN = """
 # Trains until it is told to stop, as a run that removes an old stop file while it starts.
 printf '%s\\n' "$@" >"$FOLDER/arguments"
 while [[ ! -f "$OUTPUT_DIR/STOP" ]]; do read -t 0.1 <> <(:); done
@@ -121,9 +128,9 @@ def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, 
     programs = tmp_path / "programs"
     programs.mkdir()
     # Two processes, since one runs without torchrun.
-    for program, text in (("torchrun", TORCHRUN), ("scontrol", '#!/bin/bash\necho "$@" >"$FOLDER/scontrol"\n')):
-        (programs / program).write_text(text)
-        (programs / program).chmod(0o755)
+    write_python(programs, TORCHRUN)
+    (programs / "scontrol").write_text('#!/bin/bash\necho "$@" >"$FOLDER/scontrol"\n')
+    (programs / "scontrol").chmod(0o755)
     data = tmp_path / "data.json"
     data.write_text("[]")
     variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1",

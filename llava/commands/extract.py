@@ -33,7 +33,7 @@ from llava.data.check import spec_of
 from llava.data.features.extract import cache_settings, describe_cache, extract_features, verify_features
 from llava.data.features.store import TOLERANCES, FeatureCache
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
-from llava.errors import run_command
+from llava.errors import NotCached, UserError, fitted, run_command
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 
@@ -88,7 +88,7 @@ class ExtractFlags:
         except ValueError:
             part, parts = -1, 0
         if not 0 <= part < parts:
-            raise ValueError(f"--shard {self.shard}: expected PART/PARTS with 0 <= PART < PARTS, for instance 0/4")
+            raise UserError(f"--shard {self.shard}: expected PART/PARTS with 0 <= PART < PARTS, for instance 0/4")
         return part, parts
 
 
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if differing:
             print(format_problems(differing, limit=None))
         if not count:
-            raise LookupError(f"{cache.folder}: none of these clips is cached under these flags; extract first")
+            raise NotCached(f"{cache.folder}: none of these clips is cached under these flags; extract first")
         return int(bool(differing))
     part, parts = flags.part_of_parts()
     logging.basicConfig(format="%(message)s")
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     print(f"rank {rank}, part {part} of {parts}: done, {len(problems)} problem(s): {cache.folder}")
     if problems:
-        print(format_problems(problems))
+        print(fitted(format_problems(problems)))
         if flags.bad_list:
             lines = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
             flags.bad_list.write_text(lines, encoding="utf-8", errors="backslashreplace")

@@ -44,7 +44,7 @@ from llava.config.video import ProcessorSpec
 from llava.constants import PLACEHOLDERS
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.foreign import check_sizes
 from llava.model.language_model.causal_lm import causal_lm_class, language_type
 from llava.model.permissions import follow_umask
@@ -295,9 +295,9 @@ class LanguageFlags:
 
     def __post_init__(self) -> None:
         if bool(self.output_dir) != bool(self.data_path):
-            raise ValueError("--output_dir and --data_path go together")
+            raise UserError("--output_dir and --data_path go together")
         if self.n_embd % self.n_head:
-            raise ValueError(f"--n_embd {self.n_embd} must be a multiple of --n_head {self.n_head}")
+            raise UserError(f"--n_embd {self.n_embd} must be a multiple of --n_head {self.n_head}")
 
 
 @dataclass
@@ -316,12 +316,12 @@ class TowerFlags:
 
     def __post_init__(self) -> None:
         if self.vision_hidden_size % self.vision_heads:
-            raise ValueError(
+            raise UserError(
                 f"--vision_hidden_size {self.vision_hidden_size} must be a multiple of --vision_heads "
                 f"{self.vision_heads}"
             )
         if self.image_size < 1 or self.image_size % PATCH_SIZE:
-            raise ValueError(f"--image_size must be a multiple of {PATCH_SIZE}, got {self.image_size}")
+            raise UserError(f"--image_size must be a multiple of {PATCH_SIZE}, got {self.image_size}")
 
 
 def make_language_model(args: LanguageFlags) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from llava.config.commands import check_new_folder, parse
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
 from llava.model.lora import merge_adapters, settings_of
@@ -37,7 +37,7 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
     check_new_folder(target, "OUT")
     model = model_class.from_pretrained(source, dtype=torch.float32, load_vision_tower=False).eval()
     if settings_of(model) is None:
-        raise ValueError(f"{source}: has no LoRA adapters (config.json): it opens as it is")
+        raise UserError(f"{source}: has no LoRA adapters (config.json): it opens as it is")
     ids = torch.arange(WORDS).unsqueeze(0) % min(len(tokenizer), model.get_input_embeddings().num_embeddings)
     ids = ids[:, : max_positions(model)]
     before = language_logits(model, ids)
@@ -47,7 +47,7 @@ def merge(source: Path, target: Path) -> tuple[int, float]:
     merged = model_class.from_pretrained(target, dtype=torch.float32, load_vision_tower=False).eval()
     difference = float((language_logits(merged, ids) - before).abs().max() / before.abs().max())
     if not difference <= LIMIT:
-        raise ValueError(
+        raise UserError(
             f"{target}: its logits differ from those of {source} by {difference:.2g} of their size, expected at most "
             f"{LIMIT:g}: do not use it; are the weights of {source} finite?"
         )

@@ -9,6 +9,7 @@ may be, beside `llava.config.ranges.RANGES`.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from transformers.hf_argparser import HfArgumentParser
+from transformers.utils import logging as library_logs
 
 from llava.config.known_flags import unknown as nearest
 from llava.config.ranges import RANGES, out_of_range
-from llava.errors import show
+from llava.errors import FLAGS, FileIsThere, UserError, fitted, show
 
 WRONG = 2
 """Exit status of a command that was asked for something that it cannot do."""
@@ -75,7 +77,7 @@ def refuse(message: object, prog: str) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    text = show(message, keep="\n")
+    text = fitted(show(message, keep="\n"))
     print(f"{prog}: {text}", file=sys.stderr)
     sys.exit(WRONG)
 
@@ -87,9 +89,9 @@ def check_output(flag: str, path: Path | None) -> None:
         ValueError: naming the flag, when the path is a folder or lies in none.
     """
     if path is not None and path.is_dir():
-        raise ValueError(f"{flag} {path}: is a folder; name a file")
+        raise UserError(f"{flag} {path}: is a folder; name a file")
     if path is not None and not path.parent.is_dir():
-        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
 def check_new_folder(folder: Path, called: str) -> None:
@@ -99,7 +101,7 @@ def check_new_folder(folder: Path, called: str) -> None:
         FileExistsError: naming it, and the argument that it was given by.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: is there already; {called} is a folder that this command makes")
+        raise FileIsThere(f"{folder}: is there already; {called} is a folder that this command makes")
 
 
 def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -112,6 +114,18 @@ def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
     if words and not problems:
         problems.append(f"{' '.join(words)}: belongs to no flag; a value with spaces or braces needs quotes")
     return problems
+
+
+def quiet_libraries() -> None:
+    """Commands say themselves what they do: transformers shows errors alone and no bars of loading weights, and
+    DeepSpeed nothing about a machine without GPU."""
+    library_logs.set_verbosity_error()
+    library_logs.disable_progress_bar()
+    logging.getLogger("DeepSpeed").addFilter(_is_not_about_the_cpu)
+
+
+def _is_not_about_the_cpu(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -159,6 +173,13 @@ class Parser(HfArgumentParser):
         added = parser.add_argument(field.name, **{"metavar": field.name.upper()} | options)
         added.required = field.default is MISSING and field.default_factory is MISSING
         added.default = [] if several else None if added.required else field.default
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As in argparse; from here on, messages name the flags of this command alone."""
+        quiet_libraries()
+        FLAGS.clear()
+        FLAGS.update(name for action in self._actions for name in action.option_strings if "-" not in name[2:])
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         flag = re.match(r"argument (--\w+)(?:/[^:]+)?: ", message)

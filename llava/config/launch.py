@@ -15,6 +15,7 @@ from typing import Any
 from llava.config.known_flags import WORDS, Known, argument_problems, given, known_flags
 from llava.config.recipe import Recipe, as_arguments, below, is_vision, load_recipe, take_recipe
 from llava.config.variables import Variables, read_variables
+from llava.errors import UserError
 
 RECIPES = "recipes"
 DEMO, OWN_DATA = f"{RECIPES}/demo.yaml", f"{RECIPES}/italian.yaml"
@@ -132,7 +133,7 @@ def plan(
         recipe = Recipe()
     problems += _contradictions(environ, found, said, recipe)
     if problems:
-        raise ValueError("wrong settings:\n" + "\n".join(f"  - {p.removeprefix('  - ')}" for p in problems))
+        raise UserError("wrong settings:\n" + "\n".join(f"  - {p.removeprefix('  - ')}" for p in problems))
     settings = _settings(recipe, found, own)
     return _Steps(recipe, found, arguments, settings, _place(asked, repository), is_first).plan(hardware)
 
@@ -220,7 +221,7 @@ class _Steps:
         s = self.settings
         demo = self.value("data_path") is None
         if demo and not s.demo:
-            raise ValueError(
+            raise UserError(
                 f"{self.file} brings no data: set DATA_PATH, a LLaVA JSON or JSONL file or a mixture (without RECIPE "
                 "and DATA_PATH the demo runs)"
             )
@@ -236,7 +237,7 @@ class _Steps:
                 self.default("video_folder", f"{data}/clips", pending=True)
         path = str(self.value("data_path"))
         if self.is_first and not demo and not set(path) & set(",{") and not Path(path).is_file():
-            raise ValueError(
+            raise UserError(
                 f"DATA_PATH={path}: no such file. It is a LLaVA JSON or JSONL file, or a mixture; unset it to run the "
                 "demo."
             )

@@ -22,6 +22,7 @@ import yaml
 
 from llava.config.known_flags import WORDS, Known, given, known_flags, unknown
 from llava.config.llava_st import FROZEN, TOWER, TUNED
+from llava.errors import MissingFile, UserError
 
 PACKAGED = Path(__file__).parents[1] / "recipes"
 """The recipes that come with the package."""
@@ -102,23 +103,23 @@ def load_recipe(path: str | Path, known: Mapping[str, Known], launch: Mapping[st
     base = own.pop(BASE, None)
     if base is not None:
         if not isinstance(base, str):
-            raise ValueError(f"{path}: {BASE}: the name of one file is expected, not {base!r}")
+            raise UserError(f"{path}: {BASE}: the name of one file is expected, not {base!r}")
         lower = path.parent / base
         values = _read(lower, path)
         further = values.pop(BASE, None)
         if lower.resolve() == path.resolve() or (
             isinstance(further, str) and (lower.parent / further).resolve() == path.resolve()
         ):
-            raise ValueError(f"{path}: {BASE}: {base} leads back to this file: leave the key out in one of them")
+            raise UserError(f"{path}: {BASE}: {base} leads back to this file: leave the key out in one of them")
         if further is not None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {BASE}: {base} names a recipe itself ({further}): one level is allowed, so name {further} "
                 f"here and write into this file what {base} says"
             )
         layers.insert(0, (lower, values))
     problems = [p for file, values in layers for p in _problems(file, values, known, launch)]
     if problems:
-        raise ValueError("wrong recipe:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError("wrong recipe:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def merged(section: str | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -137,7 +138,7 @@ def _read(path: Path, named_in: Path | None) -> dict[str, Any]:
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) or ["none"]
         known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{where}{path}: no such file; recipes beside it: {', '.join(beside)}; those that come along: {known}"
         )
     try:
@@ -145,14 +146,14 @@ def _read(path: Path, named_in: Path | None) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: lines of the form `flag: value` are expected, not {type(values).__name__}")
+        raise UserError(f"{path}: lines of the form `flag: value` are expected, not {type(values).__name__}")
     twice = _twice(node)
     if twice:
-        raise ValueError(f"{path}: {twice}: stands twice")
+        raise UserError(f"{path}: {twice}: stands twice")
     return values
 
 
@@ -218,7 +219,7 @@ def take_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         word = words.pop(0)
         if word == "--recipe":
             if not words or words[0].startswith("--"):
-                raise ValueError("--recipe: the name of a file is expected after it")
+                raise UserError("--recipe: the name of a file is expected after it")
             path = words.pop(0)
         elif word.startswith("--recipe="):
             path = word.partition("=")[2]

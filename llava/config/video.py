@@ -8,6 +8,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from llava.errors import UserError
+
 IMAGE_ASPECT_RATIOS = ("pad", "square", "crop")
 VIDEO_DECODERS = ("auto", "decord", "torchcodec", "pyav")
 
@@ -59,7 +61,7 @@ class VideoSpec:
                 if getattr(self, name) < 2:
                     problems.append(f"{name} is {getattr(self, name)}: a span needs two rows for its delimiters")
         if problems:
-            raise ValueError("VideoSpec: " + "; ".join(problems))
+            raise UserError("VideoSpec: " + "; ".join(problems))
 
     @property
     def fast_rows(self) -> int:

@@ -22,6 +22,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.captions import order_problem
 from llava.data.chat_formats import TOKENIZER, pin_template, template_of, unknown_tokens, without_prefix_space
 from llava.data.prompt import Turns, check_visible, compact, count_supervised, visual_token_ids
+from llava.errors import UserError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PROBE = "Aa"
@@ -41,11 +42,11 @@ def normalise(conversation: Turns) -> list[dict[str, str]]:
     for turn in conversation:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role not in ROLES or not isinstance(content, str):
-            raise ValueError(f"a turn is a text of one of {', '.join(ROLES)}, got {role!r}: {content!r:.80}")
+            raise UserError(f"a turn is a text of one of {', '.join(ROLES)}, got {role!r}: {content!r:.80}")
         messages.append({"role": ROLES[role], "content": content.strip()})
     problem = order_problem([message["role"] for message in messages])
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     return messages
 
 
@@ -73,16 +74,16 @@ class Chat:
         """
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
             what = "eos_token" if tokenizer.is_fast else "offsets (only fast ones have them)"
-            raise ValueError(f"--version {version}: the tokenizer has no {what}, which chat formats need")
+            raise UserError(f"--version {version}: the tokenizer has no {what}, which chat formats need")
         missing = unknown_tokens(version, tokenizer)
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"--version {version}: the tokenizer does not know the tokens {', '.join(missing)}: register them with "
                 "llava.data.chat.add_tokens(version, tokenizer) and give the model embeddings for them"
             )
         if template is None and version == TOKENIZER:
             if not tokenizer.chat_template:
-                raise ValueError("--version tokenizer: the tokenizer has no chat template; name one of the formats")
+                raise UserError("--version tokenizer: the tokenizer has no chat template; name one of the formats")
             template = pin_template(tokenizer.get_chat_template())
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         try:
@@ -122,7 +123,7 @@ class Chat:
                 visual_token_ids(self.tokenizer)  # Says what is missing.
             samples.append(tuple(torch.tensor(row, dtype=torch.long) for row in next(self.encode([turns]))))
             if count_supervised(samples[-1][1]) == 0:
-                raise ValueError(f"no word to learn in {conversation!r:.200}: no answer of the assistant")
+                raise UserError(f"no word to learn in {conversation!r:.200}: no answer of the assistant")
         return {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
 
     def encode(self, conversations: Sequence[Turns]) -> Iterator[tuple[list[int], list[int]]]:
@@ -165,7 +166,7 @@ class Chat:
                 written += words + piece
             held = held and written == text
         if not held:
-            raise ValueError(
+            raise UserError(
                 f"--version {self.version}: the chat template does not show which words are the assistant's (it leaves "
                 "out or changes answers, or its {% generation %} marks hold something else): mark them with "
                 "{% generation %} … {% endgeneration %}, or name another format"
@@ -185,7 +186,7 @@ class Chat:
             )
         except (TemplateError, TypeError, ValueError) as error:
             message = f"--version {self.version}: the chat template refuses the conversation: {error}"
-            raise ValueError(message) from error
+            raise UserError(message) from error
         texts, marks = found
         return texts[0], marks[0] if marked else []
 
@@ -209,7 +210,7 @@ class Chat:
                 labels[place] = IGNORE_INDEX if ids[place] in self.visual else ids[place]
                 place += 1
             if place == len(ids) or ids[place] not in self.special:
-                raise ValueError(
+                raise UserError(
                     f"--version {self.version}: no special token follows the assistant's words "
                     f"{text[start : end + 20][-60:]!r}, so the model would never learn to stop: the template must end "
                     "its turn with one, and the tokenizer must know it"
@@ -266,7 +267,7 @@ class Chat:
         kept = min(end, max_length)
         lost = torch.cat([input_ids[kept - 1 : end - 1], input_ids[end:]])
         if kept < start + 2 or bool(torch.isin(lost, torch.tensor(sorted(self.visual), dtype=lost.dtype)).any()):
-            raise ValueError(
+            raise UserError(
                 f"{len(input_ids)} positions do not fit model_max_length {max_length}: no video, image or question may "
                 "be cut, and a word of the last answer must remain; raise --model_max_length (and the model's "
                 "positions), lower --num_frames or --mm_perceiver_latents, or split the conversation"
@@ -278,6 +279,6 @@ def last_run(labels: Sequence[int]) -> tuple[int, int]:
     """Where the last supervised run of a sequence begins and ends; ValueError when nothing is supervised."""
     end = next((i for i in range(len(labels), 0, -1) if labels[i - 1] != IGNORE_INDEX), 0)
     if not end:
-        raise ValueError("nothing is supervised")
+        raise UserError("nothing is supervised")
     start = next((i for i in range(end, 0, -1) if labels[i - 1] == IGNORE_INDEX), 0)
     return start, end

@@ -16,6 +16,8 @@ from typing import Any, cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from llava.errors import UserError
+
 PLAIN = "plain"
 """The version without a template, `llava.data.prompt`."""
 TOKENIZER = "tokenizer"
@@ -86,7 +88,7 @@ def resolve(version: str) -> str:
         known = ", ".join(
             f"{name} ({', '.join(form.aliases)})" if form.aliases else name for name, form in FORMATS.items()
         )
-        raise ValueError(f"--version {version}: there is no such format; use one of {PLAIN}, {known}")
+        raise UserError(f"--version {version}: there is no such format; use one of {PLAIN}, {known}")
     return names[version]
 
 

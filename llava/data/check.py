@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -50,8 +49,9 @@ from llava.data.video import (
     segment_bounds,
     select_frames,
 )
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.foreign import config_values, load_tokenizer
+from llava.progress import progress
 
 PROG = "python -m llava.data.check"
 CHEAP_PIXELS = 30_000_000
@@ -134,7 +134,7 @@ def inspect_files(
     work = partial(open_file, spec=spec, thorough=thorough, min_frames=min_frames)
     results = open_all(list(users), work, num_workers, timeout)
     hidden = not (show_progress and users)
-    reports = dict(tqdm(results, total=len(users), desc="files", unit="file", disable=hidden))
+    reports = dict(progress(results, total=len(users), desc="files", unit="file", disable=hidden))
     for clip, named in users.items():
         report = reports[clip]
         if report.kind:
@@ -239,7 +239,7 @@ def spec_of(flags: FrameFlags, **latents: int) -> VideoSpec:
     """
     problem = decoder_problem(flags.video_decoder)
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     return flags.video_spec(**latents)
 
 
@@ -305,12 +305,12 @@ def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTok
     values = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
     kind = str(values.pop("model_type", "")).removeprefix("llava_")
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"--model_name_or_path {name_or_path}: transformers knows no model type {kind!r}")
+        raise UserError(f"--model_name_or_path {name_or_path}: transformers knows no model type {kind!r}")
     positions = getattr(CONFIG_MAPPING[kind].from_dict(values), "max_position_embeddings", None)
     if max_length is None and positions is None:
-        raise ValueError(f"--model_max_length: {name_or_path} takes sequences of any length; say how long yours may be")
+        raise UserError(f"--model_max_length: {name_or_path} takes sequences of any length; say how long yours may be")
     if max_length is not None and positions is not None and max_length > positions:
-        raise ValueError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
+        raise UserError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
     return load_tokenizer(name_or_path), max_length or positions
 
 

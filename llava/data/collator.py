@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.prompt import count_supervised
+from llava.errors import UserError
 
 VISION_KEYS = ("pixel_values_videos", "video_features", "pixel_values", "image_features")
 
@@ -36,7 +37,7 @@ class DataCollatorForSupervisedDataset:
         """
         empty = [s["sample_id"] for s in samples if count_supervised(s["labels"]) == 0 and s["sample_id"] != FILLER_ID]
         if empty:
-            raise ValueError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
+            raise UserError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
         lengths = torch.tensor([len(s["input_ids"]) for s in samples])
         labels = pad_sequence([s["labels"] for s in samples], batch_first=True, padding_value=IGNORE_INDEX)
         labels[:, 0] = IGNORE_INDEX

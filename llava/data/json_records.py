@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.errors import show
+from llava.errors import UserError, show
 
 EXPECTED_FORMAT = "expected a JSON list of records, or one JSON object on each line"
 CONVERT = (
@@ -23,7 +23,7 @@ OTHER_FORMS = ({"videos", "sentences"}, {"images", "annotations"})
 PACKED = {b"\x1f\x8b": "gzip", b"PAR1": "Parquet", b"PK\x03\x04": "a ZIP archive"}
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A data file, or a set of records, that cannot be trained on."""
 
 

@@ -32,7 +32,7 @@ import yaml
 from llava.config.groups import DEFAULT_SEED
 from llava.data.json_records import DatasetError, read_values
 from llava.data.lookup import wrong_with_files
-from llava.errors import show
+from llava.errors import UserError, show
 
 STRATEGIES = "all, first:N, end:N or random:N, with N a number of records (1000) or a share of them (25%)"
 ENTRY_KEYS = ("json_path", "sampling_strategy", "data_folder")
@@ -72,13 +72,13 @@ def parse_strategy(text: Any) -> Strategy:
     how, _, amount = text.partition(":") if isinstance(text, str) else ("", "", "")
     how, amount = how.strip(), amount.strip()
     if how not in ("first", "end", "random"):
-        raise ValueError(f"sampling_strategy {_shown(text)} is not known: use {STRATEGIES}")
+        raise UserError(f"sampling_strategy {_shown(text)} is not known: use {STRATEGIES}")
     share = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*%", amount, re.ASCII)
     if share and 0 < Fraction(share[1]) <= 100:
         return Strategy(how, Fraction(share[1]) / 100)
     if re.fullmatch(r"\d{1,15}", amount, re.ASCII) and int(amount):
         return Strategy(how, int(amount))
-    raise ValueError(f"sampling_strategy {_shown(text)} takes no such number: use {STRATEGIES}")
+    raise UserError(f"sampling_strategy {_shown(text)} takes no such number: use {STRATEGIES}")
 
 
 def choose(total: int, strategy: Strategy, draw: str) -> Sequence[int]:
@@ -192,14 +192,14 @@ def split_paths(data_path: str) -> list[str]:
         return [data_path]  # Commas and braces may be part of a name.
     parts = re.findall(r"(?:^|(?<=,))((?:\{[^{}]*\}|[^{},])*)(?=,|$)", data_path)
     if ",".join(parts) != data_path:
-        raise ValueError("braces that do not match, or lie in each other: write {a,b}.json")
+        raise UserError("braces that do not match, or lie in each other: write {a,b}.json")
     paths = []
     for part in map(str.strip, parts):
         pieces = re.split(r"\{([^{}]*)\}", part)
         choices = [[s.strip() for s in p.split(",")] if i % 2 else [p] for i, p in enumerate(pieces)]
         paths += ["".join(chosen) for chosen in itertools.product(*choices)]
         if not part or any("" in names for names in choices[1::2]):
-            raise ValueError("there is nothing between two of its commas, or at an end")
+            raise UserError("there is nothing between two of its commas, or at an end")
     return paths
 
 
@@ -319,13 +319,13 @@ def _load_yaml(path: str) -> Any:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
-            raise ValueError(f"is larger than {LARGEST // 1_000_000} MB; a mixture names files, records are JSON")
+            raise UserError(f"is larger than {LARGEST // 1_000_000} MB; a mixture names files, records are JSON")
         return yaml.load(data, _Loader)
     except OSError as error:
-        raise ValueError(str(error.strerror)) from error
+        raise UserError(str(error.strerror)) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(show(f"{where}{error.problem or error.context}; a mixture is YAML")) from error
+        raise UserError(show(f"{where}{error.problem or error.context}; a mixture is YAML")) from error
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(show(f"no YAML ({' '.join(str(error).split())[:200]})")) from error
+        raise UserError(show(f"no YAML ({' '.join(str(error).split())[:200]})")) from error

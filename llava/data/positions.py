@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from llava.constants import IGNORE_INDEX
+from llava.errors import UserError
 
 
 def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,7 @@ def check_positions(
     expected = items.tolist()
     for b, (have, count) in enumerate(zip(found, expected, strict=True)):
         if have != count * rows:
-            raise ValueError(
+            raise UserError(
                 f"sample {_name(b, sample_ids)}: {have} {kind} positions in the text, but {count} {kind}(s) of {rows} "
                 f"rows give {count * rows} feature rows; expand the placeholder with the VideoSpec that the model "
                 "was built with, once for each file"
@@ -68,7 +69,7 @@ def check_positions(
     wrong = (tokens != torch.tensor(list(template), dtype=tokens.dtype, device=tokens.device)).any(dim=1)
     if wrong.any():
         owner = owners[:: max(rows, 1)][wrong][0]
-        raise ValueError(
+        raise UserError(
             f"sample {_name(int(owner), sample_ids)}: the visual tokens of a {kind} are out of order: "
             "a span is <start>, patches, <end>, and a video is a fast span and then a slow one"
         )

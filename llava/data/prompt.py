@@ -32,6 +32,7 @@ from llava.constants import (
     PLACEHOLDERS,
     VISUAL_TOKENS,
 )
+from llava.errors import UserError
 
 Turns = Sequence[Mapping[str, Any]]
 """A conversation: `[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]`."""
@@ -52,7 +53,7 @@ def image_tokens(spec: VideoSpec) -> list[str]:
         ValueError: when an image has a single row, which leaves no place for two delimiters.
     """
     if spec.image_rows < 2:
-        raise ValueError(IMAGE_TOO_SMALL)
+        raise UserError(IMAGE_TOO_SMALL)
     return [DEFAULT_IM_START_TOKEN, *[DEFAULT_IMAGE_PATCH_TOKEN] * (spec.image_rows - 2), DEFAULT_IM_END_TOKEN]
 
 
@@ -125,7 +126,7 @@ class Spans:
                 continue
             span, label = self.ids[token], int(labels[place])
             if not len(span):
-                raise ValueError(IMAGE_TOO_SMALL)
+                raise UserError(IMAGE_TOO_SMALL)
             masked = torch.full_like(span, IGNORE_INDEX)
             if label != IGNORE_INDEX:
                 masked = span if label == token else torch.cat([masked[:-1], labels[place : place + 1]])
@@ -190,7 +191,7 @@ def visual_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     found = {token: tokenizer.convert_tokens_to_ids(token) for token in VISUAL_TOKENS}
     missing = [token for token, i in found.items() if i is None or tokenizer.convert_ids_to_tokens(i) != token]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer does not know the special tokens {', '.join(missing)}: register them first with "
             "llava.model.builder.add_visual_tokens(tokenizer, model)"
         )
@@ -198,7 +199,7 @@ def visual_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     taken = {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     shared = [token for token, i in ids.items() if i in taken]
     if shared:
-        raise ValueError(f"the special tokens {', '.join(shared)} share an id with the unk, eos or pad token")
+        raise UserError(f"the special tokens {', '.join(shared)} share an id with the unk, eos or pad token")
     return ids
 
 
@@ -235,7 +236,7 @@ def check_visible(text: str, has_image: bool) -> bool:
     """Whether a text shows a video or image; ValueError when one belongs to it and it does not."""
     is_visual = has_visual_token(text)
     if has_image and not is_visual:
-        raise ValueError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
+        raise UserError(f"a video or image belongs to this text, but it has no visual token: {text[:80]!r}")
     return is_visual
 
 
@@ -259,7 +260,7 @@ def preprocess_plain_lm(
             and a text holds no visual token, or when the tokenizer has no EOS.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token, so a caption could never learn to end: set one")
+        raise UserError("the tokenizer has no eos_token, so a caption could never learn to end: set one")
     samples = [plain_lm_sample(conversation, tokenizer, has_image) for conversation in sources]
     return {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
 
@@ -275,7 +276,7 @@ def plain_lm_sample(
     input_ids = torch.tensor([*ids, tokenizer.eos_token_id], dtype=torch.long)
     labels = mask_visual(input_ids, list(visual_ids))
     if count_supervised(labels[:-1]) == 0 and (is_visual or len(ids) == 0):
-        raise ValueError(f"no word to learn in {conversation!r:.200}: the caption is empty")
+        raise UserError(f"no word to learn in {conversation!r:.200}: the caption is empty")
     return input_ids, labels
 
 
@@ -301,7 +302,7 @@ def truncate(input_ids: torch.Tensor, labels: torch.Tensor, max_length: int) -> 
     after = kept[int(spans[-1]) :] if len(spans) else kept
     if (lost == IGNORE_INDEX).any() or count_supervised(after) < 2:
         visual = int((labels == IGNORE_INDEX).sum())
-        raise ValueError(
+        raise UserError(
             f"{len(input_ids)} positions, {visual} of them visual, do not fit model_max_length {max_length}: "
             "no visual span may be cut and a word must remain after it; raise --model_max_length (and the model's "
             "positions), or lower --num_frames or --mm_perceiver_latents"

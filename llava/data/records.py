@@ -35,7 +35,7 @@ from llava.data.mixture import DEFAULT_SEED, Source, open_sources
 from llava.data.paths import OUTSIDE, leaves_folder, place
 from llava.data.prompt import lay_out, reserved_tokens
 from llava.data.turns import read_turns
-from llava.errors import show
+from llava.errors import UserError, show
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
@@ -254,6 +254,16 @@ def missing_files(records: Sequence[Record]) -> list[Problem]:
     ]
 
 
+def is_hopeless(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
+    """Whether problems tell, before a file is opened, that somebody must look at the data: a record is wrong in itself,
+    or the files of all are missing, most often since a folder is wrong.
+    """
+    missing = {p.source for p in problems if p.kind == "missing file"}
+    visual = [r for r in records if r.videos or r.images]
+    no_file_is_there = bool(visual) and all(r.source in missing for r in visual)
+    return no_file_is_there or any(p.kind != "missing file" for p in problems)
+
+
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
     """Paths that name no file with something in it, and what is there instead."""
     return wrong_with_files({p for r in records for p in (*r.videos, *r.images)})
@@ -266,14 +276,14 @@ def format_problems(problems: Sequence[Problem], limit: int | None = 20, noun: s
         kinds.setdefault(problem.kind, []).append(problem)
     sources = len({p.source for p in problems})
     lines = [f"{_count(len(problems), noun)} in {_count(sources, 'record')}"]
-    share = len(problems) if limit is None else max(limit // max(len(kinds), 1), 1)
+    share = len(problems) if limit is None else limit // max(len(kinds), 1)
     for kind, group in kinds.items():
         remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
         lines.append(f"  {kind}: {len(group)}{remedy}")
         lines += [
             f"    {show(p.source)}{f' id {p.record_id!r}' if p.record_id else ''}: {p.message}" for p in group[:share]
         ]
-        if len(group) > share:
+        if len(group) > share > 0:
             lines.append(f"    ... and {len(group) - share} more")
     return "\n".join(lines)
 
@@ -293,6 +303,10 @@ def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Reco
     return [r for r in records if r.source not in named]
 
 
+ERROR_LINES = 10
+"""Lines of problems that an error has at most, as it is read at a glance; the data check shows all."""
+
+
 def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> list[Record]:
     """The records to train on: all (`stop`, which tolerates no problem), or those that no problem names (`skip`).
 
@@ -300,14 +314,16 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
         DatasetError: under `stop` when there is any problem; under `skip` when nothing is left.
         ValueError: for any other policy.
     """
+    kinds = len({p.kind for p in problems})
+    limit = None if kinds + len(problems) <= ERROR_LINES else max(ERROR_LINES - 2 - 2 * kinds, 0)
     if on_bad_sample not in ("stop", "skip"):
-        raise ValueError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
+        raise UserError(f"--on_bad_sample {on_bad_sample!r}: use stop or skip")
     if problems and on_bad_sample == "stop":
         raise DatasetError(
-            f"{format_problems(problems)}\nmend the data (python -m llava.data.check shows everything at once), or "
-            "leave these records out with --on_bad_sample skip"
+            f"{format_problems(problems, limit=limit)}\nmend the data (python -m llava.data.check shows everything at "
+            "once), or leave these records out with --on_bad_sample skip"
         )
     kept = without(records, problems)
     if not kept:
-        raise DatasetError(f"no record is left to train on: {format_problems(problems)}")
+        raise DatasetError(f"no record is left to train on: {format_problems(problems, limit=limit)}")
     return kept

@@ -25,6 +25,7 @@ from llava.data.prompt import (
     tokenized,
     truncate,
 )
+from llava.errors import UserError
 
 
 class TextFormat(Protocol):
@@ -158,7 +159,7 @@ def recorded_format(config: Any, tokenizer: PreTrainedTokenizerBase) -> TextForm
     """
     found = getattr(config, "text_format", None) or {"version": PLAIN, "template": None}
     if found["template"] is not None and tokenizer.chat_template != found["template"]:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer's chat template is not the one that the model was trained with ({found['version']}, which "
             "its config.json keeps under text_format): take the checkpoint's own chat_template.jinja"
         )

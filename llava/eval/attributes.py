@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.errors import UserError
+
 Lexicon = Mapping[str, Mapping[str, Sequence[str]]]
 
 ALL = "all"
@@ -61,7 +63,10 @@ def check_lexicon(lexicon: Lexicon) -> None:
                     also = [f"{a} {v!r}" for a, v in named if (a, v) != (attribute, value)]
                     problems.append(f"the form {word!r} of {attribute} {value!r} names {', '.join(also) or 'nothing'}")
     if problems:
-        raise ValueError("lexicon: " + "; ".join(problems) + ". Give every value word forms of its own.")
+        raise UserError("lexicon: " + "; ".join(problems) + ". Give every value word forms of its own.")
+
+
+SHAPE = "{attribute: {value: [word forms]}}"
 
 
 def load_lexicon(path: str | Path) -> dict[str, dict[str, list[str]]]:
@@ -70,14 +75,17 @@ def load_lexicon(path: str | Path) -> dict[str, dict[str, list[str]]]:
     Raises:
         ValueError: when the file does not hold `{attribute: {value: [word forms]}}`, or fails `check_lexicon`.
     """
-    lexicon = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        lexicon = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no JSON that can be read ({error}); expected {SHAPE}") from error
     shaped = isinstance(lexicon, dict) and all(
         isinstance(forms, dict)
         and all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in forms.values())
         for forms in lexicon.values()
     )
     if not shaped:
-        raise ValueError(f"{path}: expected {{attribute: {{value: [word forms]}}}}")
+        raise UserError(f"{path}: expected {SHAPE}")
     check_lexicon(lexicon)
     return lexicon
 
@@ -97,7 +105,7 @@ def score_caption(caption: str, attributes: Mapping[str, str], lexicon: Lexicon)
     true = {name: _composed(value) for name, value in attributes.items()}
     unknown = [f"{name} is {attributes.get(name)!r}" for name, forms in composed.items() if true.get(name) not in forms]
     if unknown:
-        raise ValueError(f"attributes {dict(attributes)} do not fit the lexicon: {'; '.join(unknown)}")
+        raise UserError(f"attributes {dict(attributes)} do not fit the lexicon: {'; '.join(unknown)}")
     return {name: named_values(caption, forms) == {true[name]} for name, forms in composed.items()}
 
 

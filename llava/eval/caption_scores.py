@@ -15,6 +15,7 @@ from unicodedata import normalize
 
 import numpy as np
 
+from llava.errors import UserError
 from llava.eval.statistics import bootstrap_ratio, bootstrap_sums
 
 CIDER, BLEU, CHRF = "CIDEr-D", "BLEU-4", "chrF++"
@@ -78,7 +79,7 @@ def cider_d(
         ValueError: for fewer than two clips, where every n-gram would weigh nothing.
     """
     if len(references) < 2:
-        raise ValueError(f"{len(references)} clip: CIDEr-D weighs words by how few clips have them, and needs two")
+        raise UserError(f"{len(references)} clip: CIDEr-D weighs words by how few clips have them, and needs two")
     holders = Counter(gram for texts in references.values() for gram in set().union(*map(_grams, texts)))
     log_clips = math.log(len(references))
 
@@ -122,11 +123,11 @@ def choose_metrics(names: Sequence[str] = ()) -> list[str]:
     known = {name.lower(): name for name in METRICS}
     for name in names:
         if reason := ENGLISH.get(name.upper()):
-            raise ValueError(f"--metrics {name}: it is made for English ({reason}); choose among {', '.join(METRICS)}")
+            raise UserError(f"--metrics {name}: it is made for English ({reason}); choose among {', '.join(METRICS)}")
         if name.lower() not in known:
-            raise ValueError(f"--metrics {name}: there is no such score; choose among {', '.join(METRICS)}")
+            raise UserError(f"--metrics {name}: there is no such score; choose among {', '.join(METRICS)}")
         if known[name.lower()] != CIDER and not has_sacrebleu:
-            raise ValueError(f"--metrics {name}: it needs sacrebleu, which is not installed: {INSTALL}")
+            raise UserError(f"--metrics {name}: it needs sacrebleu, which is not installed: {INSTALL}")
     return [metric for metric in METRICS if metric.lower() in {name.lower() for name in names}]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.config.commands import check_output, parse
@@ -22,7 +21,7 @@ from llava.data.prompt import Spans, Turns, pad_token_id, reserved_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
 from llava.data.video import frames_to_pixels, read_frames
-from llava.errors import run_command, show
+from llava.errors import UserError, run_command, show
 from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
@@ -33,6 +32,7 @@ from llava.eval.score_table import ScoreTable
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
 from llava.model.vlm import VisionCausalLM
+from llava.progress import progress
 
 MARGIN_TOKENS = 32
 """How much longer than the longest reference a caption may become, unless a flag says otherwise."""
@@ -120,7 +120,7 @@ def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, version: str =
     refused = dict.fromkeys((*PLACEHOLDERS, *reserved_tokens(tokenizer), *reserved(version)))
     found = [token for token in refused if token in prompt]
     if found:
-        raise ValueError(
+        raise UserError(
             f"the prompt {prompt!r:.80} contains {', '.join(found)}; give words alone: the video is put before them"
         )
 
@@ -150,7 +150,7 @@ def generate(
     mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids], device=model.device)
     room = max_positions(model) - longest
     if room < 1:
-        raise ValueError(
+        raise UserError(
             f"video and prompt take {longest} positions and the model has {longest + room}: give a shorter prompt"
         )
     options = {"do_sample": False, "max_new_tokens": 64, **(generation or {})}
@@ -189,7 +189,7 @@ def caption_records(
     """
     sources = _others(records) if control == "other" else list(range(len(records)))
     captions: list[Caption] = []
-    for start in tqdm(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
+    for start in progress(range(0, len(records), batch_size), desc=f"captions, {control} video", unit="batch"):
         chunk = range(start, min(start + batch_size, len(records)))
         asked = [records[i].conversations[: answer_of(records[i])] for i in chunk]
         shown = [records[sources[i]] for i in chunk]
@@ -203,7 +203,7 @@ def _others(records: Sequence[Record]) -> list[int]:
     """For each record one of another clip; raises ValueError for a single clip."""
     others = [i for i in other_samples([clip_of(r) for r in records], [0] * len(records)) if i is not None]
     if len(others) < len(records):
-        raise ValueError("the control with another clip's video needs at least two different videos")
+        raise UserError("the control with another clip's video needs at least two different videos")
     return others
 
 
@@ -243,7 +243,7 @@ class CaptioningFlags:
         check_output("--output", self.output)
         choose_metrics(self.metrics)
         if self.attributes is not None and not Path(self.attributes).is_file():
-            raise ValueError(f"--attributes {self.attributes}: no such file")
+            raise UserError(f"--attributes {self.attributes}: no such file")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llava.errors import UserError
+
 
 def predicted(run: Any) -> tuple[str | None, int | None]:
     """(hash of the words of the evaluation set, number of tokens that both experiments predict) of a
@@ -40,7 +42,7 @@ def comparable(runs: Mapping[str, Any]) -> Mapping[str, Any]:
     kinds = {bool(run.flags.get("vision_tower")) for run in runs.values() if run.flags}
     problem = different_targets(runs) if len(kinds) > 1 else None
     if problem:
-        raise ValueError(
+        raise UserError(
             f"text-only and video runs cannot be compared: {problem}; evaluate both on the same captions with the same "
             "tokenizer and --model_max_length, or write a report of each"
         )

@@ -32,7 +32,7 @@ from llava.data.positions import visual_positions
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.eval.clip_gains import clips_that_help_less
 from llava.eval.data import device_of, read_for_evaluation
 from llava.eval.loss import caption_losses
@@ -190,7 +190,7 @@ def choose_samples(records: Sequence[Record], limit: int | None = None) -> tuple
     others = other_samples(clips, kinds)
     chosen = [i for i, r in enumerate(records) if r.videos and others[i] is not None]
     if not chosen:
-        raise ValueError("the controls need at least two records with different videos")
+        raise UserError("the controls need at least two records with different videos")
     if limit is not None and len(chosen) > limit:
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
     return chosen, [others[i] for i in chosen]

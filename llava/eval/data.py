@@ -15,7 +15,7 @@ from llava.data.mixture import DEFAULT_SEED, split_paths
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
-from llava.errors import show
+from llava.errors import UserError, fitted, show
 from llava.model.vlm import VisionCausalLM
 
 
@@ -28,7 +28,7 @@ def device_of(name: str | None) -> torch.device:
     try:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise ValueError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
+        raise UserError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
 
 
 def trained_on(model_path: str | Path, path: str) -> bool:
@@ -76,5 +76,5 @@ def read_for_evaluation(
     kept = apply_policy(records, problems, on_bad_sample)
     if problems:
         print(f"{show(path)}: {len(kept)} of {len(kept) + len({p.source for p in problems})} records; left out:")
-        print(format_problems(problems))
+        print(fitted(format_problems(problems)))
     return kept

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
@@ -23,6 +22,7 @@ from llava.eval.loss import caption_losses
 from llava.eval.references import clip_of, reference_of
 from llava.eval.statistics import bootstrap_median, bootstrap_ratio
 from llava.model.capabilities import max_positions
+from llava.progress import progress
 
 if TYPE_CHECKING:
     from llava.eval.captioning import Captioner
@@ -110,7 +110,7 @@ class AnswerLosses:
         samples = [self.dataset[i] for i in chosen]
         pairs = [(clip, text) for clip in samples for text in samples]
         losses: list[float] = []
-        for start in tqdm(range(0, len(pairs), self.batch_size), desc="retrieval", unit="batch"):
+        for start in progress(range(0, len(pairs), self.batch_size), desc="retrieval", unit="batch"):
             chunk = pairs[start : start + self.batch_size]
             losses += self._losses([with_vision_of(text, clip) for clip, text in chunk])
         return np.array(losses).reshape(len(samples), len(samples))

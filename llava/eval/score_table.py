@@ -8,6 +8,7 @@ from typing import Any
 from unicodedata import normalize
 
 from llava.data.records import Record
+from llava.errors import UserError
 from llava.eval.attributes import score_captions
 from llava.eval.caption_scores import METRICS, score_texts
 from llava.eval.references import clip_of, references_of
@@ -30,7 +31,7 @@ def score(captions: Sequence[str], records: Sequence[Record], lexicon: dict | No
     if lexicon is not None:
         without = [r for r in records if not isinstance(r.meta.get("attributes"), dict)]
         if without:
-            raise ValueError(f"{without[0].source} id {without[0].id!r}: no meta.attributes, which --attributes scores")
+            raise UserError(f"{without[0].source} id {without[0].id!r}: no meta.attributes, which --attributes scores")
         scores |= score_captions(captions, [r.meta["attributes"] for r in records], lexicon)
     return scores
 

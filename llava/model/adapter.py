@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from llava.errors import UserError
 from llava.model.llava_arch import LlavaMetaForCausalLM
 
 PARTS = {"mm_projector": "projector", "vision_resampler": "resampler"}
@@ -35,7 +36,7 @@ def load_adapter(model: LlavaMetaForCausalLM, path: str) -> str:
         problems = [f"no weight of mm_projector or vision_resampler, only {', '.join(list(weights)[:3]) or 'nothing'}"]
     if problems:
         more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise ValueError(
+        raise UserError(
             f"--pretrain_mm_mlp_adapter {path} does not fit this model: {'; '.join(problems[:12])}{more}. It must come "
             "from a model with the same tower width, model width, --mm_projector_type, --mm_resampler_type, "
             "--num_frames and --mm_perceiver_* (LLaVA's own mlp projectors have no LayerNorm in front)"
@@ -62,9 +63,9 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--pretrain_mm_mlp_adapter {path}: no file of weights alone ({reason:.200})") from error
+        raise UserError(f"--pretrain_mm_mlp_adapter {path}: no file of weights alone ({reason:.200})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"--pretrain_mm_mlp_adapter {path}: expected names and tensors, as torch.save(state_dict) has")
+        raise UserError(f"--pretrain_mm_mlp_adapter {path}: expected names and tensors, as torch.save(state_dict) has")
     return weights
 
 

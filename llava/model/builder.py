@@ -12,6 +12,7 @@ from transformers import AddedToken, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from llava.constants import VISUAL_TOKENS
 from llava.data.prompt import visual_token_ids
+from llava.errors import MissingFile, UserError
 from llava.foreign import check_sizes, config_values, load_tokenizer
 from llava.model.capabilities import attention_for, embedding_names
 from llava.model.language_model.causal_lm import OWN_FILES, PREFIX, causal_lm_class, language_type
@@ -52,7 +53,7 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
             words than the model has embeddings.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token: set one, since a caption must learn to end")
+        raise UserError("the tokenizer has no eos_token: set one, since a caption must learn to end")
     words = len(tokenizer) - len(set(VISUAL_TOKENS) & set(tokenizer.get_vocab()))
     # A model that knows the visual tokens has embeddings for them already; another one gets them below.
     check_embeddings(words + len(getattr(model.config, "visual_token_ids", None) or ()), model)
@@ -81,7 +82,7 @@ def check_embeddings(entries: int, model: PreTrainedModel) -> None:
     """
     rows = model.get_input_embeddings().num_embeddings
     if entries > rows:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {entries} entries and the model {rows} embeddings, so they do not belong together: put "
             "the model's own tokenizer into its folder, or make a model with this one (llava-make-model)"
         )
@@ -99,7 +100,7 @@ def check_stored_tower(model: VisionCausalLM, name_or_path: str) -> None:
     other = load_vision_tower(name_or_path, config.mm_vision_select_layer, config.mm_vision_select_feature)
     checksum = other.checksum()
     if not other.has_checksum(config.mm_vision_tower_checksum):
-        raise ValueError(
+        raise UserError(
             f"--vision_tower {name_or_path!r} (checksum {checksum[:12]}) is not the tower that the checkpoint holds, "
             f"which began as {config.mm_vision_tower!r} (checksum {config.mm_vision_tower_checksum[:12]}): name that "
             "one, or start from a model without vision"
@@ -115,7 +116,7 @@ def select_parts(names: str | Iterable[str]) -> list[str]:
     parts = [p.strip() for p in (names.split(",") if isinstance(names, str) else names) if p.strip()]
     unknown = sorted(set(parts) - set(MM_PARTS))
     if unknown or not parts:
-        raise ValueError(
+        raise UserError(
             f"mm_tunable_parts: {'unknown ' + ', '.join(unknown) if unknown else 'nothing to train'}; "
             f"use a comma-separated list of {', '.join(MM_PARTS)}"
         )
@@ -188,7 +189,7 @@ def load_language_model(
     try:
         model_class = causal_lm_class(kind)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     attention = attention_for(model_class, attn_implementation)
     if attention != attn_implementation:
         logger.info("%s has no %s: attention is %s", language_type(kind), attn_implementation, attention)
@@ -236,7 +237,7 @@ def from_language_model(
     problems = {k: info[k] for k in ("missing_keys", "mismatched_keys") if info.get(k)}
     if problems:
         listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
-        raise ValueError(f"{name_or_path}: the weights do not fit the config ({listed})")
+        raise UserError(f"{name_or_path}: the weights do not fit the config ({listed})")
     if info.get("unexpected_keys"):
         names = sorted(map(str, info["unexpected_keys"]))
         logger.warning("%s: %d tensors that the model has no use for: %s", name_or_path, len(names), names[:5])
@@ -259,10 +260,10 @@ def open_checkpoint(folder: str | Path, called: str) -> tuple[type[VisionCausalL
     """
     path = Path(folder)
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path}: no config.json; {called} is the folder of a finished run or a checkpoint")
+        raise MissingFile(f"{path}: no config.json; {called} is the folder of a finished run or a checkpoint")
     kind = str(config_values(str(path), str(path)).get("model_type"))
     if not kind.startswith(PREFIX):
-        raise ValueError(f"{path}: model type {kind!r}, expected {PREFIX}<type>: {called} is what training wrote")
+        raise UserError(f"{path}: model type {kind!r}, expected {PREFIX}<type>: {called} is what training wrote")
     return causal_lm_class(kind), load_tokenizer(str(path))
 
 

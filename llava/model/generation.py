@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from llava.errors import UserError
 from llava.model.capabilities import max_positions
 from llava.model.vision_batch import VisionBatch
 
@@ -49,14 +50,14 @@ class GeneratesWithVideo:
         vision.check_finite()
         if not vision.is_empty:
             if self.mm_projector is None:
-                raise ValueError("this model was trained on text alone: it takes no video or image")
+                raise UserError("this model was trained on text alone: it takes no video or image")
             if input_ids is None:
-                raise ValueError("a video or image goes with input_ids: inputs_embeds have theirs in them already")
+                raise UserError("a video or image goes with input_ids: inputs_embeds have theirs in them already")
         settings: dict[str, Any] = {}
         if input_ids is not None:
             cached = cached_positions(earlier)
             if cached >= input_ids.shape[1]:
-                raise ValueError(
+                raise UserError(
                     f"the cache holds {cached} positions and the ids are {input_ids.shape[1]}: give the whole text, "
                     "what the cache holds of it included"
                 )
@@ -103,7 +104,7 @@ class GeneratesWithVideo:
             return inputs
         ids = inputs.pop("input_ids")
         if cached != prompt_start or ids.shape[1] < prompt_embeds.shape[1]:
-            raise ValueError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
+            raise UserError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
         new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
         return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
 
@@ -138,7 +139,7 @@ class GeneratesWithVideo:
         room = positions - prompt
         if room < 1 or (new is not None and new > room):
             wanted = "" if new is None else f" and {new} new tokens are asked for"
-            raise ValueError(
+            raise UserError(
                 f"the prompt takes {prompt} positions{wanted}, but the model has {positions} "
                 "(max_position_embeddings): "
                 f"{'give a shorter prompt' if room < 1 else f'ask for max_new_tokens={room} at most'}"
@@ -162,5 +163,5 @@ def _taken_cache(kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The cache of a call's arguments, under either name, and the others."""
     given = [kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None]
     if len(given) > 1:
-        raise ValueError("both cache and past_key_values are given, which are two names of one argument: give one")
+        raise UserError("both cache and past_key_values are given, which are two names of one argument: give one")
     return (given or [None])[0], {k: v for k, v in kwargs.items() if k not in ("cache", "past_key_values")}

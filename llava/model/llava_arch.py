@@ -17,6 +17,7 @@ from torch import nn
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.positions import check_positions, visual_positions
 from llava.data.prompt import image_tokens, video_tokens
+from llava.errors import MissingFile, UserError
 from llava.model.capabilities import embedding_std
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import empty_vision_tower, load_vision_tower
@@ -88,7 +89,7 @@ class LlavaMetaForCausalLM:
         """
         grid = tower.grid(processor.image_size)
         if storage not in TOWER_STORAGE:
-            raise ValueError(f"mm_vision_tower_storage must be one of {TOWER_STORAGE}, got {storage!r}")
+            raise UserError(f"mm_vision_tower_storage must be one of {TOWER_STORAGE}, got {storage!r}")
         config = self.config
         config.mm_vision_tower = name_or_path
         config.mm_vision_tower_checksum = tower.checksum()
@@ -133,13 +134,13 @@ class LlavaMetaForCausalLM:
                 name, config.mm_vision_select_layer, config.mm_vision_select_feature, self._tower_attention
             )
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"the vision tower {name!r} of this model cannot be loaded; the tower is kept by reference: give its "
                 "present place with --vision_tower (from Python: from_pretrained(..., vision_tower=PATH))"
             ) from error
         checksum, expected = tower.checksum(), config.mm_vision_tower_checksum
         if checksum != expected and not tower.has_checksum(expected):
-            raise ValueError(
+            raise UserError(
                 f"the vision tower {name!r} is not the one that this model was trained with: its weights have checksum "
                 f"{checksum[:12]}, expected {expected[:12]}; point --vision_tower at the original weights"
             )
@@ -155,7 +156,7 @@ class LlavaMetaForCausalLM:
             ValueError: on a model without vision.
         """
         if not self.config.video_spec:
-            raise ValueError("this model was trained on text alone: it has no vision tower and takes no video or image")
+            raise UserError("this model was trained on text alone: it has no vision tower and takes no video or image")
         return VideoSpec.from_dict(self.config.video_spec)
 
     @property
@@ -180,7 +181,7 @@ class LlavaMetaForCausalLM:
     def _project(self, pixels: torch.Tensor | None, features: torch.Tensor | None) -> torch.Tensor:
         """(V, T, 3, S, S) or (V, T, P, Dv) -> (V, T, P, D)."""
         if self.mm_projector is None:
-            raise ValueError("this model was trained on text alone: it takes no video or image")
+            raise UserError("this model was trained on text alone: it takes no video or image")
         if features is None:
             if self.vision_tower is None:
                 raise ValueError("no vision tower is attached: call attach_vision_tower() or pass tower features")
@@ -217,7 +218,7 @@ class LlavaMetaForCausalLM:
             kind, total, template = items.kind, items.total, templates.get(items.kind)
             if not template:
                 if total:
-                    raise ValueError(f"{total} {kind}(s) given, but this model was built without rows for any")
+                    raise UserError(f"{total} {kind}(s) given, but this model was built without rows for any")
                 continue
             positions, checked = items.positions, items.positions is not None
             if not checked:
@@ -225,7 +226,7 @@ class LlavaMetaForCausalLM:
                 counts = (input_ids == template[0]).sum(dim=1) if items.counts is None else items.counts
                 check_positions(input_ids, positions, counts, template, kind, vision.sample_ids)
                 if int(counts.sum()) != total:
-                    raise ValueError(f"the batch's text has {int(counts.sum())} {kind}(s), but {total} were given")
+                    raise UserError(f"the batch's text has {int(counts.sum())} {kind}(s), but {total} were given")
             if total:
                 encode = self.encode_images if kind == "image" else self.encode_videos
                 embeds = splice(embeds, positions, encode(items.pixels, items.features).flatten(0, 1), checked)
@@ -276,7 +277,7 @@ class LlavaMetaForCausalLM:
     def _token_ids(self, tokens: Sequence[str]) -> list[int]:
         ids = self.config.visual_token_ids
         if not ids:
-            raise ValueError(
+            raise UserError(
                 "the model does not know the ids of the visual tokens: register them with "
                 "llava.model.builder.add_visual_tokens(tokenizer, model)"
             )

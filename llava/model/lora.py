@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from llava.errors import NotInstalled, UserError
+
 BIASES = ("none", "all", "lora_only")
 MISSING = 'LoRA needs peft, which is not installed: pip install -e ".[lora]"'
 MERGE = "python -m llava.commands.merge_lora DIR OUT"
@@ -62,7 +64,7 @@ def settings_of(model: Any) -> LoraSettings | None:
         return LoraSettings(**values)
     except TypeError as error:
         known = ", ".join(asdict(LoraSettings()))
-        raise ValueError(f"lora in config.json is {values!r:.80}, expected {known}: was it written by hand?") from error
+        raise UserError(f"lora in config.json is {values!r:.80}, expected {known}: was it written by hand?") from error
 
 
 def linear_layers(model: Any) -> list[str]:
@@ -80,12 +82,12 @@ def add_adapters(model: Any, settings: LoraSettings) -> None:
         ValueError: for a body without linear layers, or one in which others than those were adapted.
     """
     if not is_installed():
-        raise ImportError(f"{MISSING}; or merge the adapters where it is installed ({MERGE})")
+        raise NotInstalled(f"{MISSING}; or merge the adapters where it is installed ({MERGE})")
     from peft import LoraConfig, inject_adapter_in_model
 
     body, names = model.base_model, linear_layers(model)
     if not names:
-        raise ValueError(f"{type(model).__name__} has no linear layer that LoRA could adapt: train it in full")
+        raise UserError(f"{type(model).__name__} has no linear layer that LoRA could adapt: train it in full")
     options = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -115,7 +117,7 @@ def adapt(model: Any, asked: LoraSettings | None, where: str) -> None:
     if has is None and asked is not None:
         add_adapters(model, asked)
     elif has != asked:
-        raise ValueError(
+        raise UserError(
             f"{where} has LoRA adapters ({has}), and the flags ask for {asked or 'none'}: go on with --lora_enable "
             f"True {has}, or merge them first ({MERGE}) and name OUT"
         )
@@ -175,7 +177,7 @@ def merge_adapters(model: Any) -> int:
     """
     layers = adapted_layers(model)
     if not layers:
-        raise ValueError("the model has no LoRA adapters: there is nothing to merge")
+        raise UserError("the model has no LoRA adapters: there is nothing to merge")
     for name, layer in layers.items():
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llava.data.positions import supervised_positions
+from llava.errors import UserError
 
 CHUNK_LOGITS = 1 << 27
 """Logits (N x V) that are in memory at once: 512 MiB in fp32. More are computed in pieces, and again in the backward
@@ -70,7 +71,7 @@ def supervised_loss(
     elif _can_look(labels) and not torch.equal(positions, supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
     if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
-        raise ValueError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
+        raise UserError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
     states, targets = hidden.flatten(0, 1)[positions - 1], labels.flatten()[positions]
     rows = max(1, CHUNK_LOGITS // head.out_features)
     if len(states) <= rows or not torch.is_grad_enabled():

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from llava.errors import UserError
+
 PADDINGS = {True: "longest", False: "do_not_pad", None: "do_not_pad"}
 TRUNCATIONS = {True: "longest_first", False: "do_not_truncate", None: "do_not_truncate"}
 GROUPS = ("text_kwargs", "common_kwargs")
@@ -73,7 +75,7 @@ class Padding:
                 f"{'no ' if uses else ''}max_length is given: it goes with padding='max_length' or truncation=True"
             )
         if wrong:
-            raise ValueError(f"{what}: {'; '.join(wrong)}")
+            raise UserError(f"{what}: {'; '.join(wrong)}")
         return found
 
     def cut(self, rows: Sequence[Sequence[int]], visual: Collection[int]) -> list[list[int]]:
@@ -86,7 +88,7 @@ class Padding:
             return [list(row) for row in rows]
         for i, row in enumerate(rows):
             if set(row[self.max_length :]) & set(visual):
-                raise ValueError(
+                raise UserError(
                     f"text {i}: {len(row)} positions, {sum(id_ in visual for id_ in row)} of them visual, do not fit "
                     f"max_length={self.max_length}: no video or image may be cut; give more, or put the text behind it"
                 )
@@ -100,7 +102,7 @@ class Padding:
         """
         lengths = [len(row) for row in rows]
         if self.padding == "do_not_pad" and self.return_tensors is not None and len(set(lengths)) > 1:
-            raise ValueError(f"texts of {lengths} positions are no tensor: padding=True, or return_tensors=None")
+            raise UserError(f"texts of {lengths} positions are no tensor: padding=True, or return_tensors=None")
         width = max([self.max_length or 0, *lengths]) if self.padding == "max_length" else max(lengths)
         fill = [0 if self.padding == "do_not_pad" else width - length for length in lengths]
         left = self.padding_side == "left"

@@ -31,6 +31,7 @@ from llava.data.turns import FROM
 from llava.data.video.image import on_white, read_image
 from llava.data.video.select import spread_evenly
 from llava.data.video.transforms import frames_to_pixels
+from llava.errors import UserError
 from llava.model.padding import Padding
 
 PLAIN_FORMAT = {"version": PLAIN, "template": None}
@@ -109,7 +110,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
             if given and not found and len(given) == len(texts):
                 texts = [f"{placeholder} {t}".strip() for t in texts]
             elif found != len(given):
-                raise ValueError(
+                raise UserError(
                     f"{found} {placeholder} in the text and {len(given)} given: each stands once in a text, in order"
                 )
         form = self.format
@@ -143,7 +144,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
         tokenize, as_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", True)
         goes_on = kwargs.pop("continue_final_message", False)
         if not kwargs.pop("add_generation_prompt", True) and not goes_on:
-            raise ValueError("add_generation_prompt=False: a prompt ends where the model goes on; leave it out")
+            raise UserError("add_generation_prompt=False: a prompt ends where the model goes on; leave it out")
         inner = kwargs.pop("processor_kwargs", None) or {}
         options = Padding.of({**kwargs, **inner}, f"{type(self).__name__}.apply_chat_template")
         ids = [form.prompt(turns) for turns, _, _ in parts]
@@ -200,7 +201,7 @@ def video_frames(video: Any, spec: VideoSpec) -> np.ndarray:
         return read_frames(video, spec)
     if isinstance(video, (list, tuple)):
         if not video:
-            raise ValueError("a video without frames")
+            raise UserError("a video without frames")
         video = np.concatenate([image_frame(frame) for frame in video])
     frames = _uint8(video, 4)
     return frames[spread_evenly(len(frames), spec.num_frames)]
@@ -210,7 +211,7 @@ def _uint8(pixels: Any, dimensions: int) -> np.ndarray:
     shape = "(T, H, W, 3)" if dimensions == 4 else "(H, W, 3)"
     array = np.asarray(pixels)
     if array.ndim != dimensions or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise ValueError(
+        raise UserError(
             f"expected a path, PIL images or {shape} uint8 in RGB, found {type(pixels).__name__} of shape "
             f"{array.shape} and type {array.dtype}"
         )
@@ -248,10 +249,10 @@ def _turns(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turns, list[Any],
                 words.append(part["text"])
                 continue
             if part["type"] not in ("image", "video"):
-                raise ValueError(f"content of type {part['type']!r}: expected text, image or video")
+                raise UserError(f"content of type {part['type']!r}: expected text, image or video")
             item = next((part[key] for key in (part["type"], "path", "url") if part.get(key) is not None), None)
             if item is None:
-                raise ValueError(f"{part}: no {part['type']}; give its path under {part['type']!r}")
+                raise UserError(f"{part}: no {part['type']}; give its path under {part['type']!r}")
             (images if part["type"] == "image" else videos).append(item)
             words.append(DEFAULT_IMAGE_TOKEN if part["type"] == "image" else DEFAULT_VIDEO_TOKEN)
         turns.append({"from": FROM.get(message["role"], message["role"]), "value": " ".join(words)})

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from llava.errors import UserError
+
 
 @dataclass(frozen=True)
 class VisualItems:
@@ -88,7 +90,7 @@ class VisionBatch:
             values = getattr(self, name)
             if values is not None and not torch.isfinite(values).all():
                 bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero().flatten().tolist()
-                raise ValueError(f"{name}: items {bad} of {len(values)} hold NaN or infinite values; read them again")
+                raise UserError(f"{name}: items {bad} of {len(values)} hold NaN or infinite values; read them again")
 
 
 NO_VISION = VisionBatch()

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.utils import can_return_tuple
 
+from llava.errors import UserError
 from llava.foreign import check_sizes
 from llava.model.generation import CACHE, GeneratesWithVideo
 from llava.model.llava_arch import LlavaMetaForCausalLM
@@ -96,7 +97,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         super().__init__(config)
         head = self.get_output_embeddings()
         if self.base_model is self or not any(module is head for module in self.children()):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: the class has no body ({self.base_model_prefix!r}) or no head of its own, so "
                 "it cannot be given vision here: use another architecture"
             )
@@ -134,7 +135,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         problems = {k: info[k] for k in ("missing_keys", "mismatched_keys", "unexpected_keys") if info.get(k)}
         if problems:
             listed = "; ".join(f"{k.replace('_', ' ')}: {sorted(map(str, v))[:5]}" for k, v in problems.items())
-            raise ValueError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
+            raise UserError(f"{args[0] if args else 'checkpoint'}: the weights do not fit the config ({listed})")
         model.config.mm_vision_tower = found_place(model.config.mm_vision_tower, args[0] if args else None)
         if model.vision_tower is not None:
             model.vision_tower.requires_grad_(False)

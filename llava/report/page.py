@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llava.config.commands import parse
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
 from llava.report.answers import did_it_learn, did_it_see, is_anything_wrong
@@ -46,6 +46,7 @@ from llava.report.read import MAKE, Run, read_run
 from llava.report.settings import command_of, differing, share_of, show, split_flags
 from llava.report.tokens import MOST_PIECES
 
+REPORT_FILE = "report.html"
 SAMPLES = 3
 
 
@@ -101,7 +102,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         names = ["/".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"{', '.join(map(str, folders))}: a run is named twice; name each once")
+    raise UserError(f"{', '.join(map(str, folders))}: a run is named twice; name each once")
 
 
 def write_report(
@@ -117,10 +118,10 @@ def write_report(
         FileNotFoundError, ValueError: from `read_run`; ValueError too for no run and for one that is named twice.
     """
     if not runs:
-        raise ValueError("a report needs at least one run; name the --output_dir of a training run")
+        raise UserError("a report needs at least one run; name the --output_dir of a training run")
     read = [read_run(folder) for folder in runs]
     named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
-    output = Path(output) if output else read[0].folder / "report.html" if len(read) == 1 else Path("report.html")
+    output = Path(output) if output else read[0].folder / REPORT_FILE if len(read) == 1 else Path("report.html")
     template = _environment().get_template("page.html.j2")
     page = template.render(
         runs=named,

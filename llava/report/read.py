@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.errors import MissingFile, UserError
 from llava.report.plots import number
 from llava.report.tokens import DUMP_FILE, TokenSample, read_dump
 
@@ -61,7 +62,7 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("llava_run.json", "trainer_state.json")):
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{folder}: no run (neither llava_run.json nor trainer_state.json); name the --output_dir of a training run"
         )
     dump = folder / DUMP_FILE
@@ -83,9 +84,9 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}); mend the file, or remove it and make it again") from error
+        raise UserError(f"{where}: not JSON ({error}); mend the file, or remove it and make it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a JSON object was expected, found {type(value).__name__}; make the file again")
+        raise UserError(f"{where}: a JSON object was expected, found {type(value).__name__}; make the file again")
     return value
 
 
@@ -149,4 +150,4 @@ def _check_shapes(run: Run) -> None:
     }
     for name, good in found.items():
         if not good:
-            raise ValueError(f"{run.folder / name}: the fields are not a run's; remove the file or make it again")
+            raise UserError(f"{run.folder / name}: the fields are not a run's; remove the file or make it again")

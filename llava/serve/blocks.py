@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llava.data.chat_formats import PLAIN
-from llava.errors import show
+from llava.errors import UnwritableFile, show
 from llava.serve.page import Page
 from llava.serve.result import CSS, hint_html
 
@@ -113,7 +113,7 @@ def launch(blocks: "gradio.Blocks", host: str, port: int | None) -> str:
             theme=theme, max_file_size=LARGEST_FILE, app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
         )  # fmt: skip
     except OSError as error:
-        raise OSError(
+        raise UnwritableFile(
             f"--host {host} --port {port or 'from 7860 on'}: nothing can listen there, since the port is taken or the "
             "address is none of this machine; name another"
         ) from error

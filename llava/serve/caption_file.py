@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from llava.config.commands import check_output
+from llava.errors import UserError
 
 COLUMNS = (
     "clip", "caption", "ended", "tokens", "references", "error", "prompt", "seed", "temperature", "top_p", "top_k",
@@ -27,7 +28,7 @@ def check_caption_file(flag: str, path: Path | None) -> None:
         ValueError: naming the flag, for another ending than .jsonl and .csv, and from `check_output`.
     """
     if path is not None and path.suffix.lower() not in (".jsonl", ".csv"):
-        raise ValueError(f"{flag} {path}: name a file that ends in .jsonl or .csv")
+        raise UserError(f"{flag} {path}: name a file that ends in .jsonl or .csv")
     check_output(flag, path)
 
 

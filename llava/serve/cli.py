@@ -17,7 +17,7 @@ from llava.config.groups import DEFAULT_SEED, ModelFlags
 from llava.config.ranges import COUNT, Range
 from llava.data.records import Record
 from llava.data.video import VideoError
-from llava.errors import run_command, show
+from llava.errors import UserError, fitted, run_command, show
 from llava.eval.captioning import Captioner, check_prompt
 from llava.eval.data import device_of
 from llava.eval.references import reference_of
@@ -56,7 +56,7 @@ class CaptionFlags:
     def __post_init__(self) -> None:
         check_caption_file("--output", self.output)
         if self.video_folder is not None and self.references is None:
-            raise ValueError(f"--video_folder {self.video_folder}: has an effect with --references only")
+            raise UserError(f"--video_folder {self.video_folder}: has an effect with --references only")
 
 
 @dataclass
@@ -92,7 +92,7 @@ class GenerationFlags:
     def __post_init__(self) -> None:
         for flag in ("top_p", "top_k"):
             if getattr(self, flag) is not None and self.temperature is None:
-                raise ValueError(f"--{flag} {getattr(self, flag)}: has an effect with --temperature only")
+                raise UserError(f"--{flag} {getattr(self, flag)}: has an effect with --temperature only")
 
     def options(self) -> dict[str, Any]:
         """These flags as arguments of transformers' `generate`."""
@@ -132,7 +132,7 @@ def caption_clips(
         try:
             caption = captioner.caption(path, prompt, **generation.options())
         except VideoError as error:
-            failed[path] = show(error)
+            failed[path] = fitted(show(error))
             print(f"{PROG}: {failed[path]}", file=sys.stderr)
             if file:
                 file.add(clip=path, references=known, error=failed[path])

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from llava.data.convert.clips import VIDEOS
-from llava.errors import show
+from llava.errors import UserError, show
 
 
 def find_clips(named: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -43,7 +43,7 @@ def find_clips(named: Sequence[str]) -> tuple[list[str], list[str]]:
             elif others:
                 remarks.append(f"{show(match)}: {len(clips)} videos; left out are {others} other files")
     if problems:
-        raise ValueError("--video " + "; ".join(problems))
+        raise UserError("--video " + "; ".join(problems))
     files: dict[str, str] = {}
     for path in found:
         files.setdefault(os.path.abspath(path), path)

@@ -12,7 +12,7 @@ import numpy as np
 from llava.config.video import VideoSpec
 from llava.data.records import Record, load_records
 from llava.data.video import VideoError, read_frames
-from llava.errors import show
+from llava.errors import UserError, show
 from llava.eval.references import answer_of, reference_of
 from llava.serve.clips import find_clips
 
@@ -46,14 +46,14 @@ def examples_in(folder: str) -> list[Example]:
         ValueError: for a folder without videos, or none of which can be read.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"--examples {show(folder)}: no such folder")
+        raise UserError(f"--examples {show(folder)}: no such folder")
     try:
         files, _ = find_clips([folder])
     except ValueError as error:
-        raise ValueError(str(error).replace("--video", "--examples", 1)) from error
+        raise UserError(str(error).replace("--video", "--examples", 1)) from error
     found = readable([Example(path) for path in spread(files)])
     if not found:
-        raise ValueError(f"--examples {show(folder)}: none of {len(files)} videos could be read")
+        raise UserError(f"--examples {show(folder)}: none of {len(files)} videos could be read")
     return found
 
 

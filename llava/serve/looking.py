@@ -17,6 +17,7 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.prompt import pad_token_id
 from llava.data.records import Record
+from llava.errors import UserError
 from llava.eval.captioning import Caption, Captioner, check_prompt
 from llava.eval.controls import black_pixels
 from llava.eval.loss import token_losses
@@ -125,7 +126,7 @@ def answer_losses(
         end = int((labels != IGNORE_INDEX).nonzero()[-1])
         ids, labels = ids[:end], labels[:end]
     if len(ids) > max_positions(model):
-        raise ValueError(
+        raise UserError(
             f"video and text take {len(ids)} positions and the model has {max_positions(model)}: give a shorter text"
         )
     sample = {"input_ids": ids, "labels": labels, "sample_id": record.id}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.data.records import Record, load_records
-from llava.errors import show
+from llava.errors import UserError, show
 from llava.eval.caption_scores import CIDER, INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
 from llava.eval.references import answer_of, reference_of
@@ -33,7 +33,7 @@ def read_true_captions(
     records, problems = load_records(path, video_folder=video_folder, allow_absolute_paths=True)
     if problems:
         first = problems[0]
-        raise ValueError(
+        raise UserError(
             f"--references {show(path)}: {len(problems)} problems, the first of them {show(first.source)}, "
             f"{first.kind}: {first.message}; python -m llava.data.check lists all"
         )
@@ -42,7 +42,7 @@ def read_true_captions(
     found = match(clips, whole, video_folder is not None)
     if not found:
         named = f", the first of {show(whole[0].videos[0])}" if whole else ""
-        raise ValueError(
+        raise UserError(
             f"--references {show(path)}: {len(whole)} captions of whole clips{named}, and none of a clip that is "
             f"captioned, the first of them {show(clips[0])}; say with --video_folder where the files of the records lie"
         )
@@ -73,7 +73,7 @@ def match(clips: Sequence[str], records: Sequence[Record], full: bool = False) -
         wanted = _parts(os.path.abspath(path) if full else os.path.normpath(path))
         those = [clip for parts, clip in by_name.get(wanted[-1], ()) if parts[-len(wanted) :] == wanted]
         if len(those) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{show(record.source)}: {show(path)} may be {show(those[0])} and {show(those[1])}; say with "
                 "--video_folder where the files of the records lie"
             )

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from llava.data.dataset import Preprocess
+from llava.errors import UserError
 
 FAULTS = ("unmasked_labels", "frozen_vocabulary")
 
@@ -24,7 +25,7 @@ def parse_faults(value: str | None) -> list[str]:
     faults = [f.strip() for f in (value or "").split(",") if f.strip()]
     unknown = sorted(set(faults) - set(FAULTS))
     if unknown:
-        raise ValueError(f"--experiment_faults: unknown {', '.join(unknown)}; use {', '.join(FAULTS)}")
+        raise UserError(f"--experiment_faults: unknown {', '.join(unknown)}; use {', '.join(FAULTS)}")
     return faults
 
 

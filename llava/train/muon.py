@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from llava.errors import UserError
+
 MOMENTUM = 0.95
 SCALE = 0.2
 STEPS = 5
@@ -90,7 +92,7 @@ def cut_of(name: str, shape: Sequence[int], module: nn.Module, config: Any) -> C
         if getattr(config, "multi_query", False) and size == (heads + 2) * width:
             return "split", out, (heads * width, width, width)
     if owner in ("query_key_value", "c_attn", "qkv_proj", "qkv", "Wqkv", "att_proj", "in_proj"):
-        raise ValueError(
+        raise UserError(
             f"--optim muon: {name} of {size} x {shape[1 - out]} seems to hold queries, keys and values in a layout "
             "that is not known here, so they cannot be cut apart: use --optim adamw_torch_fused"
         )
@@ -135,7 +137,7 @@ class MuonAdamW(torch.optim.AdamW):
                 group.setdefault("ns_steps", STEPS)
                 cuts = group.setdefault("cuts", [None] * len(group["params"]))
                 if len(cuts) != len(group["params"]) or any(p.ndim != 2 for p in group["params"]):
-                    raise ValueError(f"group {group.get('name')!r}: Muon takes matrices, and one cut for each")
+                    raise UserError(f"group {group.get('name')!r}: Muon takes matrices, and one cut for each")
         super().__init__(groups, **options)
         # Muon's half takes gradients that are unscaled, and no step where one is not finite.
         self._step_supports_amp_scaling = False

@@ -34,7 +34,7 @@ from llava.data.records import (
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.split.holdout import Holdout, difference, plan
-from llava.errors import Stopped
+from llava.errors import Stopped, UserError
 from llava.model.vlm import VisionCausalLM
 from llava.train.checkpoint.resume import on_first_process
 from llava.train.run_model import RunModel
@@ -102,7 +102,7 @@ def read_splits(
     elif evaluation is not None:
         training_args.evaluate_by_itself()
     elif training_args.eval_strategy != "no":
-        raise ValueError(
+        raise UserError(
             f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, since nothing is held out"
         )
     return train, evaluation, summary
@@ -127,7 +127,7 @@ def hold_out(
     if before and (changed := difference(before, summary)):
         message = f"the run that is resumed was split in another way: {changed}"
         if not training_args.confirm_changes:
-            raise ValueError(
+            raise UserError(
                 f"{message}. Resume with the data, --val_fraction and folder of clips that it was started with, start "
                 "a new run in another --output_dir, or add --confirm_changes True"
             )
@@ -215,7 +215,7 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
         return None
     if not model.vision_tower.frozen:
         if data_args.feature_cache != "auto":
-            raise ValueError("--feature_cache: the vision tower trains, so its features change; use auto or off")
+            raise UserError("--feature_cache: the vision tower trains, so its features change; use auto or off")
         return None
     cache = open_cache(_cache_root(data_args, training_args), model, data_args.repair_features)
     logger.info("%s", describe_cache(cache))
@@ -343,7 +343,7 @@ def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
     """
     size = training_args.train_batch_size * training_args.world_size
     if training_args.dataloader_drop_last and num_samples < size:
-        raise ValueError(
+        raise UserError(
             f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
             f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
             "out, or lower --per_device_train_batch_size"

@@ -11,25 +11,25 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from transformers import HfArgumentParser, get_scheduler
+from transformers import get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 import llava
 from llava.config import llava_st
-from llava.config.commands import unknown_flags
 from llava.config.flags import MUON, DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.ranges import out_of_range
 from llava.config.recipe import with_recipe
+from llava.config.trainer_parser import TrainerParser
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
 from llava.data.mixture import path_problems
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
-from llava.errors import is_message
+from llava.errors import UserError
 from llava.model.builder import select_parts
 from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
@@ -54,18 +54,15 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
         FileNotFoundError: for a recipe that is not there.
         SystemExit: from the parser, for `--help`.
     """
-    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
-    added = llava_st.add_flags(parser)
+    parser = TrainerParser()
     words, recipe = with_recipe(sys.argv[1:] if argv is None else argv)
-    values, unknown = parser.parse_known_args(words)
-    known = [name for action in parser._actions for name in action.option_strings]
-    problems = unknown_flags(unknown, known)
+    values, problems = parser.read(words)
     outside = out_of_range(vars(values))
     problems += outside.values()
     for name in outside:
         # The rest is looked at as if this one were right, so that all is said at once.
         setattr(values, name, parser.get_default(name))
-    taken = llava_st.take(vars(values), added, {name: parser.get_default(name) for name in vars(values)})
+    taken = llava_st.take(vars(values), parser.added, {name: parser.get_default(name) for name in vars(values)})
     problems += taken.problems
     vars(values).update(taken.values)
     for name in TrainingArguments._VALID_DICT_FIELDS:
@@ -77,15 +74,17 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
         problems.append("--fp16 True --bf16 True: one of them, or neither")
         values.fp16 = False
     try:
-        model_args, data_args, training_args = (_made(kind, values) for kind in parser.dataclass_types)
+        model_args, data_args, training_args = (
+            _made(kind, values) for kind in (ModelArguments, DataArguments, TrainingArguments)
+        )
         training_args.recipe_values = recipe
         problems += flag_problems(model_args, data_args, training_args, pending)
     except LIBRARY_ERRORS as error:
-        if is_message(error):
+        if isinstance(error, UserError):
             raise
         problems.append(_said(error))
     if problems:
-        raise ValueError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
     keep_timeout(training_args)
     notes = taken.notes + lora_notes(model_args)
     if notes and training_args.process_index == 0:
@@ -137,13 +136,6 @@ def keep_timeout(training_args: TrainingArguments) -> None:
         _set_pg_timeout(training_args.ddp_timeout_delta)
 
 
-class Parser(HfArgumentParser):
-    """transformers' parser, whose errors are messages and not a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"wrong flags:\n  - {message.removeprefix('argument ')}")
-
-
 def _made(kind: Any, values: argparse.Namespace) -> Any:
     return kind(**{f.name: getattr(values, f.name) for f in fields(kind) if f.init})
 
@@ -185,12 +177,12 @@ def library_problems(args: TrainingArguments) -> list[str]:
         if args.optim != MUON:
             transformers.Trainer.get_optimizer_cls_and_kwargs(args)
         elif args.deepspeed or args.fsdp:
-            raise ValueError(
+            raise UserError(
                 "it needs whole matrices, which --deepspeed and --fsdp spread over the processes: leave them out, or "
                 "use --optim adamw_torch_fused"
             )
         elif args.optim_args:
-            raise ValueError(f"it takes no --optim_args ({args.optim_args}): leave them out")
+            raise UserError(f"it takes no --optim_args ({args.optim_args}): leave them out")
 
     for flag, value, check in (
         ("optim", args.optim, optimiser),

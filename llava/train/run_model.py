@@ -14,6 +14,7 @@ from llava.config.flags import ModelArguments, Settings, video_spec
 from llava.config.video import VideoSpec
 from llava.data.records import Record
 from llava.data.text_format import TextFormat
+from llava.errors import MissingFile, UserError
 from llava.model.adapter import load_adapter
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.capabilities import keeps_samples_apart, max_positions
@@ -58,9 +59,9 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     try:
         tokenizer = foreign.load_tokenizer(name)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"--model_name_or_path {name}: neither a folder with a model and tokenizer nor a hub name that can be "
-            f"reached; llava-make-model makes a fresh one ({error})"
+            f"reached; llava-make-model makes a fresh one ({foreign.said(error)})"
         ) from error
     tokenizer.model_max_length = settings.training.model_max_length
     tokenizer.padding_side = "right"
@@ -92,7 +93,7 @@ def make_model(
         )
         positions = max_positions(model)
         if training_args.model_max_length > positions:
-            raise ValueError(
+            raise UserError(
                 f"--model_max_length {training_args.model_max_length} is beyond the model's {positions} positions: "
                 "lower it, or make a model with more positions"
             )
@@ -100,7 +101,7 @@ def make_model(
         if model_args.vision_tower is not None:
             give_vision(model, settings)
         elif model.config.mm_hidden_size is not None:
-            raise ValueError(
+            raise UserError(
                 f"{name} has vision, but there is no --vision_tower: name its tower, or start from a model without "
                 "vision"
             )
@@ -124,9 +125,9 @@ def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> N
     """
     visual = sum(bool(r.videos or r.images) for r in records)
     if visual and model_args.vision_tower is None:
-        raise ValueError(f"{visual} records have a video or image, but there is no --vision_tower")
+        raise UserError(f"{visual} records have a video or image, but there is no --vision_tower")
     if not visual and set(tunable_parts(model_args)) - {"mm_language_model"}:
-        raise ValueError(
+        raise UserError(
             "no record has a video or image, so projector and resampler would never learn: leave --vision_tower out, "
             "or freeze them with --mm_tunable_parts mm_language_model"
         )
@@ -183,7 +184,7 @@ def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: 
     ]  # fmt: skip
     wrong = [f"--{name} {flag} (the model has {has})" for name, has, flag in pairs if has != flag]
     if wrong:
-        raise ValueError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
+        raise UserError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
 
 
 def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str, str]:

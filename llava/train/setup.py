@@ -14,9 +14,10 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
-from llava.data.records import modality
+from llava.data.records import apply_policy, is_hopeless, modality
 from llava.data.target_words import describe_targets, repeated_texts
 from llava.train.checkpoint.resume import fingerprint, record_digests
+from llava.train.console import plan
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
 from llava.train.run_data import check_batches, make_cache, make_data, read_splits
@@ -59,6 +60,10 @@ def prepare(
     set_seed(training_args.seed)
     tokenizer = load_tokenizer(settings)
     train, evaluation, holdout = read_splits(settings, tokenizer, earlier)
+    for split in (train, evaluation):
+        if split is not None and settings.data.on_bad_sample == "stop" and is_hopeless(split.records, split.problems):
+            # Neither the model nor hours of reading clips are waited for.
+            apply_policy(split.records, split.problems, settings.data.on_bad_sample)
 
     template = (earlier or {}).get("text_format", {}).get("template")
     made = make_model(settings, tokenizer, train.records, template)
@@ -68,6 +73,7 @@ def prepare(
     logger.info("%s", parameter_table(parameters))
 
     cache = make_cache(settings, model)
+    logger.info("%s", plan(settings, train.records, evaluation and evaluation.records, cache is not None))
     data = make_data(train, settings, made, cache, preprocess, should_stop)
     check_batches(len(data.dataset), training_args)
     held_out = None

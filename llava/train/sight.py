@@ -77,7 +77,8 @@ def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float
     )
     summary = part.summary(step, clips)
     if trainer.is_world_process_zero():
-        logger.info("%s", format_controls(summary))
+        if step >= trainer.state.max_steps:  # Before, the line of the log has the gain of the video.
+            logger.info("%s", format_controls(summary))
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # The last evaluation may repeat that of the last step.

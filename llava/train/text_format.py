@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.data.chat_formats import PLAIN, add_tokens, has_prefix_space, without_prefix_space
 from llava.data.text_format import TextFormat, record_format, text_format
+from llava.errors import UserError
 from llava.model.builder import grow_embeddings
 from llava.model.lora import settings_of
 
@@ -36,13 +37,13 @@ def make_format(
     added = add_tokens(version, tokenizer)
     if added:
         if settings_of(model) is not None:
-            raise ValueError(
+            raise UserError(
                 f"--version {version}: the tokenizer does not know {', '.join(added)}, and with --lora_enable the "
                 "embeddings, which would have to learn them, stay as they are: name the model's own format, or train "
                 "the model in this one in full first (leave --lora_enable out)"
             )
         if not model.get_input_embeddings().weight.requires_grad:
-            raise ValueError(
+            raise UserError(
                 f"--version {version}: the tokenizer does not know {', '.join(added)}, and the language model, which "
                 "is frozen, could not learn them: add mm_language_model to --mm_tunable_parts, or name the model's own "
                 "format"

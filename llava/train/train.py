@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from llava.config.flags import Settings
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.text_format import preprocess
-from llava.errors import run_command
+from llava.errors import UserError, run_command
 from llava.train import run_flags, sight
 from llava.train.checkpoint import resume
 from llava.train.checkpoint.files import write_errors_explained
+from llava.train.checkpoint.finished import is_finished
 from llava.train.checkpoint.frame_changes import report_frame_changes
 from llava.train.checkpoint.lock import only_run
 from llava.train.checkpoint.stop import Stop
+from llava.train.console import closing
 from llava.train.preflight.run import note_not_run, run_preflight
 from llava.train.run_data import report_sources
 from llava.train.setup import prepare
@@ -51,9 +54,11 @@ def run_all(settings: Settings, stop: Stop) -> None:
     Raises:
         Stopped: when it was told to stop; the same command goes on.
     """
-    training_args = settings.training
-    checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
+    start, training_args = time.monotonic(), settings.training
     run_record = run_flags.make_run_record(settings)
+    if resume.on_first_process(lambda: is_finished(training_args, run_record), training_args):
+        return
+    checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
     earlier = None
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
@@ -83,7 +88,6 @@ def run_all(settings: Settings, stop: Stop) -> None:
     metrics: dict[str, float] = {}
     if run.trainer.eval_dataset is not None:
         metrics = run.trainer.evaluate()
-        run.trainer.log_metrics("eval", metrics)
         run.trainer.save_metrics("eval", metrics)
     sight.measure_at_end(run.trainer, metrics)
     if training_args.run_report and run.trainer.is_world_process_zero():
@@ -92,9 +96,11 @@ def run_all(settings: Settings, stop: Stop) -> None:
         from llava.report.page import write_report
 
         run.trainer.save_state()  # The final evaluation is part of the log.
-        logger.info("report: %s", write_report([training_args.output_dir]))
+        write_report([training_args.output_dir])
         write_card(training_args.output_dir)
-    logger.info("done: %s", training_args.output_dir)
+    sees = run.trainer.model.config.mm_hidden_size is not None
+    took = time.monotonic() - start
+    logger.info("%s", closing(Path(training_args.output_dir), run.trainer.state, took, sees))
 
 
 def check_finished(trainer: LlavaTrainer) -> None:
@@ -105,7 +111,7 @@ def check_finished(trainer: LlavaTrainer) -> None:
     """
     taken, planned = trainer.state.global_step, trainer.state.max_steps
     if taken < planned:
-        raise ValueError(
+        raise UserError(
             f"training ended after {taken} of {planned} steps, and the model was not saved: the batches ran out, or a "
             "callback stopped it; look at the number of records, --dataloader_drop_last and the batch size"
         )

@@ -18,10 +18,12 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
+from llava.config.commands import quiet_libraries
 from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
+from llava.errors import NotFinite, UserError
 from llava.eval.loss import after_first_token, token_scores
 from llava.train import sight
 from llava.train.checkpoint.reload import ReloadError, compare_saved
@@ -33,10 +35,11 @@ from llava.train.checkpoint.sharding import (
     weights_are_spread,
     without_tied,
 )
+from llava.train.console import LogLines
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.invariants import Invariants
-from llava.train.monitor.logs import FreshLogs, ShortPrinter, ShortProgress
+from llava.train.monitor.logs import FreshLogs
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import make_optimizer, part_learning_rates
@@ -65,11 +68,13 @@ class LlavaTrainer(ResumableTrainer):
         self.training_collator, self.lengths, self.modalities = training_collator, lengths, modalities
         self.run_record, self.record_digests = run_record, record_digests
         super().__init__(*args, **kwargs)
+        if self.args.log_level == "passive":
+            quiet_libraries()  # transformers has just set what processes other than the first say.
         # The model smooths the labels itself: transformers would take the logits of every position.
         self.label_smoother = None
-        for printer, short in ((PrinterCallback, ShortPrinter), (ProgressCallback, ShortProgress)):
-            if self.pop_callback(printer) is not None:
-                self.add_callback(short)
+        for printer in (PrinterCallback, ProgressCallback):
+            self.pop_callback(printer)
+        self.add_callback(LogLines("samples" if self.model.config.mm_hidden_size is None else "clips"))
         self.add_callback(FreshLogs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             self.model.in_step = kinds_in_step(self.model, self.train_dataset, self.eval_dataset)
@@ -191,7 +196,7 @@ class LlavaTrainer(ResumableTrainer):
         remedy = "lower --learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
         if self.monitor is not None:
             self.monitor.sound(Alarm(step, "not finite", message + saved + ".", remedy + "."))
-        raise FloatingPointError(f"{message}{saved}: {remedy}")
+        raise NotFinite(f"{message}{saved}: {remedy}")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
@@ -267,7 +272,7 @@ class LlavaTrainer(ResumableTrainer):
         for name in ("loss", "train_loss", "eval_loss", *([] if self.args.fp16 else ["grad_norm"])):
             value = logs.get(name)
             if value is not None and not math.isfinite(float(value)):
-                raise FloatingPointError(
+                raise NotFinite(
                     f"{name} is {value} at step {self.state.global_step}: lower --learning_rate or --max_grad_norm, "
                     "or train in --bf16 or fp32 instead of --fp16"
                 )
@@ -280,7 +285,7 @@ class LlavaTrainer(ResumableTrainer):
         """
         broken = not_finite(self.model, state_dict)
         if broken:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"step {self.state.global_step}: {', '.join(broken[:3])} are not finite and were not saved: lower "
                 "--learning_rate or --max_grad_norm, or train in --bf16 or fp32 instead of --fp16"
             )
@@ -347,7 +352,7 @@ class LlavaTrainer(ResumableTrainer):
         apart = "vision_tower." if self.model.config.mm_vision_tower_storage == "reference" else ()
         missing = [k for k in load_result.missing_keys if not k.startswith(apart) and k not in tied]
         if missing or load_result.unexpected_keys:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected "
                 f"{load_result.unexpected_keys[:5]}; resume with the flags that the run was started with"
             )

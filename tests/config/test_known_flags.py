@@ -6,17 +6,13 @@ import argparse
 
 import pytest
 
-from llava.config import llava_st
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.config.known_flags import BOOL, FLOAT, INT, LIST, TEXT, argument_problems, given, known_flags, read_class
-from llava.train.run_flags import Parser
+from llava.config.trainer_parser import TrainerParser
 
 
 @pytest.fixture(scope="module")
 def parser() -> argparse.ArgumentParser:
-    made = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
-    llava_st.add_flags(made)
-    return made
+    return TrainerParser()
 
 
 def test_they_are_the_parsers_with_its_kinds_and_defaults(parser):

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from llava.config import llava_st
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.config.launch import Plan, data_name, plan
 from llava.config.launch_help import help_text
 from llava.config.recipe import with_recipe
-from llava.train.run_flags import Parser
+from llava.config.trainer_parser import TrainerParser
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYWHERE = (
@@ -73,7 +72,7 @@ def in_the_repository(monkeypatch):
 
 @pytest.fixture(scope="module")
 def parse():
-    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    parser = TrainerParser()
     llava_st.add_flags(parser)
 
     def parsed(argv: list[str]) -> dict[str, Any]:

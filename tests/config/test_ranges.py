@@ -11,7 +11,8 @@ import torch
 
 from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.config.ranges import RANGES, Range, out_of_range
-from llava.train.run_flags import Parser, parse_arguments
+from llava.config.trainer_parser import TrainerParser
+from llava.train.run_flags import parse_arguments
 from tests.train.runs import flags
 
 FREE = {
@@ -131,7 +132,7 @@ def test_the_timeout_between_processes_on_cpu_is_the_flags(assets, tmp_path):
 
 
 def test_every_range_is_that_of_a_flag():
-    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    parser = TrainerParser()
     assert set(RANGES) <= {action.dest for action in parser._actions}
 
 

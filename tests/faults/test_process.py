@@ -39,7 +39,7 @@ def test_a_killed_data_worker_ends_the_run_and_says_what_to_do(assets, tmp_path,
 
     monkeypatch.setattr(dataset.LazySupervisedDataset, "tokens", dies)
     text = message_of(flags(assets, tmp_path / "run", experiment, dataloader_num_workers=2))
-    assert text.startswith("\na data worker died (process ") and "memory ran out" in text
+    assert text.startswith("\nERROR: a data worker died (process ") and "memory ran out" in text
     assert "--dataloader_num_workers" in text and "--resume_from_checkpoint auto" in text
 
 
@@ -61,7 +61,7 @@ def test_a_batch_that_a_worker_cannot_hand_over_ends_the_run(assets, tmp_path, m
     dumps = ForkingPickler.dumps
     monkeypatch.setattr(ForkingPickler, "dumps", fails)
     text = message_of(flags(assets, tmp_path / "run", 1, dataloader_num_workers=1, preflight="off"))
-    assert text.startswith("\na data worker died (process ") and "or a line above" in text
+    assert text.startswith("\nERROR: a data worker died (process ") and "or a line above" in text
     shown = capfd.readouterr().err
     assert "a data worker cannot hand over its batch: " in shown and lever in shown
 
@@ -80,7 +80,7 @@ def test_out_of_memory_names_the_levers(assets, tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(LlavaTrainer, "training_step", fails)
     text = message_of(flags(assets, tmp_path / "run", 1))
-    assert text.startswith("\nout of memory (") and "more" not in text.split(")")[0]
+    assert text.startswith("\nERROR: out of memory (") and "more" not in text.split(")")[0]
     for lever in ("--per_device_train_batch_size", "--gradient_accumulation_steps", "--dataloader_num_workers"):
         assert lever in text
 
@@ -91,7 +91,7 @@ def test_a_data_worker_without_memory_names_the_levers(assets, tmp_path, monkeyp
 
     monkeypatch.setattr(dataset.LazySupervisedDataset, "tokens", fails)
     text = message_of(flags(assets, tmp_path / "run", 1, dataloader_num_workers=1, preflight="off"))
-    assert text.startswith("\nout of memory (Caught MemoryError in DataLoader worker") and "--bf16" in text
+    assert text.startswith("\nERROR: out of memory (Caught MemoryError in DataLoader worker") and "--bf16" in text
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(assets, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_a_checkpoint_that_lacks_weights_of_its_tower_is_refused(assets, tmp_pat
     save_file({k: v for k, v in weights.items() if k != lost}, checkpoint / "model.safetensors", {"format": "pt"})
     write_manifest(checkpoint)
     with pytest.raises(ValueError, match=rf"missing \['{re.escape(lost)}'\]"):
-        train(assets, tmp_path / "run", **options)
+        train(assets, tmp_path / "run", **options | {"max_steps": 4})
     with pytest.raises(ValueError, match=rf"missing keys: \['{re.escape(lost)}'\]"):
         LlavaGPT2ForCausalLM.from_pretrained(checkpoint)
 
@@ -132,9 +132,9 @@ def test_a_run_is_never_overwritten(assets, tmp_path):
 
 def test_a_finished_run_without_checkpoints_is_not_overwritten_either(assets, tmp_path):
     train(assets, tmp_path / "run", 1)
-    for resume in (None, "auto", True):
+    for resume, more in ((None, {}), ("auto", {"max_steps": 8}), (True, {"max_steps": 8})):
         with pytest.raises(FileExistsError, match="finished run"):
-            train(assets, tmp_path / "run", 1, resume_from_checkpoint=resume)
+            train(assets, tmp_path / "run", 1, resume_from_checkpoint=resume, **more)
 
 
 def test_resuming_with_other_flags_is_refused(assets, tmp_path):
@@ -278,7 +278,7 @@ def with_bad_clips(assets, tmp_path):
 def test_bad_records_stop_training_all_at_once(assets, tmp_path, with_bad_clips):
     with pytest.raises(DatasetError) as error:
         train(assets, tmp_path / "run", **with_bad_clips)
-    for name in ("missing", "garbage", "empty", "long"):
+    for name in ("missing", "empty"):  # What needs no file to be opened is said before hours of reading clips.
         assert name in str(error.value)
 
 

@@ -17,8 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from llava.config.commands import parse, refuse
 from llava.data.convert.build import Tally, build, summary
 from llava.data.convert.clips import IMAGES, VIDEOS, ClipIndex
@@ -27,7 +25,8 @@ from llava.data.convert.rows import COMMAND
 from llava.data.convert.sniff import Opened, open_form
 from llava.data.convert.write import Writer, part_path, write_lists
 from llava.data.json_records import DatasetError
-from llava.errors import run_command, show
+from llava.errors import UserError, run_command, show
+from llava.progress import progress
 
 
 @dataclass
@@ -57,11 +56,11 @@ class ConvertFlags:
 
     def __post_init__(self) -> None:
         if Path(self.output).suffix not in (".json", ".jsonl"):
-            raise ValueError(f"--output {show(self.output)}: end it in .json (a list) or .jsonl (one record a line)")
+            raise UserError(f"--output {show(self.output)}: end it in .json (a list) or .jsonl (one record a line)")
         try:
             "".encode(self.encoding)
         except LookupError as error:
-            raise ValueError(
+            raise UserError(
                 f"--encoding {show(self.encoding)}: is not known; use utf-8, latin-1, cp1252 ..."
             ) from error
 
@@ -128,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             stack.callback(writer.discard)
             hidden = not sys.stderr.isatty()
-            rows = tqdm(opened.rows, desc="captions", unit="row", disable=hidden)
+            rows = progress(opened.rows, desc="captions", unit="row", disable=hidden)
             for split, record in build(rows, index, tally, flags.asked().code, opened.is_image):
                 writer.write(split, record)
             stack.pop_all()

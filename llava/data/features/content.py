@@ -18,9 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tqdm import tqdm
-
 from llava.errors import Stopped
+from llava.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class ContentHashes:
             else:
                 unknown[path] = file
         hidden = not (show_progress and unknown)
-        with tqdm(total=len(unknown), desc="contents of clips", unit="file", disable=hidden) as progress:
+        with progress(total=len(unknown), desc="contents of clips", unit="file", disable=hidden) as bar:
             names = list(unknown)
             for start in range(0, len(names), FILES_AT_ONCE):
                 some = names[start : start + FILES_AT_ONCE]
@@ -100,7 +99,7 @@ class ContentHashes:
                             else:
                                 hashes[path] = self._known[unknown[path]] = digest
                                 new.append((*unknown[path], digest, _checksum(*unknown[path], digest)))
-                            progress.update()
+                            bar.update()
                             if should_stop is not None and should_stop():
                                 pool.shutdown(cancel_futures=True)
                                 raise Stopped("stopped while hashing clips: the same command goes on")

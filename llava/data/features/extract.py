@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.features.old import adopt_old
@@ -23,7 +22,8 @@ from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, Feature
 from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
-from llava.errors import Stopped
+from llava.errors import Stopped, UserError
+from llava.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def cache_settings(
         dtype: that features are stored as, one of `TOLERANCES`.
     """
     if dtype not in TOLERANCES:
-        raise ValueError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
+        raise UserError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
     frames = spec.to_dict()
     # How many latents summarise the features does not change them.
     del frames["fast_latents"], frames["slow_latents"], frames["video_decoder"]
@@ -196,7 +196,7 @@ def extract_features(
         parts = np.split(features, np.cumsum([len(p) for _, p in waiting])[:-1])
         for (clip, _), part in zip(waiting, parts, strict=True):
             if not np.isfinite(part).all():
-                raise ValueError(f"{clip[0]}: the vision tower gives features that are not finite in fp16")
+                raise UserError(f"{clip[0]}: the vision tower gives features that are not finite in fp16")
             shards.setdefault(len(part), []).append(((keys[clip], clip[0]), part))
         waiting.clear()
         flush(SHARD_BYTES)
@@ -216,7 +216,7 @@ def extract_features(
 
     work, done = partial(read_pixels, spec=spec, processor=processor), 0
     with (
-        tqdm(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as progress,
+        progress(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as bar,
         closing(run_tasks(work, missing, num_workers, timeout)) as results,
     ):
         try:
@@ -236,7 +236,7 @@ def extract_features(
                 if len(waiting) == batch_size:
                     encode()
                     forecast.batch(done)
-                progress.update()
+                bar.update()
         except RuntimeError as error:
             if not isinstance(error, Stopped):  # A decoding process that was ended while it started.
                 stop_if_asked(done)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava.data.features.shards import row_type
+from llava.errors import UserError
 
 WORTH_SAYING = 60.0
 """Seconds that are left: a shorter wait needs no announcement."""
@@ -36,7 +37,7 @@ def check_room(folder: Path, videos: int, images: int, shape: tuple[int, int, in
     halved = needed_bytes(videos, images, shape, "int8")
     fits = "which fits" if halved <= free else "too much as well"
     smaller = f"; --feature_dtype int8 takes {shown_bytes(halved)}, {fits}" if dtype != "int8" else ""
-    raise ValueError(
+    raise UserError(
         f"{count}: their features take {shown_bytes(needed)}, and {folder} has {shown_bytes(free)} free: make room "
         f"(python -m llava.clean lists what can go), or name another disk with --feature_cache{smaller}; fewer "
         "--num_frames or a smaller tower take less too"

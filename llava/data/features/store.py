@@ -31,6 +31,7 @@ import torch
 
 from llava.data.features.content import ContentHashes, load_json, replace_file
 from llava.data.features.shards import Entry, damage, decode, encode, read_index, row_checksum
+from llava.errors import MissingFile, NotCached, UnwritableFile, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ Clip = tuple[str, Split, bool]
 """(path, segment, is it an image)."""
 
 
-class DamagedFeatures(ValueError):
+class DamagedFeatures(UserError):
     """A row of a shard is not what was written."""
 
 
@@ -132,13 +133,13 @@ class FeatureCache:
         try:
             key = self.key(path, split, is_image)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{path}: gone since the run started, so that nobody can say whether its features in {self.folder} are "
                 "those of this record; put the file back, or leave its records out"
             ) from error
         entry = self._entries.get(key)
         if entry is None:
-            raise LookupError(
+            raise NotCached(
                 f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction: start "
                 "again, which extracts it"
             )
@@ -173,7 +174,7 @@ class FeatureCache:
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            raise OSError(error.errno or errno.EIO, self._cannot_write(0, error)) from error
+            raise UnwritableFile(error.errno or errno.EIO, self._cannot_write(0, error)) from error
 
     def write(self, clips: Sequence[tuple[str, str]], features: np.ndarray) -> None:
         """Adds a shard: `clips` (key, path) and their features (C, T, P, Dv) in fp16.
@@ -195,7 +196,7 @@ class FeatureCache:
         except OSError as error:
             with suppress(OSError):
                 array.unlink(missing_ok=True)
-            raise OSError(error.errno or errno.EIO, self._cannot_write(rows.nbytes, error)) from error
+            raise UnwritableFile(error.errno or errno.EIO, self._cannot_write(rows.nbytes, error)) from error
 
     def adopt(self, found: Mapping[str, Entry]) -> None:
         """Serves rows of another subfolder's arrays, which stay where they lie: {key: entry with the checksum of the
@@ -220,7 +221,7 @@ class FeatureCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._publish(self.folder / f"{uuid.uuid4().hex}.json", index)
             except OSError as error:
-                raise OSError(error.errno or errno.EIO, self._cannot_write(100 * len(entries), error)) from error
+                raise UnwritableFile(error.errno or errno.EIO, self._cannot_write(100 * len(entries), error)) from error
 
     def _publish(self, path: Path, index: dict[str, Any]) -> None:
         if not (self.folder / "settings.json").exists():

@@ -28,6 +28,7 @@ from llava.data.video.files import file_name
 from llava.data.video.image import rgb_of
 from llava.data.video.probe import VideoInfo, display_matrix, presentation_times, probe_video
 from llava.data.video.select import select_frames
+from llava.errors import UserError
 
 try:
     import decord
@@ -54,7 +55,7 @@ def decoder_of(info: VideoInfo, asked: str = "auto") -> str:
     """
     problem = decoder_problem(asked)
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     if asked == "auto":
         asked = "decord" if decord else "pyav"
     return asked if info.can_seek else "pyav"
@@ -91,7 +92,7 @@ def reader_versions(asked: str = "auto") -> dict[str, str]:
     """
     problem = decoder_problem(asked)
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     others = {"av": av.__version__, "pillow": PIL.__version__}
     if asked == "torchcodec":
         library = _torchcodec()

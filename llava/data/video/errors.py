@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava.errors import show
+from llava.errors import UserError, show
 
 REENCODE = (
     "re-encode it (ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4), or leave it out with --on_bad_sample skip"
@@ -10,7 +10,7 @@ REENCODE = (
 FETCH_AGAIN = "copy or download it again, or leave it out with --on_bad_sample skip"
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video or image that cannot be read; the message names the file and the remedy.
 
     `kind` is "unreadable" or "no video stream".

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from llava.config.video import VideoSpec
+from llava.errors import UserError
 
 FRAME_RULE = 2
 """Raised when another frame may be chosen for the same file and settings; part of the feature cache's key."""
@@ -99,11 +100,11 @@ def segment_bounds(num_total: int, split: tuple[float, float] | None) -> tuple[i
         return 0, num_total - 1
     first, last = split
     if not all(math.isfinite(v) and v == int(v) for v in split):
-        raise ValueError(f"split {list(split)} counts frames, so both must be whole numbers; multiply seconds by fps")
+        raise UserError(f"split {list(split)} counts frames, so both must be whole numbers; multiply seconds by fps")
     if first > last:
-        raise ValueError(f"split {list(split)} is reversed: [first frame, last frame] was expected")
+        raise UserError(f"split {list(split)} is reversed: [first frame, last frame] was expected")
     if last < 0 or first >= num_total:
-        raise ValueError(f"split {list(split)} lies outside the clip, whose frames are 0 to {num_total - 1}")
+        raise UserError(f"split {list(split)} lies outside the clip, whose frames are 0 to {num_total - 1}")
     return max(int(first), 0), min(int(last), num_total - 1)
 
 

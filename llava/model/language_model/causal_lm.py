@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llava.errors import UserError
 from llava.model.registration import register
 from llava.model.vlm import PREFIX, VisionCausalLM, VisionConfig
 
@@ -48,7 +49,7 @@ def _made(kind: str) -> type[VisionCausalLM]:
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if not isinstance(name, str) or not HEADS.search(name):
         found = "which transformers has no causal language model for" if name is None else f"a {name}"
-        raise ValueError(
+        raise UserError(
             f"model type {kind!r}, {found}: expected one with a plain causal language model, such as "
             f"{', '.join(('gpt2', 'llama', 'qwen3', 'gemma3_text', 'mistral'))} (a model that has its own vision is "
             "not given another: save its language model alone)"
@@ -60,7 +61,7 @@ def _made(kind: str) -> type[VisionCausalLM]:
     if base_config.model_type != kind:
         if issubclass(CONFIG_MAPPING[kind], base_config):
             return _made(base_config.model_type)  # Another name for the same architecture.
-        raise ValueError(
+        raise UserError(
             f"model type {kind!r} is more than the {base.__name__} that transformers has for it: save its language "
             f"model alone, as model type {base_config.model_type!r}"
         )

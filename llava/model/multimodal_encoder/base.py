@@ -23,7 +23,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from llava.config.video import ProcessorSpec
-from llava.foreign import check_sizes, config_values
+from llava.errors import MissingFile, UserError
+from llava.foreign import check_sizes, config_values, said
 from llava.model.multimodal_encoder.processor import processor_spec
 
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -47,7 +48,7 @@ ATTENTION_NAMES = (
 def resolve_precision(name: str, device: torch.device | str) -> str:
     """`fp32` or `bf16` for a frozen tower: as named, or under `auto` bf16 where `device` computes in it natively."""
     if name not in PRECISIONS:
-        raise ValueError(f"--vision_precision {name}: use one of {', '.join(PRECISIONS)}")
+        raise UserError(f"--vision_precision {name}: use one of {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
     kind = torch.device(device).type
@@ -137,7 +138,7 @@ class VisionTower(nn.Module):
         elif select_feature == "cls_patch" and not cls.class_token:
             problems.append(f"mm_vision_select_feature cls_patch: {config.model_type} has no class token, use patch")
         if problems:
-            raise ValueError((f"--vision_tower {name}: " if name else "") + "; ".join(problems))
+            raise UserError((f"--vision_tower {name}: " if name else "") + "; ".join(problems))
 
     @classmethod
     def from_pretrained(
@@ -169,10 +170,10 @@ class VisionTower(nn.Module):
         # The mask token serves the pre-training of DINOv2 and DINOv3 only, and exports without it exist.
         missing = [key for key in info["missing_keys"] if not key.endswith("mask_token")]
         if missing:
-            raise ValueError(f"{where}: weights are missing for {', '.join(sorted(missing)[:5])}")
+            raise UserError(f"{where}: weights are missing for {', '.join(sorted(missing)[:5])}")
         if info["mismatched_keys"]:
             listed = ", ".join(str(key) for key in sorted(info["mismatched_keys"])[:5])
-            raise ValueError(f"{where}: weights have other shapes than the config says: {listed}")
+            raise UserError(f"{where}: weights have other shapes than the config says: {listed}")
         return cls(model, select_layer, select_feature, name_or_path)
 
     @classmethod
@@ -207,7 +208,7 @@ class VisionTower(nn.Module):
         config = self.vision_model.config
         patch = _sides(config.patch_size)[0]
         if image_size % patch and [image_size] * 2 != _sides(getattr(config, "image_size", None)):
-            raise ValueError(f"{self.name}: image size {image_size} is not a multiple of patch size {patch}")
+            raise UserError(f"{self.name}: image size {image_size} is not a multiple of patch size {patch}")
         return image_size // patch, image_size // patch
 
     def feature_shape(self, image_size: int) -> tuple[int, int]:
@@ -280,7 +281,7 @@ class VisionTower(nn.Module):
         patch = _sides(self.vision_model.config.patch_size)[0]
         expected = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
         if patches.shape[1] != expected:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: {hidden.shape[1]} tokens a frame, expected {self.prefix_tokens} and {expected} patches: "
                 f"{type(self).__name__} is the class of another model"
             )
@@ -343,9 +344,9 @@ def tower_config_values(name_or_path: str) -> dict[str, Any]:
     try:
         values = config_values(name_or_path, where)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{where}: neither a folder with a model nor a hub name that can be reached; on a machine without network, "
-            f"fetch it elsewhere first (hf download {name_or_path}) ({error})"
+            f"fetch it elsewhere first (hf download {name_or_path}) ({said(error)})"
         ) from error
     if isinstance(values.get("vision_config"), Mapping):
         check_sizes(values["vision_config"], f"{where} (vision_config)")

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from llava.errors import UserError
 from llava.model.multimodal_encoder.base import VisionTower, tower_config_values
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
@@ -45,7 +46,7 @@ def tower_class(model_type: Any, where: str) -> type[VisionTower]:
     """
     if model_type not in TOWERS:
         why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
-        raise ValueError(f"{where}: model type {model_type!r}, expected one of {', '.join(TOWERS)}{why}")
+        raise UserError(f"{where}: model type {model_type!r}, expected one of {', '.join(TOWERS)}{why}")
     return TOWERS[model_type]
 
 

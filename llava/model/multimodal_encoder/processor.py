@@ -8,6 +8,7 @@ from typing import Any
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava.config.video import ProcessorSpec
+from llava.errors import UserError
 from llava.foreign import check_sizes
 
 BICUBIC = 3
@@ -26,7 +27,7 @@ def processor_spec(name_or_path: str) -> ProcessorSpec:
     size = values.get("crop_size") if crops else values.get("size")
     side = _square(size)
     if side is None:
-        raise ValueError(f"{where}: no square crop_size or size: {size}")
+        raise UserError(f"{where}: no square crop_size or size: {size}")
     check_sizes({"image_size": side}, where)
     mean, std = (_channels(values, name, where) for name in ("image_mean", "image_std"))
     if values.get("do_normalize") is False:
@@ -58,4 +59,4 @@ def _channels(values: Mapping[str, Any], name: str, where: str) -> tuple[float, 
         return float(numbers[0]), float(numbers[1]), float(numbers[2])
     if values.get("do_normalize") is False:
         return 0.0, 0.0, 0.0
-    raise ValueError(f"{where}: {name} is {numbers}, expected a number for each of red, green and blue")
+    raise UserError(f"{where}: {name} is {numbers}, expected a number for each of red, green and blue")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava.config.video import VideoSpec, grid
+from llava.errors import UserError
 
 ROW_STD = 0.2
 """Initial standard deviation of the rows, where nobody says what the word embeddings beside them have."""
@@ -114,12 +115,12 @@ class StreamResampler(nn.Module):
         height_width = self.patches[0] * self.patches[1]
         extra = tokens - height_width
         if extra not in (0, 1):
-            raise ValueError(
+            raise UserError(
                 f"{tokens} vision tokens a frame, but the resampler was built for {self.patches[0]}x{self.patches[1]} "
                 "patches (and at most one class token): the features come from another tower or image size"
             )
         if frames > self.frame.shape[0]:
-            raise ValueError(f"{frames} frames, but the resampler was built for {self.frame.shape[0]}")
+            raise UserError(f"{frames} frames, but the resampler was built for {self.frame.shape[0]}")
         flat = features.flatten(0, 1)
         image = flat[:, extra:].transpose(1, 2).unflatten(-1, self.patches)
         latents = F.adaptive_max_pool2d(image, self.grid).flatten(2).transpose(1, 2)
@@ -162,7 +163,7 @@ def build_resampler(
         ValueError: for an unknown name or a negative depth.
     """
     if resampler_type != "fast_slow_resampler":
-        raise ValueError(f"unknown mm_resampler_type {resampler_type!r}: use fast_slow_resampler")
+        raise UserError(f"unknown mm_resampler_type {resampler_type!r}: use fast_slow_resampler")
     if depth < 0:
-        raise ValueError(f"mm_perceiver_depth must be 0 (pooling only) or more, got {depth}")
+        raise UserError(f"mm_perceiver_depth must be 0 (pooling only) or more, got {depth}")
     return FastSlowResampler(width, spec, patches, depth)

@@ -20,6 +20,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from llava.constants import ASIDE
+from llava.errors import UnwritableFile, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 WRITE_ERRORS = {*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
 
-class WriteError(OSError):
+class WriteError(UnwritableFile):
     """Something could not be written; the message has the remedy."""
 
 
@@ -125,7 +126,7 @@ def publish(written: Path, final: Path) -> None:
             with safe_open(path, framework="pt") as file:
                 readable = bool(list(file.keys()))
         except SafetensorError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path.name} cannot be read back after it was written ({error}): is the disk sound?"
             ) from error
         if not readable:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llava.errors import FolderInUse
 from llava.train.checkpoint.files import WriteError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _take(folder: Path) -> int:
             return handle
         holder = _holder(handle)
         os.close(handle)
-        raise BlockingIOError(
+        raise FolderInUse(
             f"--output_dir {folder} belongs to a run that still lives ({holder}): wait for it, end it, or choose "
             "another folder"
         ) from error

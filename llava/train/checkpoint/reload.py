@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 RELATIVE_ERROR, RELATIVE_ERROR_AUTOCAST = 1e-4, 0.01
 """Difference between the losses of one model on one batch that rounding explains."""
 
 
-class ReloadError(ValueError):
+class ReloadError(UserError):
     """A checkpoint that is not the model that it was saved from."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import torch
 from llava.config.flags import FREE_FLAGS, ModelArguments, TrainingArguments
 from llava.data.chat_formats import PLAIN
 from llava.data.records import Record
+from llava.errors import FileIsThere, MissingFile, UserError
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
 from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE, RUN_RECORD
 
@@ -35,6 +36,8 @@ OPTIMIZER_FLAGS = {
     "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
 }  # fmt: skip
 """Their values lie in the optimiser's saved state, which would go on with the old ones without a word."""
+STEP_FLAGS = ("max_steps", "num_train_epochs")
+"""How long a run trains; one that is finished may train longer."""
 STATE_FLAGS = {
     *({f.name for f in fields(ModelArguments)} - {"model_name_or_path", "from_scratch", "attn_implementation",
                                                   "vision_tower", "pretrain_mm_mlp_adapter"}),
@@ -73,16 +76,20 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     last = newest_valid(folder)
     damaged = [path.name for _, path in list_checkpoints(folder)]
     if last is None and (folder / RUN_RECORD).is_file():
-        raise FileExistsError(f"--output_dir {folder} holds a finished run without checkpoints: choose another folder")
+        raise FileIsThere(
+            f"--output_dir {folder} holds a finished run without checkpoints, which nothing can go on from: choose "
+            "another folder (with --model_name_or_path set to this one to start from its weights)"
+        )
     if asked in ("false", "none", ""):
         if last is not None:
-            raise FileExistsError(
-                f"--output_dir {folder} holds a run ({last.name}): add --resume_from_checkpoint True to go on "
-                "with it, or choose another folder"
+            finished = "finished " if (folder / RUN_RECORD).is_file() else ""
+            raise FileIsThere(
+                f"--output_dir {folder} holds a {finished}run ({last.name}): add --resume_from_checkpoint True to go "
+                "on with it, or choose another folder"
             )
         return None
     if asked == "true" and last is None:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"--resume_from_checkpoint True: no checkpoint in {folder}"
             + (f" that is whole ({', '.join(damaged)} are damaged)" if damaged else "")
             + "; start without the flag"
@@ -97,14 +104,14 @@ def find_checkpoint(training_args: TrainingArguments) -> str | None:
     _check_resumable(named)
     problems = checkpoint_problems(named)
     if problems:
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint {named} is damaged: {'; '.join(problems[:3])}; take an earlier one, or "
             "--resume_from_checkpoint auto for the newest that is whole"
         )
     step = json.loads((named / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     later = [p.name for n, p in list_checkpoints(folder) if n > step and not checkpoint_problems(p, contents=False)]
     if later:
-        raise FileExistsError(
+        raise FileIsThere(
             f"--output_dir {folder} holds checkpoints after step {step} ({', '.join(later)}): move them away, choose "
             "another folder, or go on from the last one with --resume_from_checkpoint True"
         )
@@ -126,7 +133,7 @@ def _check_resumable(checkpoint: Path) -> None:
         if not any(checkpoint.glob("optimizer*")):
             lacking.append("optimizer.pt")
     if lacking:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"--resume_from_checkpoint: {checkpoint} is not a checkpoint folder that a run can go on from: it lacks "
             f"{', '.join(lacking)} (a checkpoint saved with --save_only_model has no optimiser state; give it as "
             "--model_name_or_path to start a new run from its weights, in another --output_dir)"
@@ -145,7 +152,7 @@ def refuse_pickles(checkpoint: Path) -> None:
     named = {p.name for p in checkpoint.glob("pytorch_model*.bin*")} - {"pytorch_model_fsdp.bin"}
     pickled = sorted(named) if checkpoint.is_dir() else []
     if pickled:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} holds {pickled[0]}, weights in a pickle, which can run code when it is loaded: remove it "
             "when model.safetensors lies beside it; otherwise convert it where you trust it "
             "(torch.load(..., weights_only=True), then safetensors.torch.save_file)"
@@ -153,7 +160,7 @@ def refuse_pickles(checkpoint: Path) -> None:
     for path in sorted(checkpoint.glob("global_step*/*.pt")):
         foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - DEEPSPEED_GLOBALS
         if foreign:
-            raise ValueError(
+            raise UserError(
                 f"{path} is a pickle that asks for {', '.join(sorted(foreign))}, which DeepSpeed does not write and "
                 "which could run code when it is loaded: go on from a checkpoint that you trust"
             )
@@ -167,10 +174,13 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     """
     before = recorded(checkpoint)
     _check_batch(checkpoint, before, run_record)
-    # Earlier runs had one format and no LoRA, and no flags for them.
-    old, new = {"version": PLAIN, "lora_enable": False} | before["flags"], json.loads(json.dumps(run_record["flags"]))
-    names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
-    changed = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
+    changed = changed_flags(before["flags"], json.loads(json.dumps(run_record["flags"])))
+    for name in raised_steps(Path(checkpoint), changed):
+        was, now = changed.pop(name)
+        logger.info(
+            "the finished run goes on: --%s was %s, is %s. The learning rate is that of the longer schedule from here "
+            "on, which may be higher than it ended", name, was, now,
+        )  # fmt: skip
     if not changed:
         return
     width = max(len(name) for name in changed)
@@ -179,11 +189,29 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     if training_args.confirm_changes and not any(_why_not(name) for name in changed):
         logger.warning("%s was made with other flags, as --confirm_changes confirms:\n%s", checkpoint, table)
         return
-    raise ValueError(
+    raise UserError(
         f"{checkpoint} was made with other flags:\n{table}\nresume with the same flags, start a new run in another "
         "--output_dir (with --model_name_or_path set to the checkpoint to keep its weights), or add --confirm_changes "
         "True where no reason against it is given"
     )
+
+
+def changed_flags(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The flags by whose value a run is another one, with the value before and now, where they differ."""
+    # Earlier runs had one format and no LoRA, and no flags for them.
+    old = {"version": PLAIN, "lora_enable": False, **old}
+    names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
+    return {name: (old[name], new[name]) for name in names if old[name] != new[name]}
+
+
+def raised_steps(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Which of the changed flags ask for more steps of a run that had taken all of its own."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    steps = state["global_step"]
+    if steps < state["max_steps"]:
+        return []
+    more = {name: now for name, (was, now) in changed.items() if name in STEP_FLAGS and now > max(was, 0)}
+    return [name for name, now in more.items() if name != "max_steps" or now > steps]
 
 
 def recorded(checkpoint: str) -> dict[str, Any]:
@@ -214,7 +242,7 @@ def _check_batch(checkpoint: str, before: dict[str, Any], now: dict[str, Any]) -
                 f"with {new['processes']} processes keep it with --per_device_train_batch_size {size} "
                 f"--gradient_accumulation_steps {per_process // size}"
             )
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} was made with a global batch of {old['global']} samples ({words(**old)}), now it would be "
             f"{new['global']} ({words(**new)}): {remedy}"
         )
@@ -224,7 +252,7 @@ def _check_batch(checkpoint: str, before: dict[str, Any], now: dict[str, Any]) -
             new["global"], words(**new), words(**old),
         )  # fmt: skip
     if old["processes"] != new["processes"] and now["flags"].get("deepspeed"):
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: DeepSpeed's states are cut for {old['processes']} processes, now there are "
             f"{new['processes']}: use as many as before"
         )
@@ -278,7 +306,7 @@ def check_data(
     if training_args.confirm_changes:
         logger.warning("%s, as --confirm_changes confirms: the order of the samples is another from here on", message)
         return
-    raise ValueError(
+    raise UserError(
         f"{message}. Resume with the data that the run was started with, start a new run in another --output_dir, or "
         "go on with the new data with --confirm_changes True"
     )

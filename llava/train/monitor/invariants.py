@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, get_scheduler
 
 from llava.constants import IGNORE_INDEX
+from llava.errors import UserError
 from llava.model.builder import KEY_BIASES, parameter_groups
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
@@ -34,7 +35,7 @@ ONLY_DECAY = 3e-6
 """Distance of weights from a multiple of what they were, relative to their norm, that rounding explains."""
 
 
-class InvariantError(ValueError):
+class InvariantError(UserError):
     """A run that is not the one that was checked; says what differs and the remedy."""
 
 

@@ -303,17 +303,17 @@ class RunMonitor(TrainerCallback):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def keep_until(path: Path, step: int) -> None:
+def keep_until(path: Path, step: int) -> int:
     """Drops the lines of a JSONL file after `step`, written by an attempt that this run does not go on from, and a line
-    that a kill left half-written.
+    that a kill left half-written; returns how many.
     """
     if not path.is_file():
-        return
+        return 0
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and (json.loads(line).get("step") or 0) <= step]
     if len(kept) < len(lines):
-        logger.info("%s: %d line(s) of an earlier attempt, after step %d, left out", path, len(lines) - len(kept), step)
         path.write_text("".join(kept), encoding="utf-8")
+    return len(lines) - len(kept)
 
 
 def sample_weights(parameter: nn.Parameter) -> torch.Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,9 @@ from transformers import PreTrainedTokenizerBase
 from llava.data.features.extract import distinct_clips
 from llava.data.packing import pack_rows
 from llava.data.records import modality
+from llava.errors import UserError
 from llava.train import run_flags
+from llava.train.console import planned_steps
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
 from llava.train.preflight import features as preflight_features
@@ -62,7 +63,7 @@ positions of the backward pass, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
-class PreflightError(ValueError):
+class PreflightError(UserError):
     """A run that must not start; says every failed check and its remedy."""
 
 
@@ -253,9 +254,7 @@ def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:
 def _check_optimizer(trainer: LlavaTrainer) -> list[Finding]:
     args = trainer.args
     optimizer = _optimizer_of(trainer, trainer.model)
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    epochs = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / per_step))
-    steps = args.max_steps if args.max_steps > 0 else epochs
+    steps = planned_steps(args, len(trainer.train_dataset))
     scheduler = schedule_of(args, optimizer, steps)
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
@@ -354,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO if training_args.process_index == 0 else logging.WARNING, format="%(message)s"
     )
     if training_args.preflight == "off":
-        raise ValueError("--preflight off: there is nothing to do; use quick or full")
+        raise UserError("--preflight off: there is nothing to do; use quick or full")
     run = prepare(settings)
     try:
         run_preflight(run.trainer, run.tokenizer, run.parts, run.exempt, run.fresh)

@@ -191,7 +191,7 @@ def start(
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
-            if re.match(r"\{'loss'", line):
+            if re.match(r"step .* loss ", line):
                 trains.set()
         trains.set()
 

@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from llava.data.features.extract import FeatureCache
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.train.monitor.finite_guard import FiniteGuard
-from llava.train.monitor.logs import short_logs
 from llava.train.monitor.run_monitor import RunMonitor, batch_sums
 from llava.train.trainer import LlavaTrainer
 from tests.train.runs import alarms, train
@@ -182,11 +181,6 @@ def test_a_fused_optimiser_skips_what_the_guard_marks():
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     assert torch.equal(weight.detach(), torch.ones(2))
-
-
-def test_a_line_of_the_log_leaves_groups_out():
-    assert short_logs({"loss": 1.0, "grad_norm/projector": 2.0}) == {"loss": 1.0}
-    assert short_logs(None) == {}
 
 
 def test_what_an_earlier_attempt_wrote_is_left_out(assets, tmp_path):

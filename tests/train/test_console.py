@@ -1,0 +1,73 @@
+"""What a run says: its plan, its logs, its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from llava.train import console
+from llava.train.console import LogLines, closing, duration, log_line, planned_steps
+from tests.train.runs import train
+
+
+def test_a_log_is_one_line_in_words():
+    logs = {"loss": "0.2861", "grad_norm/projector": 2.0, "samples_per_second": 124.2, "learning_rate": 1e-3}
+    line = log_line(500, 2800, logs, 0.3012, 220.4, "clips")
+    assert line == "step 500/2,800  loss 0.2861  held-out 0.3012  124 clips/s  3:40 left"
+    assert log_line(4, 4, {"eval_loss": 1.0, "eval_gain_video": 0.5}, 1.0, None, "clips") == (
+        "step 4/4  held-out 1  gain of the video +0.5 nats a caption"
+    )
+    assert (duration(59.6), duration(3823)) == ("1:00", "1:03:43")
+
+
+def test_logs_that_are_far_apart_have_a_line_between(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now.seconds)
+    lines = LogLines("samples")
+    state = SimpleNamespace(global_step=0, max_steps=10, log_history=[], is_world_process_zero=True)
+    lines.on_train_begin(None, state, None)
+    for state.global_step, now.seconds in ((1, 20.0), (2, 40.0)):
+        lines.on_step_end(None, state, None)
+    lines.on_log(None, state, None, logs={"train_runtime": 3.0})
+    assert caplog.messages == ["step 2/10  2:40 left"]
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(7, 7), (-1, 6)])
+def test_steps(max_steps, expected):
+    args = SimpleNamespace(
+        max_steps=max_steps, train_batch_size=2, gradient_accumulation_steps=2, world_size=1, num_train_epochs=2.0
+    )
+    assert planned_steps(args, 10) == expected
+
+
+def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
+    state = SimpleNamespace(global_step=4, epoch=1.0, log_history=[{"loss": 3.0, "step": 2}, {"loss": 3.5, "step": 4}])
+    text = closing(tmp_path, state, 131.0, sees=True)
+    assert "time           2:11, 4 steps, 1 times over the data" in text
+    assert "loss           3.5 at the end; best 3 at step 2" in text
+    assert "held-out loss  not measured: nothing was held out" in text
+    assert "sight          not measured" in text and "alarms         none" in text and "report" not in text
+    state.log_history += [{"eval_loss": 2.5, "eval_gain_video": 0.25, "step": 4}]
+    (tmp_path / "alarms.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "report.html").touch()
+    text = closing(tmp_path, state, 131.0, sees=False)
+    assert "held-out loss  2.5 at the end; best 2.5 at step 4" in text and "alarms         2, in" in text
+    assert "sight" not in text and f"{tmp_path}/report.html" in text and "llava.export" in text
+
+
+def test_a_run_says_plan_lines_and_end_and_no_library_says_anything(assets, tmp_path, capfd, caplog):
+    caplog.set_level(logging.INFO)
+    train(assets, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=1, preflight="off",
+          eval_data_path=assets.video_json, run_report=True, disable_tqdm=None)  # fmt: skip
+    said = "\n".join(caplog.messages)
+    for part in ("1. data ", "features ", "training       2 steps of 2 samples", "a checkpoint every 1 steps",
+                 "step 1/2  loss ", " clips/s", "finished\n", "sight ", "next "):  # fmt: skip
+        assert part in said, part
+    out, err = capfd.readouterr()
+    assert "{'" not in out + err and "it/s" not in out + err and "%|" not in out + err and "***" not in out
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert any("grad_norm" in entry for entry in history), "the numbers are kept"
