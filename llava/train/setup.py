@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,14 @@ def prepare(
     settings: Settings,
     run_record: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    template: str | None = None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> Run:
     """Data, model, vision features and trainer of a run, as its flags say.
 
     Args:
         run_record: what checkpoints keep about the flags; the trainer's `run_record` also has the data and parameters.
         should_stop: asked between the clips of extraction.
-        template: of the run that is resumed, in a chat format.
+        resumed: `text_format` of the run that is resumed.
 
     Raises:
         Stopped: when `should_stop` said so.
@@ -58,7 +58,7 @@ def prepare(
     tokenizer = load_tokenizer(settings)
     train, evaluation = read_splits(settings, tokenizer)
 
-    made = make_model(settings, tokenizer, train.records, template)
+    made = make_model(settings, tokenizer, train.records, resumed)
     model, text_format = made.model, made.text_format
     preprocess = give_faults(parse_faults(training_args.experiment_faults), model, text_format.preprocess)
     parameters = parameter_rows(model, training_args)

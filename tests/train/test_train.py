@@ -48,7 +48,7 @@ def test_a_run_ends_with_its_report(assets, tmp_path):
     record = json.loads((tmp_path / "run" / "llava_run.json").read_text())
     (source,) = record["data"]["train"].pop("sources")
     assert (source["name"], source["strategy"], source["records"], source["seen"]) == ("video.json", "all", 6, 12)
-    assert record["data"]["train"] == {"records": 6, "by_modality": {"video": 6}, "clips": 6, "longest": 33}
+    assert record["data"]["train"] == {"records": 6, "by_modality": {"video": 6}, "clips": 6, "longest": 34}
     assert {row["part"] for row in record["parameters"]} == {
         "mm_language_model", "mm_mlp_adapter", "mm_vision_resampler", "mm_vision_tower",
     }  # fmt: skip

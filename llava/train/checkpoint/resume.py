@@ -16,6 +16,7 @@ import torch
 from llava.config.flags import FREE_FLAGS, ModelArguments, TrainingArguments
 from llava.data.chat_formats import PLAIN
 from llava.data.records import Record
+from llava.data.text_start import NONE
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
 from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE, RUN_RECORD
 
@@ -169,6 +170,9 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     _check_batch(checkpoint, before, run_record)
     # Earlier runs had one format and no LoRA, and no flags for them.
     old, new = {"version": PLAIN, "lora_enable": False} | before["flags"], json.loads(json.dumps(run_record["flags"]))
+    # What stood before the first word, whoever decided it; left out, the flag means the same again.
+    old["text_start"] = (before.get("text_format") or {}).get("start", NONE)
+    new["text_start"] = new.get("text_start") or old["text_start"]
     names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
     changed = {name: (old[name], new[name]) for name in names if old[name] != new[name]}
     if not changed:
@@ -186,10 +190,10 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     )
 
 
-def pinned_template(checkpoint: str) -> str | None:
-    """The chat template that a checkpoint's run was started with, if it has one."""
+def recorded_format(checkpoint: str) -> dict[str, Any]:
+    """The `text_format` that a checkpoint's run was started with; empty where it names none."""
     record = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
-    return record.get("text_format", {}).get("template")
+    return record.get("text_format") or {}
 
 
 def _why_not(name: str) -> str:
