@@ -116,6 +116,12 @@ if ! train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@
 fi
 ((NODE_RANK == 0)) || exit 0
 
-((${#SCORE[@]} == 0)) || run_or_stop python -m llava.eval.captioning "${SCORE[@]}"
+if ((${#SCORE[@]})); then
+    # What the run held out by itself, in place of what it was given.
+    if ((HOLDS_OUT)) && [[ -f "$OUTPUT_DIR/held_out.json" ]]; then
+        SCORE[${#SCORE[@]}-1]="$OUTPUT_DIR/held_out.json"
+    fi
+    run_or_stop python -m llava.eval.captioning "${SCORE[@]}"
+fi
 run_or_stop python -m llava.eval.report "$OUTPUT_DIR" >/dev/null
 echo "Model, logs and scores: $OUTPUT_DIR; open $OUTPUT_DIR/report.html in a browser"

@@ -88,6 +88,7 @@ def prepared(folder: Path, size: Size, name: str, clips: Path, use_cache: bool =
     flags = [
         "--model_name_or_path", str(folder / name), "--vision_tower", str(folder / "tower"),
         "--data_path", str(folder / "data.json"), "--video_folder", str(clips), "--output_dir", str(folder / "run"),
+        "--val_fraction", "0",
         "--feature_cache", str(folder / "cache") if use_cache else "off", "--vision_precision", "fp32",
         "--num_frames", str(size.frames), "--mm_perceiver_latents", str(size.slow),
         "--mm_perceiver_latents_fast", str(size.fast), "--mm_perceiver_depth", str(size.depth),

@@ -68,6 +68,7 @@ def make_data(folder: Path, tower: str, clips: int, layers: int, width: int, voc
     ])  # fmt: skip
     return [
         "--model_name_or_path", str(folder / "gpt2"), "--vision_tower", str(folder / "tower"), "--data_path", str(data),
+        "--val_fraction", "0",
         "--video_folder", str(folder / "clips"), "--output_dir", str(folder / "run"), "--feature_cache",
         str(folder / "cache"), "--max_steps", "1", "--use_cpu", "True", "--report_to", "none", "--save_strategy", "no",
         "--disable_tqdm", "True", "--run_report", "False", "--per_device_train_batch_size", str(batch),

@@ -68,6 +68,7 @@ def make_data(folder: Path, records: int, clips: int, lines: bool) -> list[str]:
     ])  # fmt: skip
     return [
         "--model_name_or_path", str(folder / "gpt2"), "--vision_tower", str(folder / "tower"), "--data_path", str(data),
+        "--val_fraction", "0",
         "--video_folder", str(folder / "clips"), "--output_dir", str(folder / "run"), "--num_frames", "2",
         "--mm_perceiver_latents", "4", "--mm_perceiver_latents_fast", "1", "--mm_vision_select_layer", "-1",
         "--feature_cache", str(folder / "cache"), "--max_steps", "1", "--use_cpu", "True", "--report_to", "none",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import transformers
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import IntervalStrategy
 
 from llava.config.video import VideoSpec
 
@@ -109,6 +110,14 @@ class DataArguments:
         }
     )
     eval_data_path: str | None = field(default=None, metadata={"help": "Records for evaluation, in the same forms."})
+    val_fraction: float = field(
+        default=0.02,
+        metadata={
+            "help": "Without eval_data_path this share of the clips is held out of training for evaluation, the same "
+            "for text and video and for every seed: at least 32, and never more than a tenth unless more is asked for; "
+            "of fewer than ten clips none. 0 holds nothing out."
+        },
+    )
     text_only: bool = field(
         default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
     )
@@ -167,6 +176,14 @@ class TrainingArguments(transformers.TrainingArguments):
 
     _argument_group_name = "Training"
 
+    eval_strategy: str = field(
+        default="auto",
+        metadata={
+            "help": "When to evaluate: no (at the end alone), steps, epoch, or auto: about ten times where the run "
+            "holds clips out by itself (--val_fraction), else at the end alone."
+        },
+    )
+    chooses_evaluation: bool = field(default=False, init=False)
     model_max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
     mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
@@ -222,6 +239,9 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         if self.warmup_ratio is not None and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio
+        if self.eval_strategy == "auto":
+            # transformers does not know it; `evaluate_by_itself` decides once the data is read.
+            self.eval_strategy, self.chooses_evaluation = "no", True
         super().__post_init__()
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False
@@ -230,6 +250,13 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.device.type == "cuda" and self.dataloader_pin_memory:
             # Pinned memory is copied while the device computes.
             cast(AcceleratorConfig, self.accelerator_config).non_blocking = True
+
+    def evaluate_by_itself(self) -> None:
+        """Evaluates about ten times a run where no `--eval_strategy` was given, or every `--eval_steps`."""
+        if self.chooses_evaluation:
+            self.eval_strategy, self.do_eval = IntervalStrategy.STEPS, True
+            # A share of all steps, which transformers resolves when it knows them.
+            self.eval_steps = self.eval_steps or 0.1
 
 
 class Settings(NamedTuple):

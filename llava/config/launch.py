@@ -19,6 +19,8 @@ from llava.config.variables import Variables, read_variables
 RECIPES = "recipes"
 DEMO, OWN_DATA = f"{RECIPES}/demo.yaml", f"{RECIPES}/italian.yaml"
 PRECISIONS = ("bf16", "fp16", "fp32")
+CLIP_FLAGS = ("video_folder", "image_folder", "feature_cache")
+"""By these a run on text alone finds copies of a clip, and so holds out the captions that a run on video does."""
 SHELL_VARIABLES = {
     "NUM_GPUS": "processes of a node; by default one for each GPU",
     "NNODES": "nodes; by default those of the SLURM job, or 1",
@@ -194,7 +196,7 @@ class _Steps:
         asked = self.said.get("text_only", self.variables.get("text_only", recipe.flags.get("text_only", "no")))
         self.text_only = settings.exp_id == 1 or bool(WORDS.get(str(asked).lower()))
         if self.text_only:
-            left_out = [k for k in self.variables if is_vision(k)]
+            left_out = [k for k in self.variables if is_vision(k) and k not in CLIP_FLAGS]
             if left_out:
                 names = ", ".join(found.names[k] for k in left_out)
                 self.notes.append(f"without effect on text alone: {names}")
@@ -242,8 +244,11 @@ class _Steps:
         self.default("seed", 0)
         seed = self.value("seed")
         self.default("output_dir", f"{s.output_root}/{name}_exp{1 if self.text_only else 2}_seed{seed}")
-        if not self.text_only:
+        if not demo or not self.text_only:
             self.default("feature_cache", f"{s.output_root}/feature_cache")
+        for folder in ("video_folder", "image_folder"):
+            if self.text_only and not demo and folder in self.recipe.flags:
+                self.default(folder, self.recipe.flags[folder])
         if self.value("vision_tower") is None and demo:
             # For experiment 1 too, so that both make the same.
             tower = f"{s.demo_dir}/tower"
@@ -265,6 +270,7 @@ class _Steps:
             "EXPERIMENT": f"{1 if self.text_only else 2} ({'text only' if self.text_only else 'video and text'})",
             "SEED": str(seed), "DATA_PATH": path, "OUTPUT_DIR": str(self.value("output_dir")), "GPUS": str(gpus),
             "PRECISION": precision, "NEEDS_TORCHRUN": str(int(spread)),
+            "HOLDS_OUT": str(int(self.value("eval_data_path") is None)),
         }  # fmt: skip
         return Plan(self.notes, variables, steps, self.pending)
 

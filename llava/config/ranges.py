@@ -76,6 +76,7 @@ RANGES: dict[str, Range] = {
     "video_fps": Range(0, 1e6),
     "frames_upbound": AMOUNT,
     "clip_timeout": Range(0, above=True),
+    "val_fraction": Range(0, 1, below=True),
     "model_max_length": Range(2, whole=True),
     # The batches
     "per_device_train_batch_size": COUNT,

@@ -26,7 +26,7 @@ from llava.errors import run_command, show
 from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
-from llava.eval.data import device_of, read_for_evaluation
+from llava.eval.data import device_of, read_for_evaluation, trained_on
 from llava.eval.references import answer_of, clip_of, longest_reference, prompt_of, reference_of
 from llava.eval.retrieval import MOST_CLIPS, AnswerLosses, choose_clips, format_retrieval, retrieval_scores
 from llava.eval.score_table import ScoreTable
@@ -259,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{show(path)}: NOT SCORED, since captioning takes records with one video")
             continue
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
+        if trained_on(trained.model_path, path):
+            name += " (training clips)"
         limit = flags.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
         losses = AnswerLosses(captioner, captioned, cache, flags.batch_size)
         surprise = losses.own()

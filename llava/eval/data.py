@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.features.extract import FeatureCache, extract_features
-from llava.data.mixture import DEFAULT_SEED
+from llava.data.mixture import DEFAULT_SEED, split_paths
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
@@ -25,6 +29,16 @@ def device_of(name: str | None) -> torch.device:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
+
+
+def trained_on(model_path: str | Path, path: str) -> bool:
+    """Whether a `--data_path` has a file that the model's run trained on, by its record; False where there is none."""
+    try:
+        flags = json.loads((Path(model_path) / "llava_run.json").read_text(encoding="utf-8"))["flags"]
+        known = {os.path.realpath(p) for p in split_paths(flags["data_path"])}
+        return any(os.path.realpath(p) in known for p in split_paths(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_for_evaluation(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.config.flags import Settings, TrainingArguments
+from llava.config.flags import DataArguments, Settings, TrainingArguments
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
+from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
@@ -30,11 +33,15 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
+from llava.data.split.holdout import Holdout, difference, plan
 from llava.errors import Stopped
 from llava.model.vlm import VisionCausalLM
+from llava.train.checkpoint.resume import on_first_process
 from llava.train.run_model import RunModel
 
 logger = logging.getLogger(__name__)
+
+HELD_OUT_FILE = "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -62,23 +69,123 @@ class SplitData:
     summary: dict[str, Any]
 
 
-def read_splits(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, Split | None]:
-    """The records for training, and those for evaluation where the flags name any."""
-    data_args = settings.data
-    train = Split("training", *read_records(data_args.data_path, settings, tokenizer), "bad_samples.jsonl")
-    if not data_args.eval_data_path:
-        return train, None
-    found = read_records(data_args.eval_data_path, settings, tokenizer)
-    return train, Split("evaluation", *found, "bad_eval_samples.jsonl")
+def read_splits(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, earlier: Mapping[str, Any] | None = None
+) -> tuple[Split, Split | None, dict[str, Any] | None]:
+    """The records for training, those for evaluation, and what a run's record keeps of the clips that it holds out.
+
+    Without `--eval_data_path` a run holds out `--val_fraction` of its clips by itself and evaluates on them. One that
+    goes on holds out the clips that it did before: none where it recorded no split.
+
+    Args:
+        earlier: the record of the run that is resumed.
+
+    Raises:
+        ValueError: when other clips would be held out than before, or there is nothing to evaluate on.
+    """
+    _, data_args, training_args = settings
+    records, problems = _load(data_args.data_path, settings, tokenizer)
+    train = Split(
+        "training", _taught(records, settings), _with_missing(records, problems, settings), "bad_samples.jsonl"
+    )
+    evaluation = summary = None
+    if earlier is not None and not earlier.get("split"):
+        if not data_args.eval_data_path:
+            logger.info(
+                "nothing is held out: the run that is resumed recorded no split, so all its clips stay in training"
+            )
+    elif earlier is not None or not data_args.eval_data_path:
+        train, evaluation, summary = hold_out(train, records, settings, (earlier or {}).get("split"))
+    if data_args.eval_data_path:
+        found = read_records(data_args.eval_data_path, settings, tokenizer)
+        evaluation = Split("evaluation", *found, "bad_eval_samples.jsonl")
+    elif evaluation is not None:
+        training_args.evaluate_by_itself()
+    elif training_args.eval_strategy != "no":
+        raise ValueError(
+            f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, since nothing is held out"
+        )
+    return train, evaluation, summary
+
+
+def hold_out(
+    train: Split, named: Sequence[Record], settings: Settings, before: Mapping[str, Any] | None
+) -> tuple[Split, Split | None, dict[str, Any]]:
+    """Divides records in those for training and those held out, if any, as the first process says, and logs it.
+
+    Args:
+        named: the same records with the videos and images that they name, in the same order.
+        before: what the run that is resumed recorded of its split.
+
+    Raises:
+        ValueError: when that run held out others, unless `--confirm_changes` confirms it.
+    """
+    _, data_args, training_args = settings
+    holdout = on_first_process(lambda: _plan(named, settings), training_args)
+    logger.info("%s", holdout)
+    summary = holdout.summary()
+    if before and (changed := difference(before, summary)):
+        message = f"the run that is resumed was split in another way: {changed}"
+        if not training_args.confirm_changes:
+            raise ValueError(
+                f"{message}. Resume with the data, --val_fraction and folder of clips that it was started with, start "
+                "a new run in another --output_dir, or add --confirm_changes True"
+            )
+        logger.warning("%s, as --confirm_changes confirms", message)
+    if not holdout.chosen:
+        if training_args.process_index == 0:
+            (Path(training_args.output_dir) / HELD_OUT_FILE).unlink(missing_ok=True)
+        return train, None, summary
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record, is_out in zip(train.records, holdout.held_out, strict=True):
+        sides[is_out].append(record)
+    out = {r.source for r in sides[1]}
+    theirs = [p for p in train.problems if p.source in out]
+    # A run that stops for them names all at once.
+    kept = train.problems if data_args.on_bad_sample == "stop" else [p for p in train.problems if p.source not in out]
+    if training_args.process_index == 0:
+        write_held_out([r for r, is_out in zip(named, holdout.held_out, strict=True) if is_out], settings)
+    evaluation = Split("evaluation", sides[1], theirs, "bad_eval_samples.jsonl")
+    return replace(train, records=sides[0], problems=kept), evaluation, summary
+
+
+def write_held_out(records: Sequence[Record], settings: Settings) -> None:
+    """Writes records into `held_out.json` of the run's folder, for captioning: paths below the folders of the flags."""
+    folders = {"video": settings.data.video_folder, "image": settings.data.image_folder}
+
+    def row(record: Record) -> dict[str, Any]:
+        made: dict[str, Any] = {"id": record.id, "conversations": record.conversations}
+        for kind, paths in (("video", record.videos), ("image", record.images)):
+            folder = folders[kind]
+            below = [os.path.relpath(p, folder) if folder and Path(p).is_relative_to(folder) else p for p in paths]
+            made |= {kind: below[0] if len(below) == 1 else below} if below else {}
+        return made | ({"meta": record.meta} if record.meta else {})
+
+    folder = Path(settings.training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([row(r) for r in records], ensure_ascii=False, indent=1)
+    (folder / HELD_OUT_FILE).write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _plan(named: Sequence[Record], settings: Settings) -> Holdout:
+    _, data_args, training_args = settings
+    with tempfile.TemporaryDirectory() as nowhere:
+        root = Path(nowhere) if data_args.feature_cache == "off" else _cache_root(data_args, training_args)
+        return plan(named, data_args.val_fraction, ContentHashes(root / "contents"))
 
 
 def read_records(
     path: str, settings: Settings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Record], list[Problem]]:
     """Records of a `--data_path` and the problems that need no file of theirs to be opened."""
+    records, problems = _load(path, settings, tokenizer)
+    return _taught(records, settings), _with_missing(records, problems, settings)
+
+
+def _load(path: str, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Record], list[Problem]]:
     model_args, data_args, training_args = settings
     version = model_args.version
-    records, problems = load_records(
+    return load_records(
         path,
         data_args.image_folder,
         data_args.video_folder,
@@ -87,9 +194,14 @@ def read_records(
         training_args.seed if training_args.data_seed is None else training_args.data_seed,
         version != PLAIN,
     )
-    if data_args.text_only:
-        return [text_alone(r) for r in records], problems
-    return records, problems + missing_files(records)
+
+
+def _taught(records: list[Record], settings: Settings) -> list[Record]:
+    return [text_alone(r) for r in records] if settings.data.text_only else records
+
+
+def _with_missing(records: Sequence[Record], problems: list[Problem], settings: Settings) -> list[Problem]:
+    return problems if settings.data.text_only else problems + missing_files(records)
 
 
 def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None:
@@ -105,11 +217,14 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
         if data_args.feature_cache != "auto":
             raise ValueError("--feature_cache: the vision tower trains, so its features change; use auto or off")
         return None
-    beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
-    root = beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
-    cache = open_cache(root, model, data_args.repair_features)
+    cache = open_cache(_cache_root(data_args, training_args), model, data_args.repair_features)
     logger.info("%s", describe_cache(cache))
     return cache
+
+
+def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Path:
+    beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
+    return beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
 
 
 def make_data(

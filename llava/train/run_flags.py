@@ -262,8 +262,10 @@ def flag_problems(
         problems.append(
             f"--warmup_ratio {training_args.warmup_ratio:g} and --warmup_steps {training_args.warmup_steps:g}: give one"
         )
-    if training_args.eval_strategy != "no" and data_args.eval_data_path is None:
-        problems.append(f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path")
+    if training_args.eval_strategy != "no" and data_args.eval_data_path is None and not data_args.val_fraction:
+        problems.append(
+            f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, or a --val_fraction above 0"
+        )
     problems += sharding.flag_problems(training_args)
     problems += library_problems(training_args)
     parts: list[str] = []

@@ -41,23 +41,25 @@ def prepare(
     settings: Settings,
     run_record: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    resumed: Mapping[str, Any] | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> Run:
     """Data, model, vision features and trainer of a run, as its flags say.
 
     Args:
         run_record: what checkpoints keep about the flags; the trainer's `run_record` also has the data and parameters.
         should_stop: asked between the clips of extraction.
-        resumed: `text_format` of the run that is resumed.
+        earlier: the record of the run that is resumed: its text format and its held-out clips stay.
 
     Raises:
+        ValueError: for data or flags that cannot be trained with.
         Stopped: when `should_stop` said so.
     """
     training_args = settings.training
     set_seed(training_args.seed)
     tokenizer = load_tokenizer(settings)
-    train, evaluation = read_splits(settings, tokenizer)
+    train, evaluation, holdout = read_splits(settings, tokenizer, earlier)
 
+    resumed = None if earlier is None else earlier.get("text_format") or {}
     made = make_model(settings, tokenizer, train.records, resumed)
     model, text_format = made.model, made.text_format
     preprocess = give_faults(parse_faults(training_args.experiment_faults), model, text_format.preprocess)
@@ -73,8 +75,11 @@ def prepare(
 
     digests = record_digests(data.dataset.records)
     run_record = make_run_record(settings) if run_record is None else run_record
+    resolved = training_args.to_dict()  # The data decides how often a run evaluates, where no flag does.
     run_record = {
         **run_record,
+        "flags": run_record["flags"] | {name: resolved[name] for name in ("eval_strategy", "eval_steps")},
+        "split": holdout,
         "text_format": model.config.text_format,
         "parameters": parameters,
         "data": {"train": data.summary, "eval": None},

@@ -54,14 +54,14 @@ def run_all(settings: Settings, stop: Stop) -> None:
     training_args = settings.training
     checkpoint = resume.on_first_process(lambda: resume.find_checkpoint(training_args), training_args)
     run_record = run_flags.make_run_record(settings)
-    resumed = None
+    earlier = None
     if checkpoint:
         resume.check_resume(checkpoint, run_record, training_args)
-        resumed = resume.recorded_format(checkpoint)
+        earlier = resume.recorded(checkpoint)
         logger.info("resuming from %s", checkpoint)
         stop.checkpoint = checkpoint
 
-    run = prepare(settings, run_record, stop.requested, resumed)
+    run = prepare(settings, run_record, stop.requested, earlier)
     run.trainer.stop = stop
     if checkpoint:
         dataset = run.trainer.train_dataset

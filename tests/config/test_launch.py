@@ -45,9 +45,10 @@ OLD = {
     "own, video": EVERYWHERE + OWN_RUN + VIDEO + "--data_path {data} --output_dir output/clips_exp2_seed0 "
     "--vision_tower facebook/dinov2-large --mm_vision_select_layer -2 --mm_perceiver_latents 81 "
     "--mm_perceiver_latents_fast 9 --mm_perceiver_depth 1 --force_sample False --video_folder clips",
-    "own, text": EVERYWHERE + OWN_RUN + "--data_path {data} --output_dir output/clips_exp1_seed0 --text_only True",
+    "own, text": EVERYWHERE + OWN_RUN + "--data_path {data} --output_dir output/clips_exp1_seed0 --text_only True "
+    "--video_folder clips --feature_cache output/feature_cache",
 }  # fmt: skip
-"""The trainer's arguments, as commit 78d988d's script gave them on a CPU without bf16."""
+"""The trainer's arguments, as commit 78d988d's script gave them on a CPU without bf16; text has the folder, too."""
 OLD_MAKE = {
     "demo": "--make_vision_tower demo/tower --vision_hidden_size 192 --vision_layers 1 --vision_heads 3 "
     "--image_size 126 --data_path demo/data/train_vi_it.json --output_dir output/demo_gpt2_4x128_seed0 --seed 0 "
@@ -157,9 +158,26 @@ def test_recipes_by_name(data):
 
 def test_text_alone_leaves_out_what_is_about_videos(parse, data):
     found = planned(EXP_ID="1", DATA_PATH=data, NUM_FRAMES="8", VIDEO_FOLDER="clips")
-    assert "without effect on text alone: NUM_FRAMES, VIDEO_FOLDER" in found.notes
+    assert "without effect on text alone: NUM_FRAMES" in found.notes
     assert parse(found.steps["TRAIN"])["num_frames"] == 4
     assert planned("--text_only", "True", DATA_PATH=data).variables["EXPERIMENT"] == "1 (text only)"
+
+
+@pytest.mark.parametrize("from_recipe", [False, True])
+def test_both_experiments_can_tell_copies_of_a_clip(parse, data, tmp_path, from_recipe):
+    """Else one holds out a clip whose copy the other trains on."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("video_folder: clips\n" if from_recipe else "seed: 1\n")
+    given = {"RECIPE": str(recipe), "DATA_PATH": data} | ({} if from_recipe else {"VIDEO_FOLDER": "clips"})
+    text, video = (parse(planned(EXP_ID=e, **given).steps["TRAIN"]) for e in "12")
+    assert (text["video_folder"], text["feature_cache"]) == ("clips", "output/feature_cache")
+    assert (video["video_folder"], video["feature_cache"]) == ("clips", "output/feature_cache")
+
+
+def test_captions_are_made_of_what_was_held_out(data):
+    assert planned(DATA_PATH=data).variables["HOLDS_OUT"] == "1"
+    assert planned(DATA_PATH=data, EVAL_DATA_PATH="other.json").variables["HOLDS_OUT"] == "0"
+    assert planned().variables["HOLDS_OUT"] == "0", "the demo brings its own"
 
 
 def test_precision_and_devices(parse, data):

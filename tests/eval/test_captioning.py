@@ -35,8 +35,8 @@ def test_main_scores_true_and_other_videos(assets, run, tmp_path, capsys):
     printed = capsys.readouterr().out
     result = json.loads(output.read_text())
     assert status == 0
-    assert result["scores"]["video, true video"]["exact match"] == 1.0
-    assert result["scores"]["video, other video"]["exact match"] == 0.0
+    assert result["scores"]["video (training clips), true video"]["exact match"] == 1.0
+    assert result["scores"]["video (training clips), other video"]["exact match"] == 0.0
     assert "reference: Un gatto nero" in printed
 
 

@@ -11,12 +11,15 @@ from llava.train.train import main
 
 
 def flags(assets: SimpleNamespace, output: Path, experiment: int = 2, **overrides: Any) -> list[str]:
-    """Flags of a run of six steps on the fixtures' clips (`experiment` 2) or their captions (1)."""
+    """Flags of a run of six steps on the fixtures' clips (`experiment` 2) or their captions (1).
+
+    Nothing is held out, however many clips a test brings, unless `val_fraction` says so (None: the default).
+    """
     values = {
         "model_name_or_path": assets.gpt2, "output_dir": output, "use_cpu": True, "model_max_length": 64,
         "per_device_train_batch_size": 2, "max_steps": 6, "learning_rate": 1e-3, "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "run_report": False,
-        "data_path": assets.text_json,
+        "data_path": assets.text_json, "val_fraction": 0,
     }  # fmt: skip
     if experiment == 2:
         values |= {

@@ -58,8 +58,12 @@ def test_each_thing_of_a_run_is_made_once(assets, tmp_path, monkeypatch):
 def test_opening_the_cache_changes_nothing_of_the_model(assets, tmp_path):
     settings = parsed(assets, tmp_path / "run", vision_precision="bf16", feature_dtype="int8")
     tokenizer = run_model.load_tokenizer(settings)
-    train, evaluation = run_data.read_splits(settings, tokenizer)
-    assert evaluation is None and (train.name, len(train.records), train.problems) == ("training", 6, [])
+    train, evaluation, split = run_data.read_splits(settings, tokenizer)
+    assert (evaluation, split["held_out"]) == (None, 0) and (train.name, len(train.records), train.problems) == (
+        "training",
+        6,
+        [],
+    )
     model = run_model.make_model(settings, tokenizer, train.records).model
     before = copy.deepcopy(model.config.to_dict())
     assert (before["mm_vision_precision"], before["mm_feature_dtype"]) == ("bf16", "int8")

@@ -91,8 +91,8 @@ def test_captions_are_asked_for_in_the_runs_format(assets, run, questions, tmp_p
     output = tmp_path / "captions.json"
     assert captioning.main([*common, "--output", str(output), "--control"]) == 0
     result = json.loads(output.read_text())
-    assert result["scores"]["questions, true video"]["exact match"] == 1
-    assert max(entry["nats_per_token"] for entry in result["captions"]["questions, true video"]) < 0.5
+    assert result["scores"]["questions (training clips), true video"]["exact match"] == 1
+    assert max(entry["nats_per_token"] for entry in result["captions"]["questions (training clips), true video"]) < 0.5
     assert controls.main([*common, "--output", str(output)]) == 0
     assert json.loads(output.read_text())["gains"]["video"]["per_caption"][0] > 1
 

@@ -57,6 +57,8 @@ def check(run: Path, log: str) -> None:
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 2
     lines = [line for line in log.splitlines() if re.match(r" +- --", line)]
     assert [line.split()[1] for line in lines] == ["--stage", "--use_downsample_image", "--lazy_preprocess"]
+    assert log.count("nothing is held out: 6 clips are fewer than 10;") == 1
+    assert record["split"]["held_out"] == 0
     assert log.count("USE_PLAIN_LM=1 in the environment decides over --version llama_v2") == 1
 
 
@@ -78,6 +80,7 @@ def test_the_command_runs_with_paths_from_the_working_folder(work):
 
 def test_the_command_runs_with_a_video_folder(work, assets, monkeypatch, caplog):
     folder, small = work
+    caplog.set_level("INFO")
     _, flags = command()
     del flags["--fp16"]
     small |= {"--data_path": str(assets.video_json), "--video_folder": str(assets.clips), "--use_cpu": "True"}

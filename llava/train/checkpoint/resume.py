@@ -166,7 +166,7 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     Raises:
         ValueError: with a table of the flags that changed and would make it another run.
     """
-    before = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
+    before = recorded(checkpoint)
     _check_batch(checkpoint, before, run_record)
     # Earlier runs had one format and no LoRA, and no flags for them.
     old, new = {"version": PLAIN, "lora_enable": False} | before["flags"], json.loads(json.dumps(run_record["flags"]))
@@ -190,10 +190,10 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     )
 
 
-def recorded_format(checkpoint: str) -> dict[str, Any]:
-    """The `text_format` that a checkpoint's run was started with; empty where it names none."""
-    record = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
-    return record.get("text_format") or {}
+def recorded(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint's run recorded of itself."""
+    record: dict[str, Any] = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
+    return record
 
 
 def _why_not(name: str) -> str:

@@ -48,9 +48,9 @@ SILENT = 3
 """Measurements in a row before a group without gradient or update is reported."""
 WAITING = 0.3
 """Share of the time that may be spent waiting for data."""
-WAITING_STEPS, WAITING_SECONDS = 20, 5.0
-"""Steps and seconds over which that share is taken, at the least: in 20 steps of 10 ms, one pause of the machine is a
-third of the time."""
+WAITING_STEPS, WAITING_SECONDS, WAITING_WINDOWS = 20, 5.0, 2
+"""Steps and seconds over which that share is taken, at the least, and times in a row that it must be too large: one
+pause of a busy machine can be half of five seconds, and a slow loader is slow again in the next five."""
 BASELINE = 3
 """Measurements that the start and the present of a curve are averaged over."""
 
@@ -121,6 +121,7 @@ class AlarmRules:
         self.recent: dict[str, deque[float]] = {}
         self.spiking, self.spikes = False, 0
         self.silent: dict[tuple[str, str], int] = {}
+        self.starved = 0
         self.start: dict[str, list[tuple[int, float]]] = {}
         self.skipped = SkippedSteps()
         self.sounded: set[str] = set()
@@ -320,8 +321,10 @@ class AlarmRules:
         return [("left behind", Alarm(seen.step, "captions left behind", message, remedy))]
 
     def _waiting(self, seen: Observation) -> list[tuple[str, Alarm]]:
-        short = seen.waited_steps < WAITING_STEPS or seen.waited_window < WAITING_SECONDS
-        if short or seen.waited < WAITING:
+        if seen.waited_steps < WAITING_STEPS or seen.waited_window < WAITING_SECONDS:
+            return []
+        self.starved = self.starved + 1 if seen.waited >= WAITING else 0
+        if self.starved < WAITING_WINDOWS:
             return []
         message = f"{seen.waited:.0%} of the time goes into waiting for data."
         remedy = "raise --dataloader_num_workers, or let --feature_cache keep the vision features."

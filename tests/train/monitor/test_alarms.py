@@ -193,7 +193,13 @@ def test_a_finished_run_that_does_not_see_is_blind():
 )
 def test_a_starving_loader(waited, steps, seconds, sounds):
     found = kinds(AlarmRules(1000), falling(waited=waited, waited_steps=steps, waited_window=seconds))
-    assert found == ([(1, "waiting for data")] if sounds else [])
+    assert found == ([(2, "waiting for data")] if sounds else [])
+
+
+def test_one_pause_of_the_machine_is_no_starving_loader():
+    rules, shares = AlarmRules(1000), [0.5, 0.1, 0.5, 0.1]
+    windows = [next(falling(waited=w, waited_steps=30, waited_window=6.0)) for w in shares]
+    assert kinds(rules, windows) == []
 
 
 def test_rules_go_on_from_a_state():
