@@ -106,7 +106,7 @@ def train_once(folder: Path, records: Path, start: str, seed: int, steps: int) -
             f"--model_name_or_path {model} --data_path {records} --output_dir {run} --text_only True "
             f"--max_steps {steps} --text_start {start} --seed {seed} --per_device_train_batch_size 32 "
             "--learning_rate 2e-3 --lr_scheduler_type cosine --model_max_length 64 --logging_steps 50 "
-            "--save_strategy no --report_to none --disable_tqdm True --run_report False "
+            "--save_strategy no --report_to none --disable_tqdm True --run_report False --val_fraction 0 "
             "--attn_implementation eager --use_cpu True".split()
         )
     return run
