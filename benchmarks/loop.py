@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from benchmarks.models import SIZES, WORDS, Size
 from benchmarks.timing import Row, in_turns, now, pass_of, row, to_device
+from llava.commands import make_model
 from llava.train import run_flags
 from llava.train.setup import Run, prepare
-from scripts import make_model
 
 STEPS, SETTLING = 12, 3
 """Steps of a measured run, and how many of them at its start do not count: workers start, memory is claimed."""
@@ -59,7 +59,7 @@ class Clock(TrainerCallback):
 
 
 def make_language_model(folder: Path, size: Size) -> None:
-    """A GPT-2 of `size` as `scripts/make_model.py` makes it, for words `w0`, `w1`, ..."""
+    """A GPT-2 of `size` as `llava-make-model` makes it, for words `w0`, `w1`, ..."""
     words = {f"w{i}": i for i in range(size.vocabulary - 16)}
     words |= {token: len(words) + i for i, token in enumerate(("<|endoftext|>", "<|pad|>"))}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))

@@ -12,6 +12,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from benchmarks.timing import Batch, to_device
+from llava.commands.make_model import gpt2_settings
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import VISUAL_TOKENS
 from llava.data.packing import TrainingCollator
@@ -19,7 +20,6 @@ from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
 from llava.model.language_model.llava_gpt2 import LlavaGPT2Config, LlavaGPT2ForCausalLM
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
-from scripts.make_model import gpt2_settings
 
 WORDS = 15
 

@@ -33,7 +33,7 @@ def make_data(folder: Path, tower: str, clips: int, layers: int, width: int, voc
     import av
     import numpy as np
 
-    from scripts import make_model
+    from llava.commands import make_model
 
     generator = np.random.default_rng(0)
 

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
+from llava.commands import make_model
 from llava.data.features import extract as features
 from llava.data.records import load_records
 from llava.model.builder import load_language_model
 from llava.train import run_data, run_flags, run_model, setup, train
 from llava.train.preflight import features as preflight_features
 from llava.train.preflight.data import Finding
-from scripts import make_model
 
 WORDS = ("il", "la", "un", "gatto", "cane", "palla", "rossa", "verde", "corre", "dorme", "sul", "nel", "prato", "libro")
 STAGES = {

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-export LLAVA_EXTRAS="${LLAVA_EXTRAS:-dev}"
+export LLAVA_EXTRAS="${LLAVA_EXTRAS:-dev,docs}"
 # shellcheck source=scripts/env.sh
 source scripts/env.sh
 

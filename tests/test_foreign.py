@@ -11,12 +11,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from llava import foreign
+from llava.commands import make_model
 from llava.data import check
 from llava.foreign import check_sizes, load_tokenizer
 from llava.model.builder import load_language_model, load_pretrained_model
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.multimodal_encoder.processor import processor_spec
-from scripts import make_model
 from tests.train.runs import train
 
 

@@ -15,6 +15,7 @@ read, or takes too long, is reported at the end; the others are extracted.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise LookupError(f"{cache.folder}: none of these clips is cached under these flags; extract first")
         return int(bool(differing))
     part, parts = flags.part_of_parts()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llava").setLevel(logging.INFO)
     with stop_signals() as stopped:
         problems += extract_features(
             records, cache, tower, spec, processor, device, flags.batch_size, flags.num_workers, flags.clip_timeout,

@@ -232,7 +232,10 @@ class TrainingArguments(transformers.TrainingArguments):
 
     recipe: str | None = field(
         default=None,
-        metadata={"help": "Flags as a YAML file, see recipes/ and docs/recipes.md; arguments beat its values."},
+        metadata={
+            "help": "Flags as a YAML file, or the name of one that comes along (italian, demo, tiny, instruct), see "
+            "docs/recipes.md; arguments beat its values."
+        },
     )
     recipe_values: dict[str, Any] | None = field(default=None, init=False, repr=False)
 

@@ -23,6 +23,8 @@ import yaml
 from llava.config.known_flags import WORDS, Known, given, known_flags, unknown
 from llava.config.llava_st import FROZEN, TOWER, TUNED
 
+PACKAGED = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with the package."""
 BASE, TEXT_ONLY_RUN, LAUNCH = "recipe", "text_only_run", "launch"
 NOT_HERE = ("recipe", "local_rank")
 VISION_FLAGS = frozenset({
@@ -70,6 +72,17 @@ class Recipe:
 def is_vision(name: str) -> bool:
     """Whether a flag is about videos and images alone."""
     return name.startswith("mm_") or name in VISION_FLAGS
+
+
+def find_recipe(name: str) -> str:
+    """A recipe's path: as it is given, or where the package has it (`italian`, `italian.yaml`, `recipes/italian.yaml`).
+
+    A name that is neither is returned as it is, for `load_recipe` to say so.
+    """
+    short = name.removeprefix("recipes/")
+    if Path(name).is_file() or "/" in short:
+        return name
+    return next((str(PACKAGED / n) for n in (short, f"{short}.yaml") if (PACKAGED / n).is_file()), name)
 
 
 def load_recipe(path: str | Path, known: Mapping[str, Known], launch: Mapping[str, Known] | None = None) -> Recipe:
@@ -123,7 +136,10 @@ def _read(path: Path, named_in: Path | None) -> dict[str, Any]:
     where = f"{named_in}: {BASE}: " if named_in else "--recipe "
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) or ["none"]
-        raise FileNotFoundError(f"{where}{path}: no such file; recipes beside it: {', '.join(beside)}")
+        known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
+        raise FileNotFoundError(
+            f"{where}{path}: no such file; recipes beside it: {', '.join(beside)}; those that come along: {known}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -229,7 +245,7 @@ def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
     path, rest = take_recipe(argv)
     if path is None:
         return rest, None
-    recipe = load_recipe(path, known_flags())
+    recipe = load_recipe(find_recipe(path), known_flags())
     said = given(rest)
     kept = below(recipe.of_run(asks_for_text_only(recipe.flags | said)), said)
     return ["--recipe", path, *as_arguments(kept), *rest], {"files": list(recipe.files), "flags": kept}

@@ -1,14 +1,20 @@
-"""What the supervised words of a run are worth: their unigram entropy, the loss of who knows only their frequencies."""
+"""What the supervised words of a run are worth: their unigram entropy, the loss of who knows only their frequencies;
+and what a run's record keeps of them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
+from llava.data.captions import MODEL_ROLES, without_placeholders
+from llava.data.chat_formats import PLAIN
 from llava.data.prompt import compact
 from llava.data.records import Record
 from llava.data.text_format import PlainLM, TextFormat
@@ -17,25 +23,40 @@ MAX_RECORDS = 5_000
 """Records that are counted, evenly spread: 0.2 s, and an entropy that is low by 0.05 nats at most."""
 
 
+@dataclass
+class TargetCount:
+    """How often each token is a target; the supervised words between white space, and the tokens that write them."""
+
+    targets: Counter[int] = field(default_factory=Counter)
+    words: int = 0
+    written: int = 0
+
+
 def count_targets(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     limit: int = MAX_RECORDS,
     text_format: TextFormat | None = None,
-) -> dict[str, Counter[int]]:
-    """How often each token is a target, apart for "captions" (of records with a video or image) and "text"; in plain LM
-    without a format.
+) -> dict[str, TargetCount]:
+    """The targets of "captions" (of records with a video or image) and of "text"; in plain LM without a format.
 
     The words are tokenised in batches, which takes a hundredth of the time of whole samples.
     """
     text_format = PlainLM(tokenizer) if text_format is None else text_format
     chosen = records[:: max(1, math.ceil(len(records) / limit))]
-    counts: dict[str, Counter[int]] = {}
+    no_word = {IGNORE_INDEX, tokenizer.eos_token_id, *text_format.end_ids}
+    counts: dict[str, TargetCount] = {}
     texts = [[{**turn, "value": compact(turn["value"])} for turn in r.conversations] for r in chosen]
     for record, (_, labels) in zip(chosen, text_format.encode(texts), strict=True):
-        count = counts.setdefault("captions" if record.videos or record.images else "text", Counter())
+        count = counts.setdefault("captions" if record.videos or record.images else "text", TargetCount())
         # Nothing stands before the first token, so it is no target.
-        count.update(label for label in labels[1:] if label != IGNORE_INDEX)
+        count.targets.update(label for label in labels[1:] if label != IGNORE_INDEX)
+        count.written += sum(label not in no_word for label in labels)
+        count.words += sum(
+            len(without_placeholders(turn["value"]).split())
+            for turn in record.conversations
+            if text_format.version == PLAIN or turn["from"] in MODEL_ROLES
+        )
     return counts
 
 
@@ -50,7 +71,37 @@ def target_entropies(
     records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, text_format: TextFormat | None = None
 ) -> dict[str, float]:
     """The unigram entropy in nats of the targets of "captions" and of "text"."""
+    return {words: found["entropy"] for words, found in describe_targets(records, tokenizer, text_format).items()}
+
+
+def describe_targets(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, text_format: TextFormat | None = None
+) -> dict[str, dict[str, Any]]:
+    """What a run's record keeps of the targets of "captions" and of "text", as counted in at most about `MAX_RECORDS`
+    records: how many `tokens` are targets, their unigram `entropy` in nats, how many of them are the tokenizer's
+    `unknown` token (None where it has none), the supervised `words` between white space, and the `tokens_per_word` that
+    these take.
+    """
     if not records:
         return {}
-    counts = count_targets(records, tokenizer, text_format=text_format)
-    return {words: entropy(count) for words, count in counts.items()}
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    return {
+        kind: {
+            "tokens": sum(count.targets.values()),
+            "entropy": entropy(count.targets),
+            "unknown": None if unknown is None else count.targets[unknown],
+            "words": count.words,
+            "tokens_per_word": count.written / count.words if count.words else None,
+        }
+        for kind, count in count_targets(records, tokenizer, text_format=text_format).items()
+    }
+
+
+def repeated_texts(evaluation: Sequence[Record], training: Sequence[Record]) -> int:
+    """How many records of an evaluation say word by word what one of the training says, whatever their clips."""
+
+    def text(record: Record) -> str:
+        return " ".join(" ".join(without_placeholders(turn["value"]).split()) for turn in record.conversations).strip()
+
+    known = set(map(text, training))
+    return sum(text(record) in known for record in evaluation)

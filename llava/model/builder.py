@@ -83,7 +83,7 @@ def check_embeddings(entries: int, model: PreTrainedModel) -> None:
     if entries > rows:
         raise ValueError(
             f"the tokenizer has {entries} entries and the model {rows} embeddings, so they do not belong together: put "
-            "the model's own tokenizer into its folder, or make a model with this one (scripts/make_model.py)"
+            "the model's own tokenizer into its folder, or make a model with this one (llava-make-model)"
         )
 
 

@@ -70,13 +70,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the template writes of a panel; `data` is what hovering reads."""
+    """What the template writes of a panel; `levels` are heights with their names, `data` is what hovering reads."""
 
     panel: Panel
     curves: Sequence[Curve]
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     zero: float | None
+    levels: Sequence[tuple[float, str]]
     marks: Sequence[float]
     data: dict[str, Any]
     table: Sequence[tuple[float, Sequence[float]]]
@@ -85,10 +86,14 @@ class Drawing:
 
 def draw(panel: Panel) -> Drawing:
     """The panel on its axes."""
-    x = _axis([np.append(s.steps, 0) for s in panel.series], WIDTH, margin=0)
+    # A dot at step 0 would be cut in half by the edge.
+    starts = any(s.steps[0] == 0 for s in panel.series)
+    x = axis_of([np.append(s.steps, 0) for s in panel.series], WIDTH, margin=0.02 if starts else 0)
     log = panel.log and _spans_decades(panel.series)
     drawn = [v for s in panel.series for v in (s.values, s.low, s.high) if v is not None]
-    y = _axis([*drawn, *([np.zeros(1)] if panel.zero else [])], HEIGHT, log)
+    levels = [(value, text) for value, text in panel.levels if math.isfinite(value) and (value > 0 or not log)]
+    fixed = [*([0.0] if panel.zero else []), *(value for value, _ in levels)]
+    y = axis_of([*drawn, np.array(fixed)], HEIGHT, log)
     steps = sorted({float(step) for s in panel.series for step in s.steps})
     return Drawing(
         panel,
@@ -96,6 +101,7 @@ def draw(panel: Panel) -> Drawing:
         x.ticks(),
         [Tick(HEIGHT - t.at, t.text) for t in y.ticks()],
         HEIGHT - float(y.place(0)) if panel.zero and not log else None,
+        [(HEIGHT - float(y.place(value)), text) for value, text in levels],
         x.place(panel.marks[:MARKS]).round(2).tolist(),
         {
             "x": [x.low, x.high], "y": [y.low, y.high], "log": log, "size": [WIDTH, HEIGHT],
@@ -106,7 +112,8 @@ def draw(panel: Panel) -> Drawing:
     )  # fmt: skip
 
 
-def _axis(parts: Iterable[np.ndarray], length: float, log: bool = False, margin: float = 0.05) -> Axis:
+def axis_of(parts: Iterable[np.ndarray], length: float, log: bool = False, margin: float = 0.05) -> Axis:
+    """The axis that shows all finite values (above 0 where `log`), with some room at both ends."""
     values = np.concatenate([np.asarray(p, dtype=float) for p in parts])
     values = values[np.isfinite(values)]
     if log:

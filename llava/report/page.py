@@ -7,14 +7,12 @@ without scripts.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llava.config.commands import parse
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
 from llava.errors import run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
 from llava.report.answers import did_it_learn, did_it_see, is_anything_wrong
 from llava.report.card import CARD, write_card
 from llava.report.drawing import HEIGHT, WIDTH, draw
+from llava.report.facts import UNKNOWN, facts_of
+from llava.report.floors import OTHER_VIDEO, chance, start_loss, word_entropy
+from llava.report.intervals import BAR_WIDTH, gain_intervals
 from llava.report.plots import (
     CONDITIONS,
     Frames,
@@ -43,9 +43,9 @@ from llava.report.plots import (
     run_panels,
 )
 from llava.report.read import MAKE, Run, read_run
+from llava.report.settings import command_of, differing, share_of, show, split_flags
+from llava.report.tokens import MOST_PIECES
 
-IDENTITY_FLAGS = {"output_dir", "logging_dir", "run_name"}  # They differ between any two runs.
-FILLED_FLAGS = {"accelerator_config", "disable_tqdm", "hub_token"}  # transformers replaces their default by itself.
 SAMPLES = 3
 
 
@@ -83,62 +83,15 @@ def pick_samples(captions: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, 
     return name, {"Good": ranked[:SAMPLES], "Median": ranked[middle:][:SAMPLES], "Bad": ranked[-SAMPLES:]}
 
 
-def default_flags() -> dict[str, Any]:
-    """The defaults of all flags as JSON values; a flag that must be given has none."""
-    defaults = {}
-    for f in (*fields(ModelArguments), *fields(DataArguments), *fields(TrainingArguments)):
-        value = f.default if f.default_factory is MISSING else f.default_factory()
-        if value is not MISSING:
-            defaults[f.name] = value.value if isinstance(value, Enum) else value
-    return defaults
-
-
-def split_flags(flags: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
-    """Flags that differ from their default, as (value, default), and all others; a list of one equals its item."""
-    defaults = default_flags()
-
-    def same(name: str, value: Any) -> bool:
-        default = defaults.get(name, ...)
-        unset = [v is None or v is False or v in ("", []) for v in (value, default)]
-        return all(unset) or name in FILLED_FLAGS or default in (value, *(value if isinstance(value, list) else []))
-
-    changed = {n: (v, defaults.get(n, "none")) for n, v in flags.items() if not same(n, v)}
-    return changed, {name: value for name, value in flags.items() if name not in changed}
-
-
-def differing(runs: Mapping[str, Run]) -> dict[str, list[str]]:
-    """Settings that are not the same in all runs: flags, versions and counts of the data, one value a run."""
-    settings = []
-    for run in runs.values():
-        data = dict((run.record.get("data") or {}).get("train") or {})
-        if data.get("sources"):
-            data["sources"] = sources_line(data["sources"])
-        versions = {f"version of {k}": v for k, v in (run.record.get("versions") or {}).items()}
-        settings.append({**run.flags, **versions, **{f"training {k}": v for k, v in data.items()}})
-    names = [n for n in dict.fromkeys(n for s in settings for n in s) if n not in IDENTITY_FLAGS]
-    rows = {n: [show(s[n]) if n in s else "–" for s in settings] for n in names}
-    return {n: values for n, values in rows.items() if len(set(values)) > 1}
-
-
-def share_of(source: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> float:
-    """The share of a source in the records of all, in per cent; NaN where that is not known."""
-    total = sum(number(s.get("records")) for s in sources)
-    return 100 * number(source.get("records")) / total if total else math.nan
-
-
-def sources_line(sources: Sequence[Mapping[str, Any]]) -> str:
-    """Which records a data set has of which file, in a line."""
-    return ", ".join(f"{s.get('name')} ({s.get('strategy')}): {s.get('records')}" for s in sources)
-
-
 def bounds_of(run: Run, label: str) -> dict[str, Any]:
     """The ends of the intervals of one row of scores; those of files of earlier versions have none."""
     return ((run.captions or {}).get("intervals") or {}).get(label) or {}
 
 
-def show(value: Any) -> str:
-    """A setting as the command line or JSON has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def below(path: object, folder: str | None) -> str:
+    """A path as it is named below a folder; as it is where it does not lie there."""
+    named = Path(str(path))
+    return str(named.relative_to(folder)) if folder and named.is_relative_to(folder) else str(path)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -173,11 +126,15 @@ def write_report(
         runs=named,
         answers={n: [did_it_learn(r), did_it_see(r), is_anything_wrong(r)] for n, r in named.items()},
         drawings=[draw(p) for p in _panels(named)],
-        gains=[draw(p) for p in gain_panels({n: r.controls or [] for n, r in named.items()})],
+        gains=gain_intervals({n: r.controls or [] for n, r in named.items()}),
+        gains_over_time=[draw(p) for p in gain_panels({n: r.controls or [] for n, r in named.items()})],
+        facts=facts_of(read[0]),
+        command=command_of(read[0]),
         flags=split_flags(read[0].flags),
         settings=differing(named),
         frames=Frames(video_folder, read[0].flags.get("video_folder")) if clips else None,
-        script=Markup((Path(__file__).parent / "curves.js").read_text(encoding="utf-8")),
+        style=_part("page.css"),
+        scripts=[_part("curves.js"), _part("copy.js")],
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +146,17 @@ def _panels(runs: Mapping[str, Run]) -> list[Panel]:
     if len(runs) > 1:
         return comparison_panels({name: run.log for name, run in runs.items()})
     (run,) = runs.values()
-    return run_panels(run.log, [int(s) for a in run.alarms or [] if math.isfinite(s := number(a.get("step")))])
+    levels = [
+        (chance(run), f"guessing (ln V, {chance(run):.2f})"),
+        (word_entropy(run, "train"), f"how frequent each word is (unigram entropy, {word_entropy(run, 'train'):.2f})"),
+    ]
+    alarms = [int(s) for a in run.alarms or [] if math.isfinite(s := number(a.get("step")))]
+    return run_panels(run.log, alarms, levels, start_loss(run))
+
+
+def _part(name: str) -> Markup:
+    """A file of this package that stands in the page as it is."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def _environment() -> Environment:
@@ -197,8 +164,14 @@ def _environment() -> Environment:
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
     environment.finalize = lambda value: show_text(value) if type(value) is str else value
-    environment.globals |= {f.__name__: f for f in (bounds_of, gain_of, pick_samples, mark_words, share_of)}
+    environment.globals |= {f.__name__: f for f in (below, bounds_of, gain_of, pick_samples, mark_words, share_of)}
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS, "width": WIDTH, "height": HEIGHT}
+    environment.globals |= {
+        "bar_width": BAR_WIDTH,
+        "unknown": UNKNOWN,
+        "other_video": OTHER_VIDEO,
+        "most_pieces": MOST_PIECES,
+    }
     environment.filters |= {
         "number": format_number,
         "interval": format_interval,

@@ -52,7 +52,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawing with its title and remarks; `log` asks for a logarithmic axis, where the values allow it."""
+    """A drawing with its title and remarks; `log` asks for a logarithmic axis, where the values allow it.
+
+    `levels` are values that curves are compared with, each with its name; NaN where it is not known.
+    """
 
     title: str
     unit: str
@@ -60,6 +63,7 @@ class Panel:
     log: bool = False
     marks: Sequence[int] = ()
     zero: bool = False
+    levels: Sequence[tuple[float, str]] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -133,8 +137,18 @@ def running_median(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return at, np.array([np.nanmedian(values[max(i - half, 0) : i + half + 1]) if finite[i] else np.nan for i in at])
 
 
-def run_panels(log: Sequence[Mapping[str, Any]], alarm_steps: Sequence[int]) -> list[Panel]:
-    """The curves of one run from its log; a curve that was not logged is left out."""
+def run_panels(
+    log: Sequence[Mapping[str, Any]],
+    alarm_steps: Sequence[int],
+    levels: Sequence[tuple[float, str]] = (),
+    start: float = math.nan,
+) -> list[Panel]:
+    """The curves of one run from its log; a curve that was not logged is left out.
+
+    Args:
+        levels: values that its loss is compared with, and their names.
+        start: its loss before the first step; NaN where that was not measured.
+    """
 
     def panel(title: str, unit: str, keys: Mapping[str, str], scale: float = 1, **options: Any) -> Panel:
         drawn = [series_of(log, key, label, i, scale) for i, (key, label) in enumerate(keys.items())]
@@ -148,9 +162,11 @@ def run_panels(log: Sequence[Mapping[str, Any]], alarm_steps: Sequence[int]) -> 
         return {**({name: total} if total else {}), **own}
 
     loss = {"loss": "training", "eval_loss": "evaluation", "eval_common_loss": "evaluation, common tokens"}
+    if math.isfinite(start):
+        log, loss = [{"step": 0, "start": start}, *log], {**loss, "start": "before the first step"}
     shares = {"padding_share": "padding", "data_wait_share": "waiting for data", "monitor_share": "monitoring"}
     panels = (
-        panel("Loss", NATS, loss, log=True, marks=sorted(set(alarm_steps))),
+        panel("Loss", NATS, loss, log=True, marks=sorted(set(alarm_steps)), levels=levels),
         panel("Training loss by kind of sample", NATS, {"caption_loss": "captions", "text_loss": "text"}, log=True),
         panel("Evaluation loss of a caption", "nats per caption", {"eval_nats_per_caption": ""}, log=True),
         panel("Gradient norm", "norm", grouped("grad_norm", "all"), log=True),

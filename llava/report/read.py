@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.report.plots import number
+from llava.report.tokens import DUMP_FILE, TokenSample, read_dump
 
 MAKE = {
     "llava_run.json": "training writes it into its output folder",
@@ -16,10 +17,13 @@ MAKE = {
     "preflight.json": "training writes it before its first step, with --preflight quick or full",
     "controls.jsonl": "training with --controls True writes a line into it at each evaluation "
     "(--eval_data_path) and at its end",
+    DUMP_FILE: "pre-flight writes it, with --preflight quick or full",
     "captions.json": "python -m llava.eval.captioning --model-path RUN --data_path FILE --video_folder DIR "
     "--feature_cache DIR --control --output RUN/captions.json",
 }
 """The files of a run and what makes them."""
+OBJECTS = ("flags", "batch", "hardware", "versions", "data", "tokenizer", "split")
+"""What is an object in `llava_run.json`, where it is there."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Run:
     preflight: dict[str, Any] | None
     controls: list[dict[str, Any]] | None
     captions: dict[str, Any] | None
+    tokens: list[TokenSample] | None = None
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -59,6 +64,7 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(
             f"{folder}: no run (neither llava_run.json nor trainer_state.json); name the --output_dir of a training run"
         )
+    dump = folder / DUMP_FILE
     run = Run(
         folder,
         _read_json(folder / "llava_run.json") or {},
@@ -67,6 +73,7 @@ def read_run(folder: str | Path) -> Run:
         _read_json(folder / "preflight.json"),
         _read_lines(folder / "controls.jsonl"),
         _read_json(folder / "captions.json"),
+        read_dump(dump.read_text(encoding="utf-8", errors="replace")) if dump.is_file() else None,
     )
     _check_shapes(run)
     return run
@@ -114,8 +121,11 @@ def _check_shapes(run: Run) -> None:
         )
 
     def sources(data: Any) -> bool:
-        parts = list(data.values()) if isinstance(data, dict) else []
-        return all(isinstance(p or {}, dict) and objects((p or {}).get("sources") or []) for p in parts)
+        parts = [p or {} for p in data.values()] if isinstance(data, dict) else []
+        return all(isinstance(p, dict) and objects(p.get("sources") or []) for p in parts) and all(
+            isinstance(counted, dict) and objects(list(counted.values()))
+            for counted in (p.get("supervised") or {} for p in parts)
+        )
 
     def scores(captions: dict[str, Any]) -> bool:
         rows, bounds, found = (captions.get(key) or {} for key in ("scores", "intervals", "retrieval"))
@@ -128,7 +138,8 @@ def _check_shapes(run: Run) -> None:
 
     sets = (run.captions or {}).get("captions") or {}
     found = {
-        "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in ("flags", "versions", "data"))
+        "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in OBJECTS)
+        and isinstance(run.record.get("commit") or "", str)
         and objects(run.record.get("parameters") or [])
         and sources(run.record.get("data")),
         "trainer_state.json": objects(run.log),

@@ -36,6 +36,7 @@ from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
+from llava.train.provenance import code_commit, hardware
 
 logger = logging.getLogger(__name__)
 
@@ -354,7 +355,9 @@ def lora_notes(model_args: ModelArguments) -> list[str]:
 
 
 def make_run_record(settings: Settings) -> dict[str, Any]:
-    """The resolved flags, the division of the global batch and the versions that a run is made with."""
+    """The resolved flags, the division of the global batch, and the code, versions and hardware that a run is made
+    with.
+    """
     flags: dict[str, Any] = {}
     for group in settings:
         flags |= group.to_dict() if isinstance(group, TrainingArguments) else asdict(group)
@@ -370,6 +373,8 @@ def make_run_record(settings: Settings) -> dict[str, Any]:
             "accumulation": accumulation,
             "processes": processes,
         },
+        "commit": code_commit(),
+        "hardware": hardware(training_args.device),
         "versions": {
             "llava": llava.__version__,
             "python": platform.python_version(),

@@ -62,7 +62,7 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     except OSError as error:
         raise FileNotFoundError(
             f"--model_name_or_path {name}: neither a folder with a model and tokenizer nor a hub name that can be "
-            f"reached; scripts/make_model.py makes a fresh one ({error})"
+            f"reached; llava-make-model makes a fresh one ({error})"
         ) from error
     tokenizer.model_max_length = settings.training.model_max_length
     tokenizer.padding_side = "right"

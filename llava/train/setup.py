@@ -15,6 +15,7 @@ from llava.data.forms import targets_digest
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
 from llava.data.records import modality
+from llava.data.target_words import describe_targets, repeated_texts
 from llava.train.checkpoint.resume import fingerprint, record_digests
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
@@ -82,12 +83,20 @@ def prepare(
         "split": holdout,
         "text_format": model.config.text_format,
         "parameters": parameters,
-        "data": {"train": data.summary, "eval": None},
+        "tokenizer": {"entries": len(tokenizer), "outputs": model.config.vocab_size},
+        "data": {
+            "train": data.summary | {"supervised": describe_targets(data.dataset.records, tokenizer, text_format)},
+            "eval": None,
+        },
         "fingerprint": fingerprint(digests),
     }
     if held_out is not None:
-        targets = targets_digest(held_out.dataset.records, text_format)
-        run_record["data"]["eval"] = {**held_out.summary, "targets": targets}
+        records = held_out.dataset.records
+        run_record["data"]["eval"] = held_out.summary | {
+            "targets": targets_digest(records, text_format),
+            "supervised": describe_targets(records, tokenizer, text_format),
+            "repeated": repeated_texts(records, data.dataset.records),
+        }
     pad = pad_token_id(tokenizer)
     trainer = LlavaTrainer(
         model=model,

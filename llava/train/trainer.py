@@ -22,7 +22,6 @@ from llava.constants import IGNORE_INDEX
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
-from llava.data.target_words import target_entropies
 from llava.eval.loss import after_first_token, token_scores
 from llava.model.builder import part_of
 from llava.train import sight
@@ -92,9 +91,7 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-                entropies=target_entropies(
-                    records or [], self.processing_class, getattr(self.train_dataset, "text_format", None)
-                ),
+                entropies={k: v["entropy"] for k, v in run_record["data"]["train"]["supervised"].items()},
             )
             self.add_callback(self.monitor)
             self.invariants = Invariants(

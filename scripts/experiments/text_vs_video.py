@@ -119,7 +119,7 @@ def check_forms(tokenizer: PreTrainedTokenizerBase, paths: Sequence[str]) -> Non
         if wrong:
             raise ValueError(
                 f"{len(wrong)} of {len(records)} records predict other tokens with video than as text alone, so the "
-                f"experiments cannot be compared: {wrong[0]}; make the tokenizer with scripts/make_model.py, or give "
+                f"experiments cannot be compared: {wrong[0]}; make the tokenizer with llava-make-model, or give "
                 "its own add_prefix_space=True"
             )
 

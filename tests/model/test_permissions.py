@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from scripts.make_model import make_folder
+from llava.commands.make_model import make_folder
 from tests.conftest import save_tower
 
 

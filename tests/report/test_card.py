@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llava.report.card import CARD, MARK, write_card
-from tests.report.test_page import control_line, record, write_run
+from tests.report.made import control_line, record, write_run
 
 DATA = {
     "train": {"clips": 9, "sources": [{"name": "a|b.json", "records": 4000, "words": 51234}]},

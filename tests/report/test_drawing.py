@@ -14,7 +14,7 @@ import pytest
 from llava.report.drawing import HEIGHT, WIDTH, Drawing, draw, linear_ticks, log_ticks, tick_text
 from llava.report.page import write_report
 from llava.report.plots import Panel, Series
-from tests.report.test_page import log_entries, write_run
+from tests.report.made import log_entries, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

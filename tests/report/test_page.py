@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import shutil
+import subprocess
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llava.report import plots as report_plots
-from llava.report.answers import did_it_learn, did_it_see, is_anything_wrong
-from llava.report.page import main, mark_words, pick_samples, run_names, split_flags, write_report
+from llava.report.page import main, mark_words, pick_samples, run_names, write_report
 from llava.report.plots import Frames
-from llava.report.read import Run, read_run
 from tests.conftest import colour_frames, write_clip
+from tests.report.made import EVIL, alarm, caption, control_line, log_entries, record, words, write_run
 
-EVIL = "<script>alert(1)</script>"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br"}
+DUMP = f"""<html><head><script>{EVIL}</script></head><pre><span style="font-weight: bold">video c0</span>  (a legend)
+<span style="color: #008080" onclick="x()">&lt;vid_patch&gt;×2</span><span style="color: #008000"> Una</span>
+<span style="color: #c0c0c0; background-color: #800000">&lt;b&gt;</span><script>alert(2)</script>
 
-
-def log_entries(steps: int = 12, **extra: float) -> list[dict[str, Any]]:
-    losses = [
-        {"step": s, "loss": 8.0 / s, "grad_norm": 1.0, "learning_rate": 1e-3, **extra} for s in range(1, steps + 1)
-    ]
-    return [*losses, {"step": steps, "eval_loss": 0.9}, {"step": steps, "train_runtime": 5.0, "train_loss": 2.0}]
-
-
-def control_line(step: int | None, gain: tuple[float, float, float]) -> dict[str, Any]:
-    losses = {"true": {"per_caption": 10.0, "per_token": 0.5}, "other": {"per_caption": 14.25, "per_token": 0.7}}
-    gains = {"video": {"per_caption": list(gain), "per_token": [g / 20 for g in gain]}}
-    return {"step": step, "captions": 40, "clips": 20, "tokens": 800, "losses": losses, "gains": gains}
-
-
-def write_run(folder: Path, **files: Any) -> Path:
-    """A run's folder; `files` are contents by stem: a list of `jsonl` lines for alarms and controls, else JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem, content in files.items():
-        if stem in ("alarms", "controls"):
-            (folder / f"{stem}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
-        else:
-            (folder / f"{stem}.json").write_text(json.dumps(content))
-    return folder
-
-
-def record(**flags: Any) -> dict[str, Any]:
-    return {"flags": {"learning_rate": 5e-5, "seed": 42, **flags}, "versions": {"torch": "2.8.0"}}
-
-
-def alarm(step: int = 3, message: str = "spike of 14", remedy: str = "lower --max_grad_norm") -> dict[str, Any]:
-    return {"step": step, "kind": "gradient spike", "message": message, "remedy": remedy, "time": "2025-03-01T02:11:09"}
-
-
-def caption(name: str, video: str, text: str, nats: float | None = None) -> dict[str, Any]:
-    sample = {"id": name, "video": video, "caption": text, "reference": "Una palla rossa."}
-    return sample if nats is None else {**sample, "nats_per_token": nats}
+</pre>"""
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +43,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             "data": {"train": {"records": 4000, "by_modality": {"video": 3990, "text": 10}, "sources": [
                 {"name": f"{EVIL}.json", "strategy": "random:25%", "in_file": 12000, "records": 3000, "words": 45678,
                  "seen": 9001},
-                {"name": "b.json", "strategy": "all", "in_file": 1000, "records": 1000, "words": 8000, "seen": None}]},
-                "eval": None},
+                {"name": "b.json", "strategy": "all", "in_file": 1000, "records": 1000, "words": 8000, "seen": None}],
+                "supervised": {"captions": words(3.0)}},
+                "eval": {"records": 20, "clips": 20, "repeated": 3, "supervised": {"captions": words(2.5)}}},
+            "tokenizer": {"entries": 992, "outputs": 1000}, "commit": "c0ffee", "versions": {"torch": "2.8.0"},
+            "hardware": {"device": f"GPU {EVIL}", "memory": 80.0, "cpu": "EPYC", "cores": 16},
             "parameters": [{"part": "projector", "trainable": 1234567, "frozen": 0, "learning_rate": 0.002},
                            {"part": "tower", "trainable": 0, "frozen": 89, "learning_rate": None}],
         },
@@ -84,6 +55,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         alarms=[alarm(), alarm(5, EVIL)],
         preflight={"mode": "quick", "passed": False, "seconds": 2.5, "checks": [
             {"check": "labels", "status": "ok", "finding": "all words", "remedy": ""},
+            {"check": "start of the loss, video", "status": "ok", "finding": "guesses", "remedy": "", "nats": 6.875},
+            {"check": "held-out clips", "status": "ok", "finding": "none of 20", "remedy": ""},
             {"check": "disk", "status": "FAIL", "finding": "1 GB free", "remedy": "make room"}]},
         controls=[control_line(6, (1.0, -0.5, 2.5)), control_line(12, (4.25, 3.5, 5.0))],
         captions={"scores": {"held, true video": {"exact match": 0.75, "CIDEr-D": 1.25, "BLEU-4": 9.5}},
@@ -91,6 +64,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
                   "retrieval": {"held": {"clips": 20, "scores": {"R@1": [0.25, 0.125, 0.5]}, "chance": {"R@1": 0.05}}},
                   "captions": {"held, true video": true, "held, other video": [caption("c0", "x", "Un cane nero.")]}},
     )  # fmt: skip
+    (run / "preflight_samples.html").write_text(DUMP)
     path = write_report([run])
     assert path == run / "report.html"
     return path.read_text(encoding="utf-8")
@@ -99,12 +73,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def plain(page: str) -> str:
     """The text of a page, on one line."""
     text = re.sub(r"<(style|figure|script)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", text.replace("&#39;", "'").replace("&nbsp;", " ").replace("\u00a0", " "))
+    return re.sub(r"\s+", " ", unescape(text).replace("\u00a0", " "))
 
 
 def test_the_top_answers_in_words(page):
     top = plain(page).split("Alarms")[0]
-    assert "Did it learn? ✓ Yes The training loss fell from 4.000 to 0.727 nats per token." in top
+    assert "Did it learn? ✓ Yes On held-out clips the loss is 0.900 nats per token." in top
+    assert "cost 2.50 (unigram entropy), guessing 6.91 (ln V). Before the first step it was 6.88" in top
     assert "Did it see? ✓ Yes" in top
     assert "4.25 [3.50, 5.00] nats per caption (95 %); the interval excludes 0" in top
     assert "Pre-flight failed: disk. 2 alarms (gradient spike)." in top
@@ -118,6 +93,15 @@ def test_the_top_answers_in_words(page):
         "another clip's video 14.25 0.700 4.25 [3.50, 5.00] 0.212 [0.175, 0.250] excludes 0",
         "Last evaluation, step 12: 40 captions of 20 clips, 800 tokens.",
         "disk ✕ FAIL 1 GB free make room",
+        "Failed, mode quick, in 2.5 s: 3 of 4 checks are ok.",
+        "torchrun llava/train/train.py --learning_rate 0.001 --video_folder",
+        "Code commit c0ffee",
+        "(80 GiB); EPYC, 16 CPU cores",
+        "Duration 5.0 s of training; what came before, if it was resumed, was not recorded",
+        "Records 4,000 Clips not recorded Words 53,678 Held out an evaluation file: 20 records of 20 clips",
+        "Evaluation texts that training has word by word 3 of 20",
+        "Entries 992 ln V, the loss of guessing 6.91 nats Tokens a word 1.25 Unknown 5 % of the targets",
+        "predicted · where video features stand · predicted, and must not be video c0 <vid_patch>×2 Una <b>",
         "projector 1,234,567 0 0.002",
         "all 1,234,567 89",
         "records 4,000",
@@ -135,19 +119,50 @@ def test_a_section_says(page, text):
     assert text in plain(page)
 
 
+def test_answers_come_first_then_captions_curves_controls_and_facts(page):
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections[:5] == ["captions", "curves", "controls", "checks", "facts"]
+    assert page.index('class="answers"') < page.index("<section")
+    assert set(re.findall(r'<p>[^<]* <a href="#(\w+)">More', page)) <= set(sections), "each answer leads to more"
+
+
+def test_gains_are_drawn_with_their_intervals(page):
+    controls = page.split('<section id="controls">')[1].split("<table>")[0]
+    drawing = controls.split('<figure class="bars">')[1].split("</figure>")[0]
+    assert "another clip&#39;s video" in drawing and "4.25 [3.50, 5.00]" in drawing and "c1" in drawing
+
+
+def test_the_loss_is_drawn_beside_its_floors_and_its_start(page):
+    loss = page.split('aria-label="Loss"')[1].split("</figure>")[0]
+    assert loss.count('<path class="level') == 2 and "before the first step" in page
+    assert "guessing (ln V, 6.91)" in loss and "how frequent each word is (unigram entropy, 3.00)" in loss
+    assert '"steps": [0.0], "values": [6.875]' in loss
+
+
+def test_the_token_dump_is_folded_in_without_its_markup(page):
+    dump = page.split('<details id="tokens">')[1].split("</details>")[0]
+    assert '<span class="token wrong">&lt;b&gt;</span>' in dump and '<span class="token predicted"> Una</span>' in dump
+    assert not re.search(r"style=|onclick|<script|<b>|#008000", dump)
+
+
+def test_what_was_not_measured_looks_like_nothing_else(page, tmp_path):
+    run = write_run(tmp_path / "run", llava_run=record(), trainer_state={"log_history": log_entries()})
+    bare = write_report([run]).read_text()
+    assert re.findall(r'class="card answer (\w+)"', bare) == ["unmeasured"] * 3
+    assert re.findall(r'class="card answer (\w+)"', page)[:3] == ["good", "good", "bad"]
+    assert ".answer.unmeasured {" in page and bare.count('aria-hidden="true">?</span>') == 3
+
+
+def test_a_monitor_that_was_off_is_not_said_to_have_found_nothing(tmp_path):
+    page = plain(write_report([write_run(tmp_path / "run", llava_run=record(run_monitor=False))]).read_text())
+    assert "Not measured: the monitor was off ( --run_monitor False )" in page and "so there was none" not in page
+
+
 def test_changed_flags_come_first_and_others_are_folded(page):
     configuration = page.split('id="configuration"')[1]
     before, folded = configuration.split("<details>")
     assert "--learning_rate" in before and "--seed" not in before
     assert "--seed" in folded
-
-
-def test_flags_are_compared_with_their_defaults():
-    flags = {"report_to": ["tensorboard"], "vision_tower": None, "debug": [], "mm_projector_lr": 0.0, "gone_flag": 3}
-    changed, others = split_flags({**flags, "data_path": "a.json", "optim": "adamw_torch_fused", "num_frames": 8})
-    assert changed == {"mm_projector_lr": (0.0, None), "gone_flag": (3, "none"), "data_path": ("a.json", "none"),
-                       "num_frames": (8, 4)}  # fmt: skip
-    assert set(others) == {"report_to", "vision_tower", "debug", "optim"}
 
 
 def test_what_a_run_says_is_escaped(page):
@@ -207,7 +222,28 @@ def test_the_page_stands_alone(page):
     assert {t[1:] for t in outline.targets if t.startswith("#")} <= set(outline.ids)
     assert not outline.tags.keys() & {"link", "iframe", "object", "base"}
     assert "default-src 'none'" in page
-    assert outline.tags["figure"] == 5, "loss, gradient norm, learning rate, padding, controls"
+    assert outline.tags["figure"] == 6, "loss, gradient norm, learning rate, padding, controls twice"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with: apt-get install chromium")
+def test_nothing_sticks_out_of_a_narrow_screen(page, tmp_path):
+    # A window of headless Chromium is 500 wide at least; a frame may be narrower.
+    script = """<script>
+      for (const folded of document.querySelectorAll("details")) folded.open = true;
+      const wide = document.documentElement.scrollWidth, copies = !document.querySelector(".command button").hidden;
+      parent.postMessage([wide, innerWidth, copies], "*");
+    </script></body>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", script), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(
+        "<script>onmessage = (event) => { document.title = event.data; };</script>"
+        '<iframe src="page.html" style="width: 400px; height: 900px; border: 0"></iframe>'
+    )
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--hide-scrollbars", "--virtual-time-budget=2000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert re.findall("<title>(.*)</title>", done.stdout) == ["400,400,true"]
 
 
 def test_only_a_trainer_state(tmp_path):
@@ -219,44 +255,14 @@ def test_only_a_trainer_state(tmp_path):
         "captions.json": "python -m llava.eval.captioning", "preflight.json": "--preflight",
     }.items():  # fmt: skip
         assert re.search(rf"No (\w+ of (the )?\w+ in )?{re.escape(name)} ?: [^.]*{re.escape(remedy)}", sections), name
-    assert "Did it learn? ✓ Yes" in text and "Did it see? ! Not measured" in text
+    assert "Did it learn? ? Not measured On evaluation clips" in text and "Did it see? ? Not measured" in text
+    assert "Is anything wrong? ? Not all was measured" in text and text.count("not recorded") > 9
 
 
 def test_only_the_record_of_a_run_that_logged_nothing(tmp_path):
     text = plain(write_report([write_run(tmp_path / "run", llava_run=record(vision_tower=None))]).read_text())
-    assert "Did it learn? – Unknown" in text and "Did it see? – Text only" in text
+    assert "Did it learn? ? Not measured No training loss was logged." in text and "Did it see? – Text only" in text
     assert "No trainer_state.json : training writes" in text
-
-
-@pytest.mark.parametrize("name", ["none", "empty"])
-def test_a_folder_that_is_no_run(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=rf"{name}: no run .*--output_dir"):
-        write_report([tmp_path / name])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "where"),
-    [
-        ("llava_run.json", "{", r"llava_run\.json: not JSON"),
-        ("llava_run.json", '{"data": {"train": {"sources": ["a.json"]}}}', r"llava_run\.json: the fields"),
-        ("llava_run.json", '{"data": {"train": [1]}}', r"llava_run\.json: the fields"),
-        ("trainer_state.json", "[]", r"trainer_state\.json: a JSON object was expected, found list"),
-        ("trainer_state.json", '{"log_history": [1]}', r"trainer_state\.json: the fields"),
-        ("alarms.jsonl", '{"step": 1}\n\n{"step"', r"alarms\.jsonl, line 3: not JSON"),
-        ("controls.jsonl", '{"gains": {"video": {"per_caption": [1, 2]}}}', r"controls\.jsonl: the fields"),
-        ("controls.jsonl", '{"gains": [1]}', r"controls\.jsonl: the fields"),
-        ("preflight.json", "\xff", r"preflight\.json: not JSON"),
-        ("captions.json", '{"captions": {"a": ["b"]}}', r"captions\.json: the fields"),
-        ("captions.json", '{"scores": {"a": {}}, "intervals": {"a": {"b": [1]}}}', r"captions\.json: the fields"),
-        ("captions.json", '{"retrieval": {"a": {"clips": 2}}}', r"captions\.json: the fields"),
-    ],
-)
-def test_a_malformed_file_is_named(tmp_path, name, content, where):
-    run = write_run(tmp_path / "run", llava_run=record())
-    (run / name).write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=where):
-        write_report([run])
 
 
 def test_two_runs_are_compared(tmp_path, monkeypatch, capsys):
@@ -313,131 +319,12 @@ def test_values_that_are_not_finite_are_gaps(tmp_path):
     assert 'aria-label="Gradient norm"' not in page
 
 
-def run_of(log: list[dict[str, Any]] | None = None, **options: Any) -> Run:
-    values = {"record": {}, "alarms": None, "preflight": None, "controls": None, "captions": None, **options}
-    return Run(Path("run"), state=None if log is None else {"log_history": log}, **values)
-
-
-@pytest.mark.parametrize(
-    ("losses", "evaluations", "tone", "short"),
-    [
-        ([8, 7, 6, 3, 2, 1], [], "good", "Yes"),
-        ([8, 7, 6, 3, 2, 1], [2.0, 1.5, 1.52], "good", "Yes"),
-        ([10, 10, 10, 8, 8, 8], [], "good", "Yes"),
-        ([8, 7, 6, 3, 2, 1], [2.0, 1.5, 1.6], "warn", "Yes, then it overfitted"),
-        ([8, 8, 8, 7.9], [], "warn", "Hardly"),
-        ([1, 2, 3, 4], [], "bad", "No"),
-        ([3, 2, 1, math.nan], [], "bad", "It broke"),
-        ([3], [], "plain", "Unknown"),
-    ],
-)
-def test_did_it_learn(losses, evaluations, tone, short):
-    log = [{"step": i, "loss": v} for i, v in enumerate(losses)]
-    answer = did_it_learn(run_of(log + [{"step": i, "eval_loss": v} for i, v in enumerate(evaluations)]))
-    assert (answer.tone, answer.short) == (tone, short)
-
-
-def test_captions_are_what_is_to_be_learned():
-    log = [{"step": i, "loss": 8 / (i + 1), "caption_loss": c} for i, c in enumerate([5.0, None, 5.0, 5.0])]
-    answer = did_it_learn(run_of(log))
-    assert answer.short == "Hardly" and "The caption loss went from 5.000 to 5.000" in answer.text
-
-
-@pytest.mark.parametrize(
-    ("interval", "tone", "text"),
-    [
-        ((2, 1, 3), "good", "excludes 0"),
-        ((1, -1, 3), "warn", "includes 0"),
-        ((-2, -3, -1), "bad", "clips and captions belong together"),
-        ((math.nan, 1, 2), "bad", "not a finite number"),
-    ],
-)
-def test_did_it_see_by_the_last_evaluation(interval, tone, text):
-    answer = did_it_see(run_of(controls=[control_line(1, (9, 8, 10)), control_line(2, interval)]))
-    assert answer.tone == tone and text in answer.text
-
-
-@pytest.mark.parametrize(
-    ("losses", "kinds", "tone"),
-    [
-        ([2.0, 1.0, 0.9, 0.8], ["spike", "spike"], "warn"),
-        ([2.0, 1.0, 3.0, 2.5], ["spike", "spike"], "bad"),
-        ([2.0, 1.0, 0.9, 0.8], ["spike", "zero gradient"], "bad"),
-        ([2.0], ["spike"], "bad"),
-    ],
-)
-def test_spikes_that_the_loss_came_back_from_are_not_wrong(losses, kinds, tone):
-    log = [{"step": 100 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
-    alarms = [{"step": 150 + 100 * i, "kind": kind, "message": "", "remedy": ""} for i, kind in enumerate(kinds)]
-    answer = is_anything_wrong(run_of([*log, {"step": 400, "train_runtime": 1.0}], preflight=PASSED, alarms=alarms))
-    assert answer.tone == tone
-    assert ("after which the loss came back" in answer.text) == (tone == "warn")
-
-
-def test_is_anything_wrong():
-    ended = [{"step": 1, "loss": 1.0, "grad_norm": math.inf}, {"step": 1, "train_runtime": 1.0}]
-    passed = {"passed": True, "checks": []}
-    assert (
-        is_anything_wrong(
-            run_of(ended, controls=[control_line(1, (2, 1, 3))], preflight=passed, record={"flags": {"fp16": True}})
-        ).tone
-        == "good"
-    )
-    assert (
-        "gradient norm was not finite once"
-        in is_anything_wrong(run_of(ended, controls=[control_line(1, (2, 1, 3))], preflight=passed)).text
-    )
-    assert is_anything_wrong(run_of(ended[1:])).tone == "warn"
-    assert is_anything_wrong(run_of(ended[1:], preflight=passed, alarms=[alarm()])).tone == "bad"
-    unwatched = is_anything_wrong(run_of(ended[1:], preflight=passed, record={"flags": {"run_monitor": False}}))
-    assert unwatched.tone == "warn" and "The monitor was off" in unwatched.text
-    faulty = {"flags": {"experiment_faults": "unmasked_labels"}}
-    broken = is_anything_wrong(run_of(ended[1:], preflight=passed, record=faulty))
-    assert broken.tone == "bad" and "broken on purpose (unmasked_labels)" in broken.text
-
-
-PASSED = {"passed": True}
-
-
-@pytest.mark.parametrize(
-    ("controls", "words"),
-    [
-        (None, "Sight was not measured"),
-        ([control_line(9, (2, 1, 3)) | {"measured_on": "training clips"}], "cannot tell right pairs from wrong ones"),
-        ([control_line(9, (1, -1, 3))], "Nothing shows that the video helps"),
-    ],
-)
-def test_without_proven_sight_it_says_look_again(controls, words):
-    """Wrong pairs of clip and caption can be learned by heart: a gain on training clips does not make a run sound."""
-    ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
-    answer = is_anything_wrong(run_of(ended, preflight=PASSED, controls=controls))
-    assert (answer.tone, answer.short) == ("warn", "Look again") and words in answer.text
-    text_alone = run_of(ended, preflight=PASSED, controls=controls, record={"flags": {"vision_tower": None}})
-    assert is_anything_wrong(text_alone).short == "Nothing found"
-    seen = [control_line(9, (2, 1, 3)) | {"measured_on": "evaluation clips"}]
-    assert is_anything_wrong(run_of(ended, preflight=PASSED, controls=seen)).short == "Nothing found"
-
-
-def test_a_warning_of_preflight_is_looked_at_again():
-    ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
-    checks = {"passed": True, "checks": [{"check": "captions", "status": "warning"}, {"check": "a", "status": "ok"}]}
-    answer = is_anything_wrong(run_of(ended, preflight=checks, controls=[control_line(9, (2, 1, 3))]))
-    assert answer.short == "Look again" and "Pre-flight passed with 1 warning: captions." in answer.text
-
-
-def test_a_gain_on_training_clips_is_no_yes():
-    line = control_line(9, (2, 1, 3)) | {"measured_on": "training clips"}
-    answer = did_it_see(run_of([], controls=[line]))
-    assert (answer.tone, answer.short) == ("warn", "On training clips")
-    assert "training clips alone" in answer.text and "--eval_data_path" in answer.text
-
-
 def test_clips_that_help_less_are_listed(tmp_path):
     listed = [{"path": f"clips/{EVIL}.mp4", "ids": ["a", "b"], "gain": -1.25}]
     line = control_line(9, (2, 1, 3)) | {"help_less": {"clips": 20, "less": 1, "listed": listed}}
     page = write_report([write_run(tmp_path / "run", llava_run=record(), controls=[line])]).read_text()
     assert "1 of 20 clips help their own captions less than another clip does" in plain(page)
-    assert "−1.25 clips/&lt;script&gt;alert(1)&lt;/script&gt;.mp4 a, b" in plain(page) and EVIL not in page
+    assert f"−1.25 clips/{EVIL}.mp4 a, b" in plain(page) and EVIL not in page
     broken = control_line(9, (2, 1, 3)) | {"help_less": {"clips": 20, "less": 1, "listed": [3]}}
     with pytest.raises(ValueError, match=r"controls\.jsonl: the fields"):
         write_report([write_run(tmp_path / "run", controls=[broken])])
@@ -501,18 +388,4 @@ def test_controls_of_one_evaluation_are_a_table(tmp_path):
     )
     assert "Last evaluation: 40 captions" in plain(page.read_text())
     assert "14.25 0.700 1.00 [−0.50, 2.50] 0.050 [−0.025, 0.125] includes 0" in plain(page.read_text())
-    assert "<figure" not in page.read_text()
-
-
-def test_read_run_reads_every_file(tmp_path):
-    run = read_run(write_run(tmp_path, llava_run=record(seed=1), controls=[control_line(None, (1, 0, 2))], alarms=[]))
-    assert (run.flags["seed"], run.alarms, run.preflight, run.log) == (1, [], None, [])
-    assert run.controls[0]["step"] is None
-
-
-def test_pre_flight_that_was_off_never_reads_as_passed(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", llava_run=record(), preflight={"mode": "off", "checks": []})
-    answer = is_anything_wrong(read_run(run))
-    assert "Pre-flight was not run (--preflight off)." in answer.text and "passed" not in answer.text
-    page = write_report([run]).read_text(encoding="utf-8")
-    assert "<p>Not run, mode off" in page and "<dd>not run</dd>" in page
+    assert page.read_text().count("<figure") == 1, "the gains with their intervals, and no curve of a single point"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llava.report.plots import MAX_POINTS, Panel, Series, run_panels, running_median, thin
-from tests.report.test_page import log_entries
+from tests.report.made import log_entries
 
 
 def test_learning_rates_that_are_all_the_same_are_one_curve():

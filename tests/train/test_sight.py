@@ -37,7 +37,7 @@ def test_captions_of_wrong_clips_do_not_pass_for_sound(assets, tmp_path, caplog)
     assert line["gains"]["video"]["per_caption"][1] > 0, "learned by heart: nothing here can tell that it is wrong"
     assert "6 clips (training clips)" in caplog.text
     page = answers(folder)
-    assert "Did it see? ! On training clips" in page and "Nothing found" not in page
+    assert "Did it see? ? Not measured on new clips" in page and "Nothing found" not in page
     assert "Sight was measured on training clips alone, which cannot tell right pairs from wrong ones" in page
 
 

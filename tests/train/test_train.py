@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 
@@ -48,6 +49,12 @@ def test_a_run_ends_with_its_report(assets, tmp_path):
     record = json.loads((tmp_path / "run" / "llava_run.json").read_text())
     (source,) = record["data"]["train"].pop("sources")
     assert (source["name"], source["strategy"], source["records"], source["seen"]) == ("video.json", "all", 6, 12)
+    supervised = record["data"]["train"].pop("supervised")["captions"]
+    assert 2 < supervised["entropy"] < math.log(record["tokenizer"]["outputs"]) and supervised["words"] > 6
+    assert record["data"]["eval"]["repeated"] == 6 and record["hardware"]["cores"] >= 1 and "commit" in record
+    checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
+    (start,) = (c["nats"] for c in checks if "nats" in c)
+    assert start == pytest.approx(math.log(record["tokenizer"]["outputs"]), abs=0.3), "before the first step"
     assert record["data"]["train"] == {"records": 6, "by_modality": {"video": 6}, "clips": 6, "longest": 34}
     assert {row["part"] for row in record["parameters"]} == {
         "mm_language_model", "mm_mlp_adapter", "mm_vision_resampler", "mm_vision_tower",
@@ -239,7 +246,7 @@ def test_several_gpus_in_one_process_are_refused(assets, tmp_path, monkeypatch):
 
 
 def test_names_that_lead_nowhere_say_what_to_do(assets, tmp_path):
-    with pytest.raises(FileNotFoundError, match="make_model.py makes a fresh one"):
+    with pytest.raises(FileNotFoundError, match="llava-make-model makes a fresh one"):
         train(assets, tmp_path / "run", model_name_or_path="gpt2-of-nobody")
     with pytest.raises(FileNotFoundError, match="hf download facebook/dinov2-none"):
         train(assets, tmp_path / "run", vision_tower="facebook/dinov2-none")

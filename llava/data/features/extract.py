@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.features.old import adopt_old
+from llava.data.features.room import Forecast, check_room
 from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
 from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
 from llava.data.records import Problem, Record
@@ -143,7 +144,8 @@ def extract_features(
 
     Args:
         tower: (N, 3, S, S) -> (N, P, Dv), on `device`. Where it has `old_checksums()`, what earlier commits extracted
-            with it is used as far as it is what they would give today.
+            with it is used as far as it is what they would give today. Where it has `feature_shape()`, what its
+            features take of the disk is said, and refused where it cannot fit.
         num_workers: processes that decode; 0 decodes in this one, which a clip that hangs or crashes the decoder takes
             along.
         timeout: seconds that decoding a clip may take.
@@ -155,6 +157,7 @@ def extract_features(
     Raises:
         Stopped: when `should_stop` says so, after the features that are computed were written.
         OSError: when they cannot be written.
+        ValueError: when they cannot fit on the disk, before a clip is read.
     """
     wanted = distinct_clips(records)
     # Shares are fixed before looking into the cache, which other ranks are filling at the same time.
@@ -177,6 +180,12 @@ def extract_features(
     if not missing:
         return problems
     cache.check_writable()
+    say = logger.info if show_progress else logger.debug
+    if hasattr(tower, "feature_shape"):
+        images = sum(is_image for _, _, is_image in missing)
+        shape = spec.num_frames, *tower.feature_shape(processor.image_size)
+        say("%s", check_room(cache.folder, len(missing) - images, images, shape, cache.dtype))
+    forecast = Forecast(len(missing), say)
     waiting: list[tuple[Clip, np.ndarray]] = []
     shards: dict[int, list[tuple[tuple[str, str], np.ndarray]]] = {}
 
@@ -223,9 +232,10 @@ def extract_features(
                     kind, message = (result.kind, f"{clip[0]}: {result.message}") if failed else ("unreadable", result)
                     users = [r for copy in copies[keys[clip]] for r in wanted[copy]]
                     problems += [Problem(r.source, r.id, kind, message) for r in users]
+                done += 1
                 if len(waiting) == batch_size:
                     encode()
-                done += 1
+                    forecast.batch(done)
                 progress.update()
         except RuntimeError as error:
             if not isinstance(error, Stopped):  # A decoding process that was ended while it started.

@@ -193,6 +193,11 @@ class VisionTower(nn.Module):
             raise ValueError(f"{self.name}: image size {image_size} is not a multiple of patch size {patch}")
         return image_size // patch, image_size // patch
 
+    def feature_shape(self, image_size: int) -> tuple[int, int]:
+        """(P, Dv) of a frame's features, with the class token where it is taken too."""
+        rows, columns = self.grid(image_size)
+        return rows * columns + (self.select_feature != "patch"), self.width
+
     def flops(self, image_size: int) -> int:
         """Floating-point operations of a frame up to the selected layer: matrix products and attention, a multiply-add
         as two.

@@ -55,6 +55,23 @@ def only_run(output_dir: str | Path, process_index: int = 0, world_size: int = 1
             os.close(handle)
 
 
+def is_held(file: Path) -> bool:
+    """Whether a lock file is held by a run that lives; in doubt (a file system without locks), whether one wrote there
+    that did not end.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in UNSUPPORTED or os.fstat(handle).st_size > 0
+    finally:
+        os.close(handle)
+    return False
+
+
 def _take(folder: Path) -> int:
     """The open lock file, locked."""
     try:

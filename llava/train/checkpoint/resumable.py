@@ -1,7 +1,7 @@
 """`transformers.Trainer` that loses nothing: atomic checkpoints, a stop at the step boundary, exact resumption.
 
 What `transformers` does not keep in a checkpoint stands in `progress.json`: the loss since the last log, the sums
-behind `train_loss`, the monitor's sums and the evaluation that a stop cut short.
+behind `train_loss`, the seconds that training has taken, the monitor's sums and the evaluation that a stop cut short.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,9 @@ class ResumableTrainer(Trainer):
     save_due = False
     saved_step: int | None = None
     loss_before_step: torch.Tensor | None = None
+    started = 0.0
+    seconds_before: float | None = 0.0
+    """Of training before the run was resumed; None where a checkpoint of an earlier commit did not count."""
     _aside: str | None = None
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -77,11 +81,13 @@ class ResumableTrainer(Trainer):
             path = Path(resume_from_checkpoint) / PROGRESS_FILE
             self.progress, self.resumed_from = json.loads(path.read_text(encoding="utf-8")), resume_from_checkpoint
         self.add_callback(GoOn(self))
+        self.started = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def restore(self, progress: dict[str, Any]) -> None:
         """Goes on counting where the checkpoint stopped, and does the evaluation that was cut short."""
         self.saved_step = self.state.global_step
+        self.seconds_before = progress.get("seconds")
         ranks, losses = progress["ranks"], [rank["loss"] for rank in progress["ranks"]]
         same = len(ranks) == self.args.world_size
         # The logged loss is the mean over the processes.
@@ -115,6 +121,9 @@ class ResumableTrainer(Trainer):
         return {
             "ranks": gather_object([{"loss": loss, "sums": sums, "served": served}]),
             "total_loss": self._total_loss_scalar,
+            "seconds": None
+            if self.seconds_before is None
+            else self.seconds_before + time.perf_counter() - self.started,
             "last_logged": self._globalstep_last_logged,
             "evaluation_due": self.evaluation_due,
             "save_due": self.save_due,
@@ -122,9 +131,13 @@ class ResumableTrainer(Trainer):
         }
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the mean loss of the run counts all its steps, also those before it was resumed."""
+        """As in transformers; the mean loss of the run counts all its steps, also those before it was resumed, and so
+        does `total_train_runtime`, in seconds, where that is known.
+        """
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        if "train_runtime" in logs and self.seconds_before is not None:
+            logs["total_train_runtime"] = round(self.seconds_before + logs["train_runtime"], 4)
         super().log(logs, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

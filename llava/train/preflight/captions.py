@@ -232,7 +232,7 @@ def check_tokenizer(
         f"{math.log(len(tokenizer)):.2f}"
     )
     if rate > TOKENS_PER_WORD and len(tokenizer) >= LARGE_VOCABULARY and written >= ENOUGH:
-        remedy = "its words are those of another language: train a tokenizer on the captions (scripts/make_model.py)"
+        remedy = "its words are those of another language: train a tokenizer on the captions (llava-make-model)"
         return Finding("tokens of words", "warning", words, remedy)
     return Finding("tokens of words", "ok", words)
 

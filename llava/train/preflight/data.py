@@ -32,12 +32,16 @@ STATUSES = ("ok", "note", "warning", "FAIL")
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the pre-flight table; `status` is one of `STATUSES`, and a FAIL stops the run."""
+    """A line of the pre-flight table; `status` is one of `STATUSES`, and a FAIL stops the run.
+
+    `nats` is a loss per token that was measured, for those who read `preflight.json`.
+    """
 
     check: str
     status: str
     finding: str
     remedy: str = ""
+    nats: float | None = None
 
     def __post_init__(self) -> None:
         """Findings name records and files; they stay one line that can be written anywhere."""
@@ -163,7 +167,7 @@ def check_labels(
                     f"unknown words, {kind}",
                     "warning",
                     f"{share:.1%} of the targets are the tokenizer's unknown token: the model learns to say it",
-                    "train a tokenizer on the captions (scripts/make_model.py)",
+                    "train a tokenizer on the captions (llava-make-model)",
                 )
             )
     cut = getattr(dataset, "num_cut", 0)
@@ -194,8 +198,8 @@ def check_text_form(dataset: Any, tokenizer: PreTrainedTokenizerBase, visual_ids
         f"{', at their first word' if only_first else ''}: {wrong[0]}"
     )
     remedy = (
-        "make the tokenizer write a word at the start as after a video (add_prefix_space=True, as in scripts/"
-        "make_model.py); until then no text-only run is comparable with this one"
+        "make the tokenizer write a word at the start as after a video (add_prefix_space=True, as "
+        "llava-make-model does); until then no text-only run is comparable with this one"
     )
     return Finding("text form", "warning" if only_first else "FAIL", words, remedy)
 

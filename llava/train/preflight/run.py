@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from transformers import PreTrainedTokenizerBase
 from llava.data.features.extract import distinct_clips
 from llava.data.packing import pack_rows
 from llava.data.records import modality
-from llava.data.target_words import target_entropies
 from llava.train import run_flags
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
@@ -128,10 +127,7 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    if trainer.monitor is not None:
-        entropies = trainer.monitor.entropies
-    else:
-        entropies = target_entropies(dataset.records, tokenizer, dataset.text_format)
+    entropies = {k: v["entropy"] for k, v in trainer.run_record["data"]["train"]["supervised"].items()}
     findings += [*check_captions(dataset.records, evaluation, tokenizer, entropies), *check_clips(dataset)]
     if not any(f.status == "FAIL" for f in findings):
         findings += preflight_words.check_words(dataset, tokenizer)
@@ -211,7 +207,8 @@ def _check_kind(
     # All logits of a long sample of a large vocabulary would fill the memory.
     alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
     findings.append(on_model.check_own_loss(model, alone, kind, context))
-    findings.append(on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size))
+    start = on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size)
+    findings.append(replace(start, nats=loss))
     if kind != "text":
         findings += on_model.check_use_of_video(model, reference, kind, context)
     if any(f.status == "FAIL" for f in findings):
@@ -326,7 +323,7 @@ def _write(folder: Path, mode: str, findings: Sequence[Finding], seconds: float)
         "mode": mode,
         "passed": not any(f.status == "FAIL" for f in findings),
         "seconds": round(seconds, 2),
-        "checks": [asdict(f) for f in findings],
+        "checks": [{k: v for k, v in asdict(f).items() if v is not None} for f in findings],
     }
     (folder / PREFLIGHT_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

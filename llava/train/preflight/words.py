@@ -71,7 +71,7 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
             findings.append(Finding(name, "FAIL", words, remedy))
         elif changed:
             words = f"the tokenizer itself changes the text of {changed} of {len(chosen)} samples"
-            findings.append(Finding(name, "note", words, "train one on the captions (scripts/make_model.py)"))
+            findings.append(Finding(name, "note", words, "train one on the captions (llava-make-model)"))
         else:
             findings.append(Finding(name, "ok", f"the supervised ids of {len(chosen)} samples decode to their record"))
     return findings

@@ -128,6 +128,23 @@ def test_a_killed_run_equals_one_that_was_not(assets, finished, cut):
     assert_same_run(finished, cut)
 
 
+@pytest.mark.parametrize("seconds", [1000.0, None])
+def test_the_time_before_a_run_was_resumed_counts(assets, cut, seconds):
+    path = cut / "checkpoint-4" / "progress.json"
+    progress = json.loads(path.read_text())
+    assert 0 < progress["seconds"] < 1000
+    path.write_text(
+        json.dumps({k: v for k, v in progress.items() if k != "seconds"} | ({"seconds": seconds} if seconds else {}))
+    )
+    write_manifest(cut / "checkpoint-4")
+    train(assets, cut, 1, **CUT)
+    (entry,) = (e for e in json.loads((cut / "trainer_state.json").read_text())["log_history"] if "train_runtime" in e)
+    if seconds is None:
+        assert "total_train_runtime" not in entry, "a checkpoint of an earlier commit did not count"
+    else:
+        assert entry["total_train_runtime"] == pytest.approx(1000 + entry["train_runtime"], abs=1e-3)
+
+
 @pytest.mark.parametrize("step", [3, 4, 5])
 def test_a_finished_run_is_not_trained_any_further(assets, tmp_path, monkeypatch, step):
     """Resumed at its end, in the middle of an epoch (of three steps) and at its end."""

@@ -124,7 +124,7 @@ def test_targets_are_counted_as_they_are_trained_on(tokenizer, build):
             turns = [{**t, "value": t["value"].replace("<video>", "<vid_start>")} for t in record.conversations]
             _, labels = plain_lm_sample(turns, tokenizer, words == "captions")
             expected += [label for label in labels.tolist()[1:] if label != -100]
-        assert sorted(counts[words].elements()) == sorted(expected)
+        assert sorted(counts[words].targets.elements()) == sorted(expected)
 
 
 @pytest.mark.skipif(not ITALIAN.is_file(), reason=f"no Italian captions at {ITALIAN}")

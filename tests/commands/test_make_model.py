@@ -1,8 +1,7 @@
-"""The tokenizer, the GPT-2 and the random DINOv2 that `scripts/make_model.py` makes."""
+"""The tokenizer, the GPT-2 and the random DINOv2 that `llava-make-model` makes."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from llava.commands import make_model
 from llava.constants import VISUAL_TOKENS
 from llava.data.records import DatasetError
 
@@ -20,9 +20,8 @@ TOWER = ["--vision_hidden_size", "24", "--vision_heads", "2", "--image_size", "5
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
-    return importlib.import_module("make_model")
+def script():
+    return make_model
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_an_existing_folder_is_reused_only_on_request_and_with_equal_settings(ma
 def test_a_folder_of_somebody_else_is_refused(make, tmp_path):
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="not made by this script"):
+    with pytest.raises(SystemExit, match="not made by this command"):
         make("gpt2", "--exist_ok")
 
 
