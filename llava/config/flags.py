@@ -58,6 +58,13 @@ class ModelArguments:
             "answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
         },
     )
+    text_start: str | None = field(
+        default=None,
+        metadata={
+            "help": "What stands before the first word, unlearnt: eos (the end-of-text token, as evaluators put it) or "
+            "none. Default: as a checkpoint was trained; eos for any other model in plain LM."
+        },
+    )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
     vision_precision: str = field(

@@ -22,6 +22,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.captions import order_problem
 from llava.data.chat_formats import TOKENIZER, pin_template, template_of, unknown_tokens, without_prefix_space
 from llava.data.prompt import Turns, check_visible, compact, count_supervised, visual_token_ids
+from llava.data.text_start import NONE
 from llava.errors import UserError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -55,6 +56,7 @@ class Chat:
     """A chat format on a tokenizer, made by `Chat.of`; a `TextFormat`.
 
     `special`: ids of special tokens, one of which ends a turn. `visual`: ids of the visual tokens, when there are any.
+    `text_start`: none, since the template writes the beginning.
     """
 
     version: str
@@ -63,6 +65,7 @@ class Chat:
     special: frozenset[int]
     visual: frozenset[int]
     end_ids: tuple[int, ...] = ()
+    text_start: str = NONE
 
     @classmethod
     def of(cls, version: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> Chat:

@@ -5,9 +5,10 @@ Reads every record, opens every file as training would, and prints all problems 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ from llava.data.records import (
 )
 from llava.data.sources import count_sources, format_sources
 from llava.data.text_format import text_format
+from llava.data.text_start import NONE, TEXT_STARTS, choose_start, recorded_text
 from llava.data.video import (
     REENCODE,
     VideoError,
@@ -184,6 +186,7 @@ def check_lengths(
     spec: VideoSpec,
     max_length: int,
     version: str = PLAIN,
+    text_start: str = NONE,
 ) -> tuple[list[Problem], int]:
     """Records whose visual spans do not fit `max_length`, and the number of tokens of all after truncation.
 
@@ -191,7 +194,7 @@ def check_lengths(
     """
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
     add_tokens(version, tokenizer)
-    form = text_format(version, tokenizer)
+    form = text_format(version, tokenizer, text_start=text_start)
     lengths, problems = measure_lengths(records, tokenizer, spec, form, max_length)
     return problems, sum(min(n, max_length) for n in lengths)
 
@@ -207,6 +210,9 @@ class CheckFlags:
         metadata={"help": "A model folder or hub name; with it the lengths in tokens are checked too."},
     )
     version: str = field(default=PLAIN, metadata={"help": "The format of the text, as in training."})
+    text_start: str | None = field(
+        default=None, metadata={"help": "What stands before the first word, as in training.", "choices": TEXT_STARTS}
+    )
     model_max_length: int | None = field(
         default=None, metadata={"help": "Longest sequence, in tokens; by default the positions of the model."}
     )
@@ -251,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         version = resolve(flags.version)
         spec = spec_of(frames, fast_latents=flags.mm_perceiver_latents_fast, slow_latents=flags.mm_perceiver_latents)
         if flags.model_name_or_path:
-            tokenizer, max_length = _tokenizer(flags.model_name_or_path, flags.model_max_length)
+            tokenizer, max_length, recorded = _tokenizer(flags.model_name_or_path, flags.model_max_length)
+            text_start = choose_start(flags.text_start, version, recorded)
     except (ValueError, OSError) as error:
         refuse(error, PROG)
     try:
@@ -269,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     tokens = 0
     if tokenizer is not None:
-        too_long, tokens = check_lengths(without(records, problems), tokenizer, spec, max_length, version)
+        good = without(records, problems)
+        too_long, tokens = check_lengths(good, tokenizer, spec, max_length, version, text_start)
         problems += too_long
     problems += file_problems
     if len(sources := count_sources(records)) > 1:
@@ -301,8 +309,12 @@ def _summary(num_records: int, reports: dict[Clip, FileReport], spec: VideoSpec)
     )
 
 
-def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
+def _tokenizer(
+    name_or_path: str, max_length: int | None
+) -> tuple[PreTrainedTokenizerBase, int, Mapping[str, Any] | None]:
+    """Tokenizer and positions of a model, and the text that it was trained with."""
     values = config_values(name_or_path, f"--model_name_or_path {name_or_path}")
+    recorded = recorded_text(values)
     kind = str(values.pop("model_type", "")).removeprefix("llava_")
     if kind not in CONFIG_MAPPING:
         raise UserError(f"--model_name_or_path {name_or_path}: transformers knows no model type {kind!r}")
@@ -311,7 +323,7 @@ def _tokenizer(name_or_path: str, max_length: int | None) -> tuple[PreTrainedTok
         raise UserError(f"--model_max_length: {name_or_path} takes sequences of any length; say how long yours may be")
     if max_length is not None and positions is not None and max_length > positions:
         raise UserError(f"--model_max_length {max_length} is beyond the {positions} positions of {name_or_path}")
-    return load_tokenizer(name_or_path), max_length or positions
+    return load_tokenizer(name_or_path), max_length or positions, recorded
 
 
 if __name__ == "__main__":

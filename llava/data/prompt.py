@@ -301,7 +301,8 @@ def truncate(input_ids: torch.Tensor, labels: torch.Tensor, max_length: int) -> 
     spans = (kept == IGNORE_INDEX).nonzero()
     after = kept[int(spans[-1]) :] if len(spans) else kept
     if (lost == IGNORE_INDEX).any() or count_supervised(after) < 2:
-        visual = int((labels == IGNORE_INDEX).sum())
+        # A start of the text, which is masked too, is the token of the end.
+        visual = int(((labels == IGNORE_INDEX) & (input_ids != input_ids[-1])).sum())
         raise UserError(
             f"{len(input_ids)} positions, {visual} of them visual, do not fit model_max_length {max_length}: "
             "no visual span may be cut and a word must remain after it; raise --model_max_length (and the model's "

@@ -5,18 +5,17 @@ Letters in shapes: L positions of one sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, VISUAL_TOKENS
 from llava.data.chat import Chat
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.prompt import (
-    MARKERS,
     Turns,
     compact,
     join_turns,
@@ -25,6 +24,7 @@ from llava.data.prompt import (
     tokenized,
     truncate,
 )
+from llava.data.text_start import EOS, NONE, put_start
 from llava.errors import UserError
 
 
@@ -42,6 +42,10 @@ class TextFormat(Protocol):
     @property
     def template(self) -> str | None:
         """The chat template; none for plain LM."""
+
+    @property
+    def text_start(self) -> str:
+        """What stands in front of the text, one of `llava.data.text_start.TEXT_STARTS`."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -75,11 +79,15 @@ class TextFormat(Protocol):
 
 @dataclass(frozen=True)
 class PlainLM:
-    """`TextFormat` without a template: turns joined by one space, EOS at the end, all text supervised, nothing else."""
+    """`TextFormat` without a template: turns joined by one space, EOS at the end, all text supervised, nothing else.
+
+    With `text_start` eos that token stands in front of the text too, and is not supervised there.
+    """
 
     tokenizer: PreTrainedTokenizerBase
-    version: str = "plain"
+    version: str = PLAIN
     template: str | None = None
+    text_start: str = NONE
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -91,26 +99,37 @@ class PlainLM:
     def preprocess(
         self, sources: Sequence[Turns], tokenizer: PreTrainedTokenizerBase, has_image: bool = False
     ) -> dict[str, list[torch.Tensor]]:
-        return preprocess_plain_lm(sources, tokenizer, has_image)
+        sample = preprocess_plain_lm(sources, tokenizer, has_image)
+        if self.text_start == NONE:
+            return sample
+        visual = _visual_ids(tokenizer)
+        rows = [
+            put_start(ids.tolist(), labels.tolist(), tokenizer.eos_token_id, visual)
+            for ids, labels in zip(sample["input_ids"], sample["labels"], strict=True)
+        ]
+        return {"input_ids": [torch.tensor(ids) for ids, _ in rows], "labels": [torch.tensor(row) for _, row in rows]}
 
     def encode(self, conversations: Sequence[Turns]) -> Iterator[tuple[list[int], list[int]]]:
         texts = [join_turns(self.turns(c)) for c in conversations]
-        found = {marker: self.tokenizer.convert_tokens_to_ids(marker) for marker in MARKERS.values()}
-        visual = {
-            i for marker, i in found.items() if i is not None and self.tokenizer.convert_ids_to_tokens(i) == marker
-        }
+        visual = _visual_ids(self.tokenizer)
         for tokens in tokenized(self.tokenizer, texts):
             ids = [*tokens, self.tokenizer.eos_token_id]
-            yield ids, [IGNORE_INDEX if i in visual else i for i in ids]
+            yield self._started(ids, [IGNORE_INDEX if i in visual else i for i in ids], visual)
+
+    def _started(self, ids: list[int], labels: list[int], visual: frozenset[int]) -> tuple[list[int], list[int]]:
+        return (ids, labels) if self.text_start == NONE else put_start(ids, labels, self.tokenizer.eos_token_id, visual)
 
     def prompt(self, conversation: Turns) -> list[int]:
-        return next(tokenized(self.tokenizer, [join_turns(self.turns(conversation))]))
+        ids = next(tokenized(self.tokenizer, [join_turns(self.turns(conversation))]))
+        return self._started(ids, ids, _visual_ids(self.tokenizer))[0]
 
     def words(self, conversation: Turns) -> str:
         return join_turns(conversation)
 
     def places(self, conversation: Turns) -> list[str]:
-        return ["assistant"] * len(next(self.encode([conversation]))[0])
+        ids, _ = next(self.encode([conversation]))
+        start = self.tokenizer.eos_token_id if self.text_start == EOS else None
+        return ["markup" if i == start and place < len(ids) - 1 else "assistant" for place, i in enumerate(ids)]
 
     def truncate(
         self, input_ids: torch.Tensor, labels: torch.Tensor, max_length: int
@@ -118,14 +137,25 @@ class PlainLM:
         return truncate(input_ids, labels, max_length)
 
 
-def text_format(version: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> TextFormat:
+def _visual_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of the visual tokens that a tokenizer knows."""
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in VISUAL_TOKENS}
+    return frozenset(i for token, i in found.items() if i is not None and tokenizer.convert_ids_to_tokens(i) == token)  # type: ignore[misc]
+
+
+def text_format(
+    version: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None, text_start: str = NONE
+) -> TextFormat:
     """The format of a name, on a tokenizer that knows its tokens; with a template that was pinned, if there is one.
+
+    Args:
+        text_start: of plain LM; a chat format writes its own.
 
     Raises:
         ValueError: for an unknown name, listing the known ones, and from `Chat.of`.
     """
     name = resolve(version)
-    return PlainLM(tokenizer) if name == PLAIN else Chat.of(name, tokenizer, template)
+    return PlainLM(tokenizer, text_start=text_start) if name == PLAIN else Chat.of(name, tokenizer, template)
 
 
 def preprocess(
@@ -144,9 +174,18 @@ def preprocess(
     return text_format(version, tokenizer).preprocess(sources, tokenizer, has_image)
 
 
+PLAIN_RECORD: Mapping[str, Any] = {"version": PLAIN, "template": None}
+"""What a checkpoint means that names no format. One that names no start has none."""
+
+
+def format_of(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> TextFormat:
+    """The format of a `text_format`, as `record_format` writes it."""
+    return text_format(record["version"], tokenizer, record["template"], record.get("start", NONE))
+
+
 def record_format(format: TextFormat, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes a format into a model's config, and its template into the tokenizer, so that a checkpoint keeps both."""
-    config.text_format = {"version": format.version, "template": format.template}
+    config.text_format = {"version": format.version, "template": format.template, "start": format.text_start}
     if format.template is not None:
         tokenizer.chat_template = format.template
 
@@ -157,10 +196,10 @@ def recorded_format(config: Any, tokenizer: PreTrainedTokenizerBase) -> TextForm
     Raises:
         ValueError: when the tokenizer's chat template is not the one that the model was trained with.
     """
-    found = getattr(config, "text_format", None) or {"version": PLAIN, "template": None}
+    found = getattr(config, "text_format", None) or PLAIN_RECORD
     if found["template"] is not None and tokenizer.chat_template != found["template"]:
         raise UserError(
             f"the tokenizer's chat template is not the one that the model was trained with ({found['version']}, which "
             "its config.json keeps under text_format): take the checkpoint's own chat_template.jinja"
         )
-    return text_format(found["version"], tokenizer, found["template"])
+    return format_of(found, tokenizer)

@@ -24,6 +24,7 @@ class Padding:
         truncation: `longest_first` (True; of one text, its end), or `do_not_truncate` (False).
         max_length: positions, visual ones included.
         return_tensors: `pt`, `np`, or None for lists.
+        return_offsets_mapping: whether to say where each token stands in its text.
     """
 
     padding: str = "longest"
@@ -31,6 +32,7 @@ class Padding:
     truncation: str = "do_not_truncate"
     max_length: int | None = None
     return_tensors: str | None = "pt"
+    return_offsets_mapping: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], what: str) -> Padding:
@@ -103,13 +105,13 @@ class Padding:
         lengths = [len(row) for row in rows]
         if self.padding == "do_not_pad" and self.return_tensors is not None and len(set(lengths)) > 1:
             raise UserError(f"texts of {lengths} positions are no tensor: padding=True, or return_tensors=None")
+        masks = [[1] * length for length in lengths]
+        return {"input_ids": self.filled(rows, pad), "attention_mask": self.filled(masks, 0)}
+
+    def filled(self, rows: Sequence[Sequence[Any]], empty: Any) -> list[list[Any]]:
+        """Rows filled up to one length with `empty`, where they are to be."""
+        lengths = [len(row) for row in rows]
         width = max([self.max_length or 0, *lengths]) if self.padding == "max_length" else max(lengths)
         fill = [0 if self.padding == "do_not_pad" else width - length for length in lengths]
         left = self.padding_side == "left"
-        return {
-            name: [[empty] * n + values if left else values + [empty] * n for values, n in zip(full, fill, strict=True)]
-            for name, empty, full in (
-                ("input_ids", pad, [list(row) for row in rows]),
-                ("attention_mask", 0, [[1] * length for length in lengths]),
-            )
-        }
+        return [[empty] * n + list(row) if left else list(row) + [empty] * n for row, n in zip(rows, fill, strict=True)]

@@ -25,16 +25,13 @@ from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.chat_formats import PLAIN
 from llava.data.prompt import MARKERS, Spans, Turns, compact, pad_token_id, tokenized, visual_token_ids
-from llava.data.text_format import TextFormat
-from llava.data.text_format import text_format as format_of
+from llava.data.text_format import PLAIN_RECORD, TextFormat, format_of
 from llava.data.turns import FROM
 from llava.data.video.image import on_white, read_image
 from llava.data.video.select import spread_evenly
 from llava.data.video.transforms import frames_to_pixels
 from llava.errors import UserError
 from llava.model.padding import Padding
-
-PLAIN_FORMAT = {"version": PLAIN, "template": None}
 
 
 class VisionCausalLMProcessor(ProcessorMixin):
@@ -54,7 +51,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         self.video_spec, self.mm_processor = dict(video_spec or {}), dict(mm_processor or {})
-        self.text_format = dict(text_format or PLAIN_FORMAT)
+        self.text_format = dict(text_format or PLAIN_RECORD)
         super().__init__(tokenizer, chat_template=chat_template)
         self.spec = VideoSpec.from_dict(self.video_spec)
         self.pixels = ProcessorSpec.from_dict(self.mm_processor)
@@ -67,7 +64,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
     @property
     def format(self) -> TextFormat:
         """The format that the model was trained with."""
-        return format_of(self.text_format["version"], self.tokenizer, self.text_format["template"])
+        return format_of(self.text_format, self.tokenizer)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -89,11 +86,12 @@ class VisionCausalLMProcessor(ProcessorMixin):
             videos: paths, arrays (T, H, W, 3) uint8, or lists of PIL images; one or a list. Of a file the frames that
                 training takes are read; of frames, `num_frames` evenly spread ones are taken.
             kwargs: `padding`, `padding_side`, `truncation`, `max_length` and `return_tensors`, as in transformers but
-                for the defaults: tensors of PyTorch, padded to the longest text, on the left for generation.
+                for the defaults: tensors of PyTorch, padded to the longest text, on the left for generation; and
+                `return_offsets_mapping`, of texts without placeholders.
 
         Returns:
             `input_ids` and `attention_mask` (B, L), `pixel_values` (I, 3, S, S), `pixel_values_videos`
-            (V, T, 3, S, S); the last two where there are any.
+            (V, T, 3, S, S), the last two where there are any; `offset_mapping` (B, L, 2) where it is asked for.
 
         Raises:
             ValueError: when placeholders and files are not the same number, for what is neither path nor pixels, and
@@ -103,7 +101,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
         """
         options = Padding.of(kwargs, type(self).__name__)
         images, videos = _listed(images, 3), _listed(videos, 4)
-        texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * max(
+        given_texts = texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * max(
             len(videos), len(images), 1)  # fmt: skip
         for placeholder, given in ((DEFAULT_VIDEO_TOKEN, videos), (DEFAULT_IMAGE_TOKEN, images)):
             found = sum(t.count(placeholder) for t in texts)
@@ -118,7 +116,18 @@ class VisionCausalLMProcessor(ProcessorMixin):
             ids = [form.prompt([{"from": "human", "value": t}]) for t in texts]
         else:  # Rendered by `apply_chat_template`, whose white space is the format's.
             ids = list(tokenized(form.tokenizer, [compact(t) for t in texts]))
-        return self._batch(ids, images, videos, options)
+        offsets = [self._offsets(t) for t in given_texts] if options.return_offsets_mapping else None
+        return self._batch(ids, images, videos, options, offsets)
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text without placeholders stands in it, (first, last + 1)."""
+        if any(placeholder in text for placeholder in MARKERS):
+            raise UserError(f"return_offsets_mapping: give the text without placeholders, got {text[:80]!r}")
+        form = self.format
+        words = text.strip() if form.version == PLAIN else text
+        found = form.tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        before = text.index(words)
+        return [(first + before, last + before) for first, last in found]
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """A conversation, or several, in the format that the model was trained with, up to where it goes on.
@@ -160,11 +169,21 @@ class VisionCausalLMProcessor(ProcessorMixin):
         return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _batch(
-        self, ids: Sequence[Sequence[int]], images: Sequence[Any], videos: Sequence[Any], options: Padding
+        self,
+        ids: Sequence[Sequence[int]],
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        options: Padding,
+        offsets: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> BatchFeature:
         spans = Spans.of(self.tokenizer, self.spec)
-        rows = options.cut([spans.expand(i) for i in ids], visual_token_ids(self.tokenizer).values())
+        whole = [spans.expand(i) for i in ids]
+        rows = options.cut(whole, visual_token_ids(self.tokenizer).values())
         data: dict[str, Any] = options.batch(rows, pad_token_id(self.tokenizer))
+        if offsets is not None:
+            # What stands in front of the text, a video or a start, stands nowhere in it.
+            own = [[(0, 0)] * (len(w) - len(o)) + list(o) for w, o in zip(whole, offsets, strict=True)]
+            data["offset_mapping"] = options.filled([o[: len(r)] for o, r in zip(own, rows, strict=True)], (0, 0))
         aspect = self.spec.image_aspect_ratio
         if images:
             data["pixel_values"] = torch.cat([frames_to_pixels(image_frame(i), self.pixels, aspect) for i in images])

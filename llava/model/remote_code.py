@@ -32,14 +32,16 @@ def remote_code(model_class: Any) -> dict[str, str]:
         model_class: one of `causal_lm_class`.
     """
     files = dict(_module_files((*STARTS, model_class.__module__)))
-    # transformers reads the names of the files to take along from lines of this form.
-    needed = "\n".join(f"from .{name.removesuffix('.py')} import __name__ as _" for name in sorted(files))
+    # transformers reads the names of the files to take along from lines of this form. They are not run: some files need
+    # packages that only those need who use them (av, for a path).
+    needed = "\n".join(f"    from .{name.removesuffix('.py')} import __name__ as _" for name in sorted(files))
     kind = model_class.config_class.model_type
     source = f'''"""{model_class.__name__}, its config and its processor, for transformers' Auto classes.
 
 Made from the modules of the package llava (llava-video) that trained this model, whose text the files `llava_*.py` are.
 """
 
+if False:
 {needed}
 from .{_flat(STARTS[0])} import causal_lm_class
 from .{_flat(STARTS[1])} import {PROCESSOR}

@@ -37,14 +37,14 @@ def write_code(folder: str | Path, model: Any) -> None:
         files = importlib.import_module(f"{__package__}.remote_code").remote_code(type(model))
     else:  # This is such code.
         files = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*llava*.py")}
-    config = model.config
-    if config.mm_hidden_size is not None:
-        settings = {
-            # Without `processor_class`, which transformers looks up by its name before it reads config.json.
-            "auto_map": {"AutoProcessor": f"{ENTRY}.{PROCESSOR}"},
-            **{name: getattr(config, name, None) for name in SETTINGS},
-        }
-        files = {**files, PROCESSOR_FILE: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"}
+    settings = {
+        # Without `processor_class`, which transformers looks up by its name before it reads config.json.
+        "auto_map": {"AutoProcessor": f"{ENTRY}.{PROCESSOR}"},
+        **{name: getattr(model.config, name, None) for name in SETTINGS},
+    }
+    # A model of text alone has one too, since transformers takes the processor before the tokenizer where it can, and
+    # it must begin a text as the model was trained.
+    files = {**files, PROCESSOR_FILE: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"}
     for name, text in files.items():
         (Path(folder) / name).write_text(text, encoding="utf-8")
 

@@ -28,6 +28,7 @@ from llava.config.trainer_parser import TrainerParser
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
 from llava.data.mixture import path_problems
+from llava.data.text_start import EOS, TEXT_STARTS
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import UserError
 from llava.model.builder import select_parts
@@ -109,6 +110,8 @@ def format_problems(model_args: ModelArguments, data_args: DataArguments) -> lis
         return [str(error)]
     if data_args.use_plain_lm and version != PLAIN:
         return [f"--use_plain_lm True --version {version}: one of them"]
+    if model_args.text_start == EOS and version != PLAIN and not plain_by_environment():
+        return [f"--text_start eos --version {version}: a chat format writes its own beginning: leave the first out"]
     if data_args.use_plain_lm is False and version == PLAIN:
         return [
             "--use_plain_lm False: there is no chat mode without a format: name one with --version, or leave the flag "
@@ -226,8 +229,9 @@ def flag_problems(
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
         ("vision_precision", model_args.vision_precision, PRECISIONS),
         ("feature_dtype", data_args.feature_dtype, tuple(TOLERANCES)),
+        ("text_start", model_args.text_start, TEXT_STARTS),
     ):
-        if value not in known:
+        if value is not None and value not in known:
             problems.append(f"--{name} {value}: use {', '.join(known[:-1])} or {known[-1]}")
     unusable = decoder_problem(data_args.video_decoder)
     if unusable:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from llava.config.flags import ModelArguments, Settings, video_spec
 from llava.config.video import VideoSpec
 from llava.data.records import Record
 from llava.data.text_format import TextFormat
+from llava.data.text_start import recorded_text
 from llava.errors import MissingFile, UserError
 from llava.model.adapter import load_adapter
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
@@ -69,14 +71,17 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
 
 
 def make_model(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], template: str | None = None
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    resumed: Mapping[str, Any] | None = None,
 ) -> RunModel:
     """The language model with the visual tokens registered, and with vision when a tower is named; parts frozen.
 
     Args:
         tokenizer: gets the visual tokens and those of the text format.
         records: what it will train on.
-        template: of the run that is resumed, in a chat format.
+        resumed: `text_format` of the run that is resumed.
 
     Raises:
         ValueError: when flags, model and records disagree, each disagreement named.
@@ -113,7 +118,10 @@ def make_model(
         if packs != training_args.packing:
             kind = language_type(model.config.model_type)
             logger.info("one sample a row: those of a row would see each other with %s", kind)
-        text_format = make_format(model_args.version, tokenizer, model, template)
+        recorded = None
+        if not model_args.from_scratch:
+            recorded = recorded_text(foreign.config_values(model_args.model_name_or_path, name))
+        text_format = make_format(model_args.version, tokenizer, model, recorded, model_args.text_start, resumed)
     return RunModel(model, tokenizer, text_format, parts, exempt, packs)
 
 

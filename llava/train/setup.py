@@ -50,7 +50,7 @@ def prepare(
     Args:
         run_record: what checkpoints keep about the flags; the trainer's `run_record` also has the data and parameters.
         should_stop: asked between the clips of extraction.
-        earlier: the record of the run that is resumed: its chat template and its held-out clips stay.
+        earlier: the record of the run that is resumed: its text format and its held-out clips stay.
 
     Raises:
         ValueError: for data or flags that cannot be trained with.
@@ -65,8 +65,8 @@ def prepare(
             # Neither the model nor hours of reading clips are waited for.
             apply_policy(split.records, split.problems, settings.data.on_bad_sample)
 
-    template = (earlier or {}).get("text_format", {}).get("template")
-    made = make_model(settings, tokenizer, train.records, template)
+    resumed = None if earlier is None else earlier.get("text_format") or {}
+    made = make_model(settings, tokenizer, train.records, resumed)
     model, text_format = made.model, made.text_format
     preprocess = give_faults(parse_faults(training_args.experiment_faults), model, text_format.preprocess)
     parameters = parameter_rows(model, training_args)

@@ -268,12 +268,13 @@ def test_lengths_are_those_of_training(assets: SimpleNamespace) -> None:
     from llava.data.prompt import preprocess_plain_lm
 
     records, _ = load_records(assets.video_json, video_folder=assets.clips)
-    tokenizer, _ = check._tokenizer(str(assets.gpt2), None)
+    tokenizer, *_ = check._tokenizer(str(assets.gpt2), None)
     problems, tokens = check.check_lengths(records, tokenizer, SPEC, 512)
     expanded = [[{**t, "value": expand_placeholders(t["value"], SPEC)} for t in r.conversations] for r in records]
     samples = preprocess_plain_lm(expanded, tokenizer, has_image=True)
     assert problems == []
     assert tokens == sum(map(len, samples["input_ids"]))
+    assert check.check_lengths(records, tokenizer, SPEC, 512, text_start="eos")[1] == tokens + len(records)
     # One word and EOS fit, so text is cut; less than that is a problem.
     assert check.check_lengths(records, tokenizer, SPEC, SPEC.rows + 2)[0] == []
     assert len(check.check_lengths(records, tokenizer, SPEC, SPEC.rows)[0]) == len(records)

@@ -14,13 +14,14 @@ from llava.model.remote_code import flattened, remote_code
 
 ALONE = """
 import json, sys
-sys.modules["llava"] = None  # What an import of it finds where it is not installed.
+sys.modules["llava"] = sys.modules["av"] = None  # What an import finds of a package that is not installed.
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 folder, again, clip = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+del sys.modules["av"]
 inputs = processor(videos=clip)
 ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:].tolist()
 model.save_pretrained(again)

@@ -115,3 +115,21 @@ def test_the_masking_table_and_figure(script, tmp_path):
     assert (tmp_path / "masking.svg").read_text().startswith("<?xml")
     with pytest.raises(SystemExit, match="no finished run"):
         module.main(str(tmp_path / "none"))
+
+
+def test_toy_pairs_differ_in_one_word_and_were_held_out(script, tmp_path):
+    module = script("text_start")
+    sentences, pairs = module.split()
+    assert len(sentences) == 768 and {part: len(listed) for part, listed in pairs.items()} == {
+        "article": 192, "adjective": 192, "verb": 192,
+    }  # fmt: skip
+    places = {"article": 0, "adjective": 2, "verb": 3}
+    for part, listed in pairs.items():
+        for pair in listed:
+            good, bad = pair["good"].split(), pair["bad"].split()
+            assert [i for i, words in enumerate(zip(good, bad, strict=True)) if len(set(words)) > 1] == [places[part]]
+            assert pair["good"] not in sentences
+    assert module.sentence("fp", "cas", "ross", 0) == "Le case rosse dormono."
+    assert module.sentence("ms", "gatt", "ner", 0, "article", "fs") == "La gatto nero dorme."
+    records = json.loads(module.write_data(tmp_path).read_text())
+    assert len(records) == len(sentences) and (tmp_path / "tasks" / "verb.yaml").read_text().count("toy_verb") == 1

@@ -224,17 +224,20 @@ def test_pre_flight_names_wrong_labels_of_a_chat(assets, questions, tmp_path, mo
 def test_a_run_from_before_there_were_formats_is_plain(assets, questions, tmp_path):
     options = {"data_path": questions, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     options |= {"model_max_length": 128, "preflight": "off"}
-    whole = train(assets, tmp_path / "run", **options)
+    whole = train(assets, tmp_path / "run", text_start="none", **options)
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     checkpoint = tmp_path / "run" / "checkpoint-2"
     for name in ("llava_run.json", "config.json"):
         values = json.loads((checkpoint / name).read_text())
         values.pop("text_format")
-        values.get("flags", {}).pop("version", None)
+        for flag in ("version", "text_start"):
+            values.get("flags", {}).pop(flag, None)
         (checkpoint / name).write_text(json.dumps(values))
     write_manifest(checkpoint)
     with pytest.raises(ValueError, match="--version: was 'plain', is 'chatml' .cannot change"):
         train(assets, tmp_path / "run", resume_from_checkpoint="auto", version="chatml", **options)
+    with pytest.raises(ValueError, match="--text_start: was 'none', is 'eos' .cannot change"):
+        train(assets, tmp_path / "run", resume_from_checkpoint="auto", text_start="eos", **options)
     assert train(assets, tmp_path / "run", resume_from_checkpoint="auto", **options) == whole
 
 

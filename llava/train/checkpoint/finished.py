@@ -35,7 +35,7 @@ def is_finished(training_args: TrainingArguments, run_record: dict[str, Any]) ->
     except (OSError, ValueError, LookupError, TypeError):
         return False  # What is damaged or of another form is for the run to look at.
     now = json.loads(json.dumps(run_record["flags"]))
-    same = all(flags.get(name, now.get(name)) == now.get(name) for name in EVALUATED) and not changed_flags(flags, now)
+    same = all(flags.get(name, now.get(name)) == now.get(name) for name in EVALUATED) and not changed_flags(before, now)
     lacking = [
         name
         for name, wanted in ((REPORT_FILE, training_args.run_report), (EVALUATION_FILE, evaluated))

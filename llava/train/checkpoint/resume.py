@@ -16,6 +16,7 @@ import torch
 from llava.config.flags import FREE_FLAGS, ModelArguments, TrainingArguments
 from llava.data.chat_formats import PLAIN
 from llava.data.records import Record
+from llava.data.text_start import NONE
 from llava.errors import FileIsThere, MissingFile, UserError
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
 from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE, RUN_RECORD
@@ -174,7 +175,7 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     """
     before = recorded(checkpoint)
     _check_batch(checkpoint, before, run_record)
-    changed = changed_flags(before["flags"], json.loads(json.dumps(run_record["flags"])))
+    changed = changed_flags(before, json.loads(json.dumps(run_record["flags"])))
     for name in raised_steps(Path(checkpoint), changed):
         was, now = changed.pop(name)
         logger.info(
@@ -196,10 +197,13 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
     )
 
 
-def changed_flags(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The flags by whose value a run is another one, with the value before and now, where they differ."""
+def changed_flags(before: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The flags by whose value a run is another one, with the value in its record and now, where they differ."""
     # Earlier runs had one format and no LoRA, and no flags for them.
-    old = {"version": PLAIN, "lora_enable": False, **old}
+    old = {"version": PLAIN, "lora_enable": False, **before["flags"]}
+    # What stood before the first word, whoever decided it; left out, the flag means the same again.
+    old["text_start"] = (before.get("text_format") or {}).get("start", NONE)
+    new = {**flags, "text_start": flags.get("text_start") or old["text_start"]}
     names = sorted(set(old) & set(new) - FREE_FLAGS - BATCH_FLAGS)
     return {name: (old[name], new[name]) for name in names if old[name] != new[name]}
 

@@ -23,6 +23,7 @@ from llava.data.chat_formats import PLAIN
 from llava.data.forms import differing_forms
 from llava.data.records import Record, modality, remarks
 from llava.data.text_format import PlainLM, TextFormat
+from llava.data.text_start import EOS
 from llava.errors import show
 
 MAX_RECORDS = 256
@@ -109,6 +110,10 @@ def count_labels(
             counts.problem(words, record.id)
         if (~visual & ~supervised & (input_ids != eos))[1:].any():
             counts.problem("words are masked", record.id)
+        starts = [int((~visual).int().argmax())] if text_format.text_start == EOS else []
+        if (input_ids == eos).nonzero().flatten().tolist() != [*starts, len(input_ids) - 1]:
+            where = "once, before the first word" if starts else "nowhere before the end"
+            counts.problem(f"--text_start {text_format.text_start}: EOS must stand {where}", record.id)
     else:
         end = text_format.end_ids[-1]
         answers = sum(turn["from"] in MODEL_ROLES for turn in record.conversations)
@@ -118,7 +123,7 @@ def count_labels(
             counts.problem(words, record.id)
         if int(supervised.sum()) == len(labels):
             counts.problem("questions and markup are targets", record.id)
-    if int(targets.sum()) < (2 if expected_visual else 1):
+    if int(targets.sum()) < (2 if expected_visual or text_format.text_start == EOS else 1):
         counts.problem("no word is supervised", record.id)
     if int(visual.sum()) != expected_visual:
         found = int(visual.sum())
@@ -287,13 +292,13 @@ def sample_text(
     Runs of the same visual token are written once, with their number.
 
     Args:
-        owners: of a chat, who wrote each id (`TextFormat.places`): what others wrote than the assistant is masked and
-            has colours of its own.
+        owners: who wrote each id (`TextFormat.places`): what others wrote than the assistant is masked and has colours
+            of its own.
     """
     text = Text()
     text.append(f"{modality(record)} {record.id}", style="bold")
-    legend = "green: predicted, cyan: vision, red: neither"
-    if owners is not None:
+    legend = "green: predicted, cyan: vision, grey: the start of the text, red: neither"
+    if owners is not None and {"user", "system"} & set(owners):
         legend = (
             "green: the assistant, predicted, yellow: the user, magenta: the system, grey: markup, cyan: vision, red: "
             "an answer that is masked"
@@ -329,13 +334,11 @@ def _states(
             yield token, "green" if predicted else "cyan" if token in members else OWNER_COLOURS[owner]
 
 
-def owners_of(dataset: Any, record: Record) -> list[str] | None:
-    """Who wrote each position of a record's sample; None in plain LM.
+def owners_of(dataset: Any, record: Record) -> list[str]:
+    """Who wrote each position of a record's sample.
 
     A cut sample ends as a whole one does, with what is predicted, so it is told right by its beginning.
     """
-    if dataset.text_format.version == PLAIN:
-        return None
     ids, _ = next(dataset.text_format.encode([record.conversations]))
     spans = dataset.spans.ids if record.videos or record.images else {}
     places = zip(ids, dataset.text_format.places(record.conversations), strict=True)
