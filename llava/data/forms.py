@@ -74,7 +74,7 @@ def differing_forms(
         if parted is None:
             continue
         heads = [tokenizer.decode(ids).strip() for ids in parted]
-        first_word = heads[0] == heads[1] and len(heads[0].split()) == 1
+        first_word = heads[0] == heads[1] and len(heads[0].split()) <= 1  # A space of its own leaves no word.
         shown = [repr(tokenizer.convert_ids_to_tokens(ids)[-SHOWN:]) for ids in parted]
         found.append(Difference(record.source, record.id, *shown, first_word))
     return found

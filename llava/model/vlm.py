@@ -85,6 +85,9 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
 
     accepts_loss_kwargs = True  # What the class says of its own loss does not hold for this one.
 
+    keeps_names = False
+    """Whether a tower that came after the model was loaded is stored by the names that its weights have here, by which
+    a trainer reads them back."""
     class_forward: Callable[..., Any]
     """`forward` of the class of language model, unbound: compiled code cannot look it up."""
 
@@ -145,13 +148,15 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
 
     def save_pretrained(self, save_directory: Any, state_dict: dict | None = None, **kwargs: Any) -> Any:
         """As in transformers; a tower that is kept by reference stays out of the files, which follow the umask."""
+        if not self.keeps_names:
+            # Found anew, for every part that the model has by now: a tower that came after the model was loaded is
+            # stored under the names that all versions of transformers write and read, whatever this one calls its
+            # weights.
+            self._weight_conversions = None
         if self.config.mm_vision_tower_storage == "reference":
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
         give_code(self)
-        # Found anew, for every part that the model has by now: a tower that came after the model was loaded is stored
-        # under the names that all versions of transformers write and read, whatever this one calls its weights.
-        self._weight_conversions = None
         place = self.config.mm_vision_tower
         self.config.mm_vision_tower = written_place(place, save_directory, self.config.mm_vision_tower_storage)
         try:

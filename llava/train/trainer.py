@@ -68,6 +68,7 @@ class LlavaTrainer(ResumableTrainer):
         self.training_collator, self.lengths, self.modalities = training_collator, lengths, modalities
         self.run_record, self.record_digests = run_record, record_digests
         super().__init__(*args, **kwargs)
+        self.model.keeps_names = True
         if self.args.log_level == "passive":
             quiet_libraries()  # transformers has just set what processes other than the first say.
         # The model smooths the labels itself: transformers would take the logits of every position.
@@ -88,6 +89,7 @@ class LlavaTrainer(ResumableTrainer):
         self.seen = Seen(getattr(self.train_dataset, "records", ()), run_record)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)
+            targets = run_record.get("data", {}).get("train", {}).get("supervised", {})
             self.monitor = monitor = RunMonitor(
                 self.model,
                 self.args.output_dir,
@@ -95,7 +97,7 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-                entropies={k: v["entropy"] for k, v in run_record["data"]["train"]["supervised"].items()},
+                entropies={k: v["entropy"] for k, v in targets.items()},
             )
             self.add_callback(self.monitor)
             self.invariants = Invariants(

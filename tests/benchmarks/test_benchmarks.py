@@ -57,6 +57,7 @@ def test_both_losses_that_are_timed_are_the_same(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_measure_gives_rows(assets: SimpleNamespace, tmp_path: Path, monkeypatch, capsys):
     for name in ("12x768", "4x256"):
         monkeypatch.setitem(SIZES, name, replace(TINY, vocabulary=30_016, image=224))
@@ -86,6 +87,7 @@ def test_a_start_is_measured(tmp_path: Path, capfd, lines):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_pre_flight_is_measured_against_another_checkout(tmp_path: Path, capfd):
     preflight.main([
         "--clips", "4", "--layers", "2", "--width", "64", "--vocabulary", "600", "--keep", str(tmp_path / "data"),

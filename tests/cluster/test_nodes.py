@@ -44,6 +44,7 @@ def hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+@pytest.mark.long
 def test_two_nodes_train_as_one(assets, hosts, tmp_path):
     def start(node: int) -> subprocess.Popen[str]:
         variables = tiny(

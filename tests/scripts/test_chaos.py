@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_few_random_kills(tmp_path):
     # In a process of its own, since the script forks.
     command = [

@@ -87,6 +87,17 @@ def test_gradient_accumulation_equals_the_big_batch(assets, tmp_path):
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
 
 
+def test_a_run_that_trains_its_tower_goes_on_exactly(assets, tmp_path):
+    """Its weights are stored by the names by which they are read back."""
+    options = {
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter", "mm_vision_tower_storage": "checkpoint",
+        "save_strategy": "steps", "save_steps": 2, "preflight": "off", "max_steps": 4,
+    }  # fmt: skip
+    whole = train(assets, tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    assert train(assets, tmp_path / "cut", resume_from_checkpoint=True, **options) == whole
+
+
 def test_a_checkpoint_that_lacks_weights_of_its_tower_is_refused(assets, tmp_path):
     """They were drawn at random: a tower that the checkpoint holds is found nowhere else."""
     options = {

@@ -27,7 +27,7 @@ from llava.data.features.store import TOLERANCES
 from llava.data.features.workers import WorkerFailure
 from llava.data.records import load_records
 from llava.data.video import FRAME_RULE, frames_to_pixels, read_frames
-from llava.errors import Stopped
+from llava.errors import Stopped, UnwritableFile
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from tests.conftest import PROCESSOR, SPEC, colour_frames
 
@@ -178,7 +178,7 @@ def test_a_read_only_cache_is_named_before_anything_is_computed(tmp_path, tower,
     monkeypatch.setattr("llava.data.features.store.tempfile.TemporaryFile", forbidden)
     monkeypatch.setattr("llava.data.features.store.replace_file", forbidden)
     assert extract_features(records[:2], cache, never, SPEC, PROCESSOR) == []
-    with pytest.raises(PermissionError, match=r"cannot write .*Permission denied.*make it writable") as error:
+    with pytest.raises(UnwritableFile, match=r"cannot write .*Permission denied.*make it writable") as error:
         extract_features(records, cache, never, SPEC, PROCESSOR)
     assert "make room" not in str(error.value)
 

@@ -103,8 +103,8 @@ def test_unmasked_labels_sound_at_the_first_step(assets, tmp_path):
 
 def test_a_frozen_vocabulary_sounds_the_plateau(assets, tmp_path):
     train(assets, tmp_path / "run", preflight="off", max_steps=60, learning_rate=1e-5)
-    alarm = json.loads((tmp_path / "run" / "alarms.jsonl").read_text())
-    assert alarm["kind"] == "plateau" and alarm["step"] == 50
+    found = [(a["kind"], a["step"]) for a in alarms(tmp_path / "run")]
+    assert found[0] == ("plateau", 50) and {kind for kind, _ in found[1:]} <= {"blind"}
 
 
 def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatch):
@@ -195,5 +195,5 @@ def test_what_an_earlier_attempt_wrote_is_left_out(assets, tmp_path):
     controls = (folder / "controls.jsonl").read_text()
     train(assets, folder, resume_from_checkpoint=True, **options)
     found = alarms(folder)
-    assert [(a["step"], a["kind"]) for a in found] == [(3, "old"), (4, "old")]
+    assert [(a["step"], a["kind"]) for a in found if a["kind"] != "blind"] == [(3, "old"), (4, "old")]
     assert (folder / "controls.jsonl").read_text() == controls, "and its controls are those of the whole run"
