@@ -215,7 +215,7 @@ _llava_env() {
     venv="$(cd "$venv" && pwd -P)" || return 1
     _llava_prepare_venv "$repo" "$venv" "$extras" || return 1
     # One that is active already keeps its PATH: what its user put in front of it stays in front.
-    if [[ "$active" != "$venv" || "$(command -v python)" != "$venv/bin/python" ]]; then
+    if [[ "$active" != "$venv" || "$(python -c 'import sys; print(sys.prefix)' 2>/dev/null)" != "$venv" ]]; then
         export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
     fi
     unset PYTHONHOME

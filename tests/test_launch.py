@@ -103,7 +103,7 @@ def test_a_later_node_makes_neither_data_nor_model(tmp_path):
     """It trains on what the first makes, and leaves the captions and the report to it."""
     write_python(tmp_path, "touch $FOLDER/trained\n")
     variables = environment(tmp_path, FOLDER=str(tmp_path), NNODES="2", NODE_RANK="1", MASTER_ADDR="localhost")
-    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    variables |= {"PATH": f"{tmp_path}:{variables['PATH']}", "VIRTUAL_ENV": sys.prefix}
     result = subprocess.run(["bash", SCRIPT], env=variables, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     # The script makes the run's own folder, for the stop file.
@@ -135,7 +135,7 @@ def test_a_signal_stops_training_and_a_warning_requeues_the_job(tmp_path, name, 
     data.write_text("[]")
     variables = environment(tmp_path, FOLDER=str(tmp_path), DATA_PATH=str(data), MODEL_PATH="model", EXP_ID="1",
                             NUM_GPUS="2", OUTPUT_DIR=str(tmp_path / "run"))  # fmt: skip
-    variables["PATH"] = f"{programs}:{variables['PATH']}"
+    variables |= {"PATH": f"{programs}:{variables['PATH']}", "VIRTUAL_ENV": sys.prefix}
     if job:
         variables["SLURM_JOB_ID"] = job
     process = subprocess.Popen(["bash", str(SCRIPT)], env=variables, stdout=subprocess.PIPE, text=True)
