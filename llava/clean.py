@@ -22,12 +22,13 @@ from typing import Any
 
 from llava.config.commands import parse
 from llava.config.ranges import COUNT
-from llava.constants import ASIDE
+from llava.constants import ASIDE, RUN_RECORD
 from llava.data.features.room import shown_bytes
 from llava.data.features.store import caches_beside
 from llava.errors import UserError, run_command, show
 from llava.train.checkpoint.files import INVALID, checkpoint_problems, list_checkpoints, remove
 from llava.train.checkpoint.lock import LOCK_FILE, is_held, only_run
+from llava.train.checkpoint.resumable import TRAINER_STATE_FILE
 
 PROG = "python -m llava.clean"
 YOUNG_SECONDS = 3600
@@ -39,7 +40,6 @@ SAME = {
     "precision": "mm_vision_precision", "dtype": "mm_feature_dtype",
 }  # fmt: skip
 """Settings of a cache, and what a model's config calls them."""
-STATE_FILE, RUN_FILE = "trainer_state.json", "llava_run.json"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def look(folders: Sequence[Path], keep: int = 1, caches: bool = False) -> Found:
 def _begun_from(places: Sequence[Path]) -> set[Path]:
     """What runs name as the model, the tower or the adapter that they began from."""
     flags = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter")
-    records = [_json(place / RUN_FILE).get("flags") for place in places]
+    records = [_json(place / RUN_RECORD).get("flags") for place in places]
     named = [
         Path(str(record[flag])) for record in records if isinstance(record, dict) for flag in flags if record.get(flag)
     ]
@@ -151,7 +151,7 @@ def _of_run(run: Path, keep: int, notes: list[str]) -> Iterator[Waste]:
     for path in whole[: max(len(whole) - keep, 0)]:
         if path.name not in best:
             yield Waste(path, size(path), f"older than {whole[-1].name}", run)
-    if not checkpoints and not (run / RUN_FILE).exists():
+    if not checkpoints and not (run / RUN_RECORD).exists():
         return
     for path in sorted(run.iterdir()):
         if path.name.startswith(ASIDE) and not path.is_symlink():
@@ -164,7 +164,7 @@ def _best(run: Path, checkpoints: Sequence[Path]) -> set[str]:
     """Names of the checkpoints that the run, or one of its checkpoints, calls its best."""
     names = set()
     for folder in (run, *checkpoints):
-        state = _json(folder / STATE_FILE)
+        state = _json(folder / TRAINER_STATE_FILE)
         if state.get("best_model_checkpoint"):
             names.add(Path(str(state["best_model_checkpoint"])).name)
         if state.get("best_global_step"):

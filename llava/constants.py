@@ -1,4 +1,5 @@
-"""Token strings and indices, under LLaVA's names. Defined here and nowhere else."""
+"""Token strings and indices, under LLaVA's names, and names of files that several rooms share. Defined here and nowhere
+else."""
 
 IGNORE_INDEX = -100
 FILLER_INDEX = -1
@@ -34,6 +35,13 @@ VISUAL_TOKENS = (
     DEFAULT_SLOW_VID_END_TOKEN,
 )
 """The eight tokens whose positions hold vision features; never written by a record's author."""
+
+RUN_RECORD = "llava_run.json"
+"""In the folder of a run and of each checkpoint: what the run was started with, and on what."""
+ALARMS_FILE = "alarms.jsonl"
+HELD_OUT_FILE = "held_out.json"
+"""The records that a run holds out by itself."""
+REPORT_FILE = "report.html"
 
 ASIDE = ".tmp-"
 """Start of the names of folders that are being written or removed; what a kill leaves of them is worth nothing."""

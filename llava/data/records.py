@@ -13,7 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.captions import (
@@ -36,6 +38,8 @@ from llava.data.paths import OUTSIDE, leaves_folder, place
 from llava.data.prompt import lay_out, reserved_tokens
 from llava.data.turns import read_turns
 from llava.errors import UserError, show
+
+T = TypeVar("T")
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
@@ -327,3 +331,10 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
     if not kept:
         raise DatasetError(f"no record is left to train on: {format_problems(problems, limit=limit)}")
     return kept
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` of some things, evenly spread, the first and the last among them."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]

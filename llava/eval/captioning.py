@@ -26,7 +26,7 @@ from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
 from llava.eval.data import device_of, read_for_evaluation, trained_on
-from llava.eval.references import answer_of, clip_of, longest_reference, prompt_of, reference_of
+from llava.eval.references import answer_of, clip_of, is_captioned_clip, longest_reference, prompt_of, reference_of
 from llava.eval.retrieval import MOST_CLIPS, AnswerLosses, choose_clips, format_retrieval, retrieval_scores
 from llava.eval.score_table import ScoreTable
 from llava.model.builder import load_pretrained_model
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path, captioner.tokenizer, model, cache, data.video_folder, data.image_folder, trained.num_workers,
             flags.limit, flags.on_bad_sample, data.allow_absolute_paths, data.seed,
         )  # fmt: skip
-        captioned = [r for r in records if len(r.videos) == 1 and not r.images and answer_of(r) is not None]
+        captioned = [r for r in records if is_captioned_clip(r)]
         if len(captioned) < len(records):
             print(
                 f"{show(path)}: {len(captioned)} of {len(records)} records have one video, an answer after it and "

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from llava.constants import RUN_RECORD
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.mixture import DEFAULT_SEED, split_paths
@@ -34,7 +35,7 @@ def device_of(name: str | None) -> torch.device:
 def trained_on(model_path: str | Path, path: str) -> bool:
     """Whether a `--data_path` has a file that the model's run trained on, by its record; False where there is none."""
     try:
-        flags = json.loads((Path(model_path) / "llava_run.json").read_text(encoding="utf-8"))["flags"]
+        flags = json.loads((Path(model_path) / RUN_RECORD).read_text(encoding="utf-8"))["flags"]
         known = {os.path.realpath(p) for p in split_paths(flags["data_path"])}
         return any(os.path.realpath(p) in known for p in split_paths(path))
     except (OSError, ValueError, KeyError, TypeError):

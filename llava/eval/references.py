@@ -21,6 +21,11 @@ def answer_of(record: Record) -> int | None:
     return next((i for i in answers if i > max(shown, default=-1)), None)
 
 
+def is_captioned_clip(record: Record) -> bool:
+    """Whether a record shows one video and nothing else, and answers it."""
+    return len(record.videos) == 1 and not record.images and answer_of(record) is not None
+
+
 def prompt_of(record: Record) -> str:
     """The text of a record up to the answer."""
     return join_turns(plain_turns(record.conversations[: answer_of(record)]))

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from llava.errors import UserError
 from llava.model.capabilities import max_positions
-from llava.model.vision_batch import VisionBatch
+from llava.model.vision_batch import NAMES, VisionBatch
 
 CACHE = "cache" if hasattr(CausalLMOutputWithCrossAttentions, "cache") else "past_key_values"
 """What transformers calls the keys and values of earlier positions: `cache` since 5.24. Callers may use either name."""
@@ -113,11 +113,11 @@ class GeneratesWithVideo:
         if not cached:
             return vision
         again: dict[str, None] = {}
-        for items, names in zip(vision.items, VISION_NAMES, strict=True):
+        for items in vision.items:
             template = self.visual_templates().get(items.kind)
             first = input_ids == template[0] if template else torch.zeros_like(input_ids, dtype=torch.bool)
             if not int(first[:, cached:].sum()) and items.total == int(first.sum()):
-                again |= dict.fromkeys(names)
+                again |= dict.fromkeys(NAMES[items.kind])
         return replace(vision, **again) if again else vision
 
     def _fit(self, kwargs: dict[str, Any], given: torch.Tensor) -> dict[str, int]:
@@ -145,13 +145,6 @@ class GeneratesWithVideo:
                 f"{'give a shorter prompt' if room < 1 else f'ask for max_new_tokens={room} at most'}"
             )
         return {"max_new_tokens": min(NEW_TOKENS, room)} if new is None else {}
-
-
-VISION_NAMES = (
-    ("pixel_values", "image_features", "num_images", "image_positions"),
-    ("pixel_values_videos", "video_features", "num_videos", "video_positions"),
-)
-"""Fields of a `VisionBatch`, in the order of its `items`."""
 
 
 def cached_positions(cache: Any) -> int:

@@ -38,6 +38,13 @@ class VisualItems:
         return 0 if given is None else given.shape[0]
 
 
+NAMES = {
+    "image": ("pixel_values", "image_features", "num_images", "image_positions"),
+    "video": ("pixel_values_videos", "video_features", "num_videos", "video_positions"),
+}
+"""The visual arguments of each kind, in the order of the fields of `VisualItems`."""
+
+
 @dataclass(frozen=True)
 class VisionBatch:
     """The visual arguments of a model's `forward`, under their names there; what is None was not given.
@@ -70,10 +77,8 @@ class VisionBatch:
     @property
     def items(self) -> tuple[VisualItems, VisualItems]:
         """The images and the videos."""
-        return (
-            VisualItems("image", self.pixel_values, self.image_features, self.num_images, self.image_positions),
-            VisualItems("video", self.pixel_values_videos, self.video_features, self.num_videos, self.video_positions),
-        )
+        images, videos = (VisualItems(kind, *(getattr(self, n) for n in names)) for kind, names in NAMES.items())
+        return images, videos
 
     @property
     def is_empty(self) -> bool:

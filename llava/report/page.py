@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llava.config.commands import parse
+from llava.constants import REPORT_FILE
 from llava.errors import UserError, run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
@@ -46,7 +47,6 @@ from llava.report.read import MAKE, Run, read_run
 from llava.report.settings import command_of, differing, share_of, show, split_flags
 from llava.report.tokens import MOST_PIECES
 
-REPORT_FILE = "report.html"
 SAMPLES = 3
 
 
@@ -121,7 +121,7 @@ def write_report(
         raise UserError("a report needs at least one run; name the --output_dir of a training run")
     read = [read_run(folder) for folder in runs]
     named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
-    output = Path(output) if output else read[0].folder / REPORT_FILE if len(read) == 1 else Path("report.html")
+    output = Path(output) if output else read[0].folder / REPORT_FILE if len(read) == 1 else Path(REPORT_FILE)
     template = _environment().get_template("page.html.j2")
     page = template.render(
         runs=named,

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.constants import ALARMS_FILE, RUN_RECORD
 from llava.errors import MissingFile, UserError
 from llava.report.plots import number
 from llava.report.tokens import DUMP_FILE, TokenSample, read_dump
 
 MAKE = {
-    "llava_run.json": "training writes it into its output folder",
+    RUN_RECORD: "training writes it into its output folder",
     "trainer_state.json": "training writes it at its end and into every checkpoint",
-    "alarms.jsonl": "training with --run_monitor True writes a line into it for each alarm, so there was none",
+    ALARMS_FILE: "training with --run_monitor True writes a line into it for each alarm, so there was none",
     "preflight.json": "training writes it before its first step, with --preflight quick or full",
     "controls.jsonl": "training with --controls True writes a line into it at each evaluation "
     "(--eval_data_path) and at its end",
@@ -61,16 +62,16 @@ def read_run(folder: str | Path) -> Run:
         ValueError: for a malformed file, naming it and the line.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("llava_run.json", "trainer_state.json")):
+    if not any((folder / name).is_file() for name in (RUN_RECORD, "trainer_state.json")):
         raise MissingFile(
             f"{folder}: no run (neither llava_run.json nor trainer_state.json); name the --output_dir of a training run"
         )
     dump = folder / DUMP_FILE
     run = Run(
         folder,
-        _read_json(folder / "llava_run.json") or {},
+        _read_json(folder / RUN_RECORD) or {},
         _read_json(folder / "trainer_state.json"),
-        _read_lines(folder / "alarms.jsonl"),
+        _read_lines(folder / ALARMS_FILE),
         _read_json(folder / "preflight.json"),
         _read_lines(folder / "controls.jsonl"),
         _read_json(folder / "captions.json"),
@@ -139,7 +140,7 @@ def _check_shapes(run: Run) -> None:
 
     sets = (run.captions or {}).get("captions") or {}
     found = {
-        "llava_run.json": all(isinstance(run.record.get(k) or {}, dict) for k in OBJECTS)
+        RUN_RECORD: all(isinstance(run.record.get(k) or {}, dict) for k in OBJECTS)
         and isinstance(run.record.get("commit") or "", str)
         and objects(run.record.get("parameters") or [])
         and sources(run.record.get("data")),

@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llava.config.video import VideoSpec
-from llava.data.records import Record, load_records
+from llava.constants import HELD_OUT_FILE, RUN_RECORD
+from llava.data.records import Record, load_records, spread
 from llava.data.video import VideoError, read_frames
 from llava.errors import UserError, show
-from llava.eval.references import answer_of, reference_of
+from llava.eval.references import clip_of, is_captioned_clip, reference_of
 from llava.serve.clips import find_clips
 
 MOST = 8
@@ -51,7 +53,7 @@ def examples_in(folder: str) -> list[Example]:
         files, _ = find_clips([folder])
     except ValueError as error:
         raise UserError(str(error).replace("--video", "--examples", 1)) from error
-    found = readable([Example(path) for path in spread(files)])
+    found = readable([Example(path) for path in spread(files, MOST)])
     if not found:
         raise UserError(f"--examples {show(folder)}: none of {len(files)} videos could be read")
     return found
@@ -63,36 +65,29 @@ def examples_of_run(model_path: str) -> tuple[list[Example], str]:
     The paths of a run's record are those of where it was started.
     """
     folder = Path(model_path)
-    home = next((f for f in (folder, folder.parent) if (f / "llava_run.json").is_file()), None)
+    home = next((f for f in (folder, folder.parent) if (f / RUN_RECORD).is_file()), None)
     if home is None:
-        return [], f"{show(model_path)} has no llava_run.json, which names the run's clips"
+        return [], f"{show(model_path)} has no {RUN_RECORD}, which names the run's clips"
     try:
-        flags = json.loads((home / "llava_run.json").read_text(encoding="utf-8"))["flags"]
-        sources = [(str(home / "held_out.json"), HELD_OUT), (flags.get("eval_data_path"), HELD_OUT),
+        flags = json.loads((home / RUN_RECORD).read_text(encoding="utf-8"))["flags"]
+        sources = [(str(home / HELD_OUT_FILE), HELD_OUT), (flags.get("eval_data_path"), HELD_OUT),
                    (flags.get("data_path"), TRAINED)]  # fmt: skip
         path, note = next((p, n) for p, n in sources if p and (n == TRAINED or Path(p).is_file()))
         records, _ = load_records(path, video_folder=flags.get("video_folder"), allow_absolute_paths=True)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        return [], f"the data of {show(home / 'llava_run.json')} cannot be read ({show(error) or type(error).__name__})"
+        return [], f"the data of {show(home / RUN_RECORD)} cannot be read ({show(error) or type(error).__name__})"
     seen = distinct(records)
-    found = readable([Example(r.videos[0], r.split, reference_of(r), note) for r in spread(seen)])
+    found = readable([Example(r.videos[0], r.split, reference_of(r), note) for r in spread(seen, MOST)])
     return found, "" if found else f"no clip of {show(path)} is there"
 
 
 def distinct(records: Sequence[Record]) -> list[Record]:
     """The first record with a caption of each clip that is shown alone."""
-    first: dict[tuple[str, tuple[int, int] | None], Record] = {}
+    first: dict[tuple[Any, ...], Record] = {}
     for record in records:
-        if len(record.videos) == 1 and not record.images and answer_of(record) is not None:
-            first.setdefault((record.videos[0], record.split), record)
+        if is_captioned_clip(record):
+            first.setdefault(clip_of(record), record)
     return list(first.values())
-
-
-def spread(items: Sequence, most: int = MOST) -> list:
-    """Up to `most` items, the first and the last among them, evenly spread."""
-    if len(items) <= most:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def readable(examples: Sequence[Example]) -> list[Example]:

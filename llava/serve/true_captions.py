@@ -11,7 +11,7 @@ from llava.data.records import Record, load_records
 from llava.errors import UserError, show
 from llava.eval.caption_scores import CIDER, INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
-from llava.eval.references import answer_of, reference_of
+from llava.eval.references import is_captioned_clip, reference_of
 from llava.eval.score_table import ScoreTable
 
 
@@ -37,7 +37,7 @@ def read_true_captions(
             f"--references {show(path)}: {len(problems)} problems, the first of them {show(first.source)}, "
             f"{first.kind}: {first.message}; python -m llava.data.check lists all"
         )
-    usable = [r for r in records if len(r.videos) == 1 and not r.images and answer_of(r) is not None]
+    usable = [r for r in records if is_captioned_clip(r)]
     whole = [r for r in usable if r.split is None]
     found = match(clips, whole, video_folder is not None)
     if not found:

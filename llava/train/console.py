@@ -12,10 +12,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llava.config.flags import Settings, TrainingArguments
+from llava.constants import ALARMS_FILE, REPORT_FILE
 from llava.data.features.extract import distinct_clips
 from llava.data.records import Record
 from llava.train.checkpoint.files import list_checkpoints
-from llava.train.monitor.run_monitor import ALARMS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     alarms = (folder / ALARMS_FILE).read_text(encoding="utf-8").count("\n") if (folder / ALARMS_FILE).is_file() else 0
     rows.append(("alarms", f"{alarms}, in {ALARMS_FILE} and the report" if alarms else "none"))
     rows.append(("model", f"{folder}{_checkpoints(folder)}"))
-    if (folder / "report.html").is_file():
-        rows.append(("report", f"{folder / 'report.html'}, to be opened in a browser"))
+    if (folder / REPORT_FILE).is_file():
+        rows.append(("report", f"{folder / REPORT_FILE}, to be opened in a browser"))
     if sees:
         rows.append(("next", f"python -m llava.serve.cli --model-path {folder} --video CLIP.mp4"))
     rows.append(("" if sees else "next", f"python -m llava.export {folder} OUT   makes a folder to share"))

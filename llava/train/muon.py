@@ -30,6 +30,9 @@ EPSILON = 1e-7
 MOST_ELEMENTS = 2**26
 """Of the matrices that are orthogonalised as one batch: five such copies are held at a time."""
 
+FUSED = ("c_attn", "qkv_proj", "qkv", "Wqkv", "att_proj")
+"""How modules are called that make all queries, then all keys, then all values."""
+
 Cut = tuple[str, int, tuple[int, ...]]
 """How a fused matrix is cut: `split` along a dimension into sizes, or `heads`: along dimension 0 every head has its
 rows of each part one after the other, (heads, parts, rows of one)."""
@@ -84,14 +87,14 @@ def cut_of(name: str, shape: Sequence[int], module: nn.Module, config: Any) -> C
         return "split", out, (size // 2, size // 2)
     if owner == "query_key_value" and size == 3 * heads * width:
         return "heads", 0, (heads, 3, width)
-    if owner in ("c_attn", "qkv_proj", "qkv", "Wqkv", "att_proj"):
+    if owner in FUSED:
         if size == 3 * heads * width:
             return "split", out, (heads * width,) * 3
         if size == (heads + 2 * shared) * width:
             return "split", out, (heads * width, shared * width, shared * width)
         if getattr(config, "multi_query", False) and size == (heads + 2) * width:
             return "split", out, (heads * width, width, width)
-    if owner in ("query_key_value", "c_attn", "qkv_proj", "qkv", "Wqkv", "att_proj", "in_proj"):
+    if owner in (*FUSED, "query_key_value", "in_proj"):
         raise UserError(
             f"--optim muon: {name} of {size} x {shape[1 - out]} seems to hold queries, keys and values in a layout "
             "that is not known here, so they cannot be cut apart: use --optim adamw_torch_fused"

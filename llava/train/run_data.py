@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.config.flags import DataArguments, Settings, TrainingArguments
+from llava.constants import HELD_OUT_FILE
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.check import check_files
 from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
@@ -40,8 +41,6 @@ from llava.train.checkpoint.resume import on_first_process
 from llava.train.run_model import RunModel
 
 logger = logging.getLogger(__name__)
-
-HELD_OUT_FILE = "held_out.json"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
 from llava.config.commands import quiet_libraries
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, RUN_RECORD
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
@@ -27,7 +27,8 @@ from llava.errors import NotFinite, UserError
 from llava.eval.loss import after_first_token, token_scores
 from llava.train import sight
 from llava.train.checkpoint.reload import ReloadError, compare_saved
-from llava.train.checkpoint.resumable import RUN_RECORD, ResumableTrainer
+from llava.train.checkpoint.resumable import ResumableTrainer
+from llava.train.checkpoint.resume import recorded
 from llava.train.checkpoint.sharding import (
     kinds_in_step,
     not_finite,
@@ -86,10 +87,11 @@ class LlavaTrainer(ResumableTrainer):
         self.loaded_again = False
         self.guard: FiniteGuard | None = None
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
+        supervised = run_record.get("data", {}).get("train", {}).get("supervised", {})
+        self.entropies = {kind: found["entropy"] for kind, found in supervised.items()}
         self.seen = Seen(getattr(self.train_dataset, "records", ()), run_record)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)
-            targets = run_record.get("data", {}).get("train", {}).get("supervised", {})
             self.monitor = monitor = RunMonitor(
                 self.model,
                 self.args.output_dir,
@@ -97,7 +99,7 @@ class LlavaTrainer(ResumableTrainer):
                 write_text=self._write_text,
                 is_main=self.is_world_process_zero(),
                 sharded=self.is_deepspeed_enabled or self.is_fsdp_enabled,
-                entropies={k: v["entropy"] for k, v in targets.items()},
+                entropies=self.entropies,
             )
             self.add_callback(self.monitor)
             self.invariants = Invariants(
@@ -300,7 +302,7 @@ class LlavaTrainer(ResumableTrainer):
 
     def restore(self, progress: dict[str, Any]) -> None:
         """As in `ResumableTrainer`; goes on counting the samples of each source."""
-        self.seen.go_on(json.loads((Path(str(self.resumed_from)) / RUN_RECORD).read_text(encoding="utf-8")))
+        self.seen.go_on(recorded(str(self.resumed_from)))
         super().restore(progress)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

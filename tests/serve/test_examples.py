@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from llava.serve.examples import HELD_OUT, MOST, TRAINED, examples_in, examples_of_run, spread
+from llava.data.records import spread
+from llava.serve.examples import HELD_OUT, MOST, TRAINED, examples_in, examples_of_run
 from llava.train.run_data import HELD_OUT_FILE
 from tests.conftest import CAPTIONS, record
 
@@ -29,8 +30,8 @@ def test_a_folder_gives_its_readable_clips(assets, tmp_path):
 
 
 def test_clips_are_evenly_spread():
-    assert spread(range(5)) == [0, 1, 2, 3, 4]
-    assert spread(range(100)) == [0, 14, 28, 42, 57, 71, 85, 99] and len(spread(range(100))) == MOST
+    assert spread(range(5), MOST) == [0, 1, 2, 3, 4]
+    assert spread(range(100), MOST) == [0, 14, 28, 42, 57, 71, 85, 99] and len(spread(range(100), MOST)) == MOST
 
 
 def write_run(folder, **flags):

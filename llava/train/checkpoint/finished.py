@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.config.flags import TrainingArguments
-from llava.report.page import REPORT_FILE
+from llava.constants import REPORT_FILE
 from llava.train.checkpoint.files import checkpoint_problems, list_checkpoints
-from llava.train.checkpoint.resumable import RUN_RECORD, TRAINER_STATE_FILE
-from llava.train.checkpoint.resume import changed_flags
+from llava.train.checkpoint.resumable import TRAINER_STATE_FILE
+from llava.train.checkpoint.resume import changed_flags, recorded
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def is_finished(training_args: TrainingArguments, run_record: dict[str, Any]) ->
     if str(training_args.resume_from_checkpoint).lower() not in ("auto", "true"):
         return False
     try:
-        before = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
+        before = recorded(folder)
         state = json.loads((folder / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
         steps, planned, flags = state["global_step"], state["max_steps"], before["flags"]
         evaluated = before["data"]["eval"] is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from llava.data.records import Record
 from llava.data.video import FRAME_RULE
 from llava.data.video.legacy import count_changed
 from llava.data.video.select import spread_evenly
-from llava.train.checkpoint.resumable import RUN_RECORD
+from llava.train.checkpoint.resume import recorded
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def report_frame_changes(
     clips = list(distinct_clips(records)) if spec is not None else []
     if spec is None or not clips:
         return
-    before = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8")).get("versions", {})
+    before = recorded(checkpoint).get("versions", {})
     old, new = before.get("decoders"), run_record["versions"]["decoders"]
     if old is not None and old != new:
         logger.warning(

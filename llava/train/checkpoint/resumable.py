@@ -23,7 +23,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from llava.constants import ASIDE
+from llava.constants import ASIDE, RUN_RECORD
 from llava.data.watch import end_on_lost_batch
 from llava.train.checkpoint.files import move_into, publish, remove, rotate, write_errors_explained
 from llava.train.checkpoint.stop import Stop, ignore_stop_signals
@@ -31,7 +31,6 @@ from llava.train.checkpoint.stop import Stop, ignore_stop_signals
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
-RUN_RECORD = "llava_run.json"
 DIGESTS_FILE = "train_records.npy"
 TRAINER_STATE_FILE = "trainer_state.json"
 

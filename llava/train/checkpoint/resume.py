@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from llava.config.flags import FREE_FLAGS, ModelArguments, TrainingArguments
+from llava.constants import RUN_RECORD
 from llava.data.chat_formats import PLAIN
 from llava.data.records import Record
 from llava.data.text_start import NONE
 from llava.errors import FileIsThere, MissingFile, UserError
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
-from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE, RUN_RECORD
+from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -218,8 +219,8 @@ def raised_steps(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]]) -> li
     return [name for name, now in more.items() if name != "max_steps" or now > steps]
 
 
-def recorded(checkpoint: str) -> dict[str, Any]:
-    """What a checkpoint's run recorded of itself."""
+def recorded(checkpoint: str | Path) -> dict[str, Any]:
+    """What a run recorded of itself, in its folder or in a checkpoint."""
     record: dict[str, Any] = json.loads((Path(checkpoint) / RUN_RECORD).read_text(encoding="utf-8"))
     return record
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from llava.constants import ALARMS_FILE
 from llava.eval.controls import CONTROLS_FILE
-from llava.train.monitor.run_monitor import ALARMS_FILE, keep_until
+from llava.train.monitor.run_monitor import keep_until
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,12 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from llava.constants import FILLER_ID, IGNORE_INDEX
+from llava.constants import ALARMS_FILE, FILLER_ID, IGNORE_INDEX
 from llava.model.builder import parameter_groups, part_of
 from llava.train.monitor.alarms import SPIKE_STEPS, WAITING_SECONDS, WAITING_STEPS, Alarm, AlarmRules, Observation
 
 logger = logging.getLogger(__name__)
 
-ALARMS_FILE = "alarms.jsonl"
 FIRST_STEPS = 20
 SAMPLED = 16_384
 """Weights of a tensor that the update-to-weight ratio is taken over."""

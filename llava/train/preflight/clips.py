@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from llava.config.video import VideoSpec
-from llava.data.records import Record
+from llava.data.records import Record, spread
 from llava.data.video import VideoError, probe_video, read_frames, select_frames
-from llava.train.preflight.data import Finding, spread
+from llava.train.preflight.data import Finding
 
 MAX_CLIPS = 128
 """Clips whose features are read, evenly spread: 0.3 GB with DINOv2-large."""

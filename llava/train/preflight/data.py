@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -21,7 +20,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN
 from llava.data.forms import differing_forms
-from llava.data.records import Record, modality, remarks
+from llava.data.records import Record, modality, remarks, spread
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.text_start import EOS
 from llava.errors import show
@@ -62,13 +61,6 @@ class LabelCounts:
 
     def problem(self, what: str, record_id: str) -> None:
         self.problems.setdefault(what, []).append(record_id)
-
-
-def spread(indices: Sequence[int], limit: int) -> list[int]:
-    """At most `limit` of the indices, evenly spread."""
-    if len(indices) <= limit:
-        return list(indices)
-    return [indices[i] for i in np.linspace(0, len(indices) - 1, limit).round().astype(int)]
 
 
 def count_labels(

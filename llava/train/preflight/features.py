@@ -13,7 +13,8 @@ from torch import nn
 
 from llava.data.features.extract import Clip, distinct_clips
 from llava.data.features.store import TOLERANCES
-from llava.train.preflight.data import Finding, spread
+from llava.data.records import spread
+from llava.train.preflight.data import Finding
 
 ROWS = 32
 SECONDS = 5.0

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.data.features.extract import distinct_clips
 from llava.data.packing import pack_rows
-from llava.data.records import modality
+from llava.data.records import modality, spread
 from llava.errors import UserError
 from llava.train import run_flags
 from llava.train.console import planned_steps
@@ -45,7 +45,6 @@ from llava.train.preflight.data import (
     check_text_form,
     check_tokens,
     show_samples,
-    spread,
 )
 from llava.train.preflight.held_out import check_held_out
 from llava.train.setup import prepare
@@ -128,8 +127,7 @@ def _check_data(trainer: LlavaTrainer, tokenizer: PreTrainedTokenizerBase) -> li
     text_form = check_text_form(dataset, tokenizer, list(ids.values()))
     findings += [text_form] if text_form is not None else []
     evaluation = trainer.eval_dataset.records if trainer.eval_dataset is not None else None
-    entropies = {k: v["entropy"] for k, v in trainer.run_record["data"]["train"]["supervised"].items()}
-    findings += [*check_captions(dataset.records, evaluation, tokenizer, entropies), *check_clips(dataset)]
+    findings += [*check_captions(dataset.records, evaluation, tokenizer, trainer.entropies), *check_clips(dataset)]
     if not any(f.status == "FAIL" for f in findings):
         findings += preflight_words.check_words(dataset, tokenizer)
     if trainer.eval_dataset is not None:

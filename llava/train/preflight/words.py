@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
 from llava.data.positions import supervised_positions
-from llava.data.records import Record, modality
+from llava.data.records import Record, modality, spread
 from llava.data.words import differing_words
-from llava.train.preflight.data import Finding, spread
+from llava.train.preflight.data import Finding
 
 READ_RECORDS = 256
 
