@@ -8,7 +8,6 @@ tools opens, with the same logits to the bit. What is in OUT is loaded again and
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from llava.model.llava_arch import TOWER_STORAGE
 from llava.model.lora import settings_of
 from llava.model.permissions import follow_umask
 from llava.model.vlm import VisionCausalLM
-from llava.report.card import CARD
+from llava.report.card import CARD, language_alone
 
 WORDS = 64
 VISION = ("mm_projector.", "vision_resampler.", "vision_tower.")
@@ -84,7 +83,8 @@ def export(
                                              if vision else "")  # fmt: skip
     tokenizer.save_pretrained(target)
     if (source / CARD).is_file():
-        shutil.copyfile(source / CARD, target / CARD)
+        card = (source / CARD).read_text(encoding="utf-8")
+        (target / CARD).write_text(language_alone(card, type(again).__name__) if text_only else card, encoding="utf-8")
     follow_umask(target)
     with torch.no_grad():
         same = torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)

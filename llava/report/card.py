@@ -66,6 +66,24 @@ def write_card(folder: str | Path) -> Path | None:
     return path
 
 
+def language_alone(card: str, class_name: str) -> str:
+    """The card of a model as that of a folder with its language model alone, a plain `class_name` of transformers.
+
+    Other words that somebody wrote into the card stay.
+    """
+    begin, found, rest = card.partition("\n# ")
+    title, _, body = rest.partition("\n")
+    if not found:
+        return card
+    begin = begin.replace("image-text-to-text", "text-generation").replace("- video\n", "")
+    with_video, with_text = (
+        LOAD.format(tool=tool, use=use) for tool, use in (("AutoProcessor", WITH_VIDEO), ("AutoTokenizer", WITH_TEXT))
+    )
+    body = body.replace(with_video, with_text).replace("(DIR, trust_remote_code=True).eval()", "(DIR).eval()")
+    alone = f"**This folder holds its language model alone, a plain `{class_name}`:** weights, scores and flags below"
+    return f"{begin}\n# {title}\n\n{alone} are those of the whole model.\n{body}"
+
+
 def card_text(run: Run) -> str:
     """The card without its header, in Markdown."""
     flags, record = run.flags, run.record

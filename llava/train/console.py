@@ -48,7 +48,8 @@ def plan(settings: Settings, train: Sequence[Record], evaluation: Sequence[Recor
         stages.append(f"features       of {clips:,} clips, each computed once; those in the cache are taken from there")
     if args.preflight != "off":
         stages.append(f"pre-flight     {args.preflight}: what must hold before the first step")
-    epochs = steps * per_step / max(len(train), 1)
+    # Steps an epoch, and not samples: its last batch may be smaller.
+    epochs = steps / math.ceil(max(len(train), 1) / per_step)
     stages.append(f"training       {steps:,} steps of {per_step} samples, {epochs:.3g} times over the data"
                   f"{_every('a checkpoint', args.save_strategy, args.save_steps)}")  # fmt: skip
     if evaluation is not None:

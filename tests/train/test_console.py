@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava.train import console
-from llava.train.console import LogLines, closing, duration, log_line, planned_steps
+from llava.train.console import LogLines, closing, duration, log_line, plan, planned_steps
 from tests.train.runs import train
 
 
@@ -42,6 +42,16 @@ def test_steps(max_steps, expected):
         max_steps=max_steps, train_batch_size=2, gradient_accumulation_steps=2, world_size=1, num_train_epochs=2.0
     )
     assert planned_steps(args, 10) == expected
+
+
+def test_the_plan_counts_epochs_as_the_end_does(tmp_path):
+    args = SimpleNamespace(
+        max_steps=20, train_batch_size=16, gradient_accumulation_steps=1, world_size=1, output_dir=tmp_path,
+        preflight="off", save_strategy="no", save_steps=None, run_report=False,
+    )  # fmt: skip
+    records = [SimpleNamespace(videos=(), images=())] * 12
+    text = plan(SimpleNamespace(training=args), records, None, False)
+    assert "20 steps of 16 samples, 20 times over the data" in text
 
 
 def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
