@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,9 +159,10 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     rows.append(("model", f"{folder}{_checkpoints(folder)}"))
     if (folder / REPORT_FILE).is_file():
         rows.append(("report", f"{folder / REPORT_FILE}, to be opened in a browser"))
+    typed = shlex.quote(str(folder))
     if sees:
-        rows.append(("next", f"python -m llava.serve.cli --model-path {folder} --video CLIP.mp4"))
-    rows.append(("" if sees else "next", f"python -m llava.export {folder} OUT   makes a folder to share"))
+        rows.append(("next", f"python -m llava.serve.cli --model-path {typed} --video CLIP.mp4"))
+    rows.append(("" if sees else "next", f"python -m llava.export {typed} OUT   makes a folder to share"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(("finished", *(f"  {name.ljust(width)}  {text}" for name, text in rows)))
 

@@ -46,6 +46,8 @@ def test_steps(max_steps, expected):
 
 def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
     state = SimpleNamespace(global_step=4, epoch=1.0, log_history=[{"loss": 3.0, "step": 2}, {"loss": 3.5, "step": 4}])
+    text = closing(tmp_path / "a b", state, 131.0, sees=True)
+    assert f"--model-path '{tmp_path}/a b' --video" in text and f"llava.export '{tmp_path}/a b' OUT" in text
     text = closing(tmp_path, state, 131.0, sees=True)
     assert "time           2:11, 4 steps, 1 times over the data" in text
     assert "loss           3.5 at the end; best 3 at step 2" in text
