@@ -148,7 +148,7 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     rows = [("time", f"{duration(seconds)}, {state.global_step:,} steps, {state.epoch or 0:.3g} times over the data")]
     for name, values in (("loss", losses), ("held-out loss", held_out)):
         if values:
-            best, step = min(values)
+            best, step = min(values, key=lambda value: value[0] if math.isfinite(value[0]) else math.inf)
             rows.append((name, f"{values[-1][0]:.4g} at the end; best {best:.4g} at step {step:,}"))
     if not held_out:
         rows.append(("held-out loss", "not measured: nothing was held out"))

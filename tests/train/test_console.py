@@ -53,6 +53,7 @@ def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
     assert "loss           3.5 at the end; best 3 at step 2" in text
     assert "held-out loss  not measured: nothing was held out" in text
     assert "sight          not measured" in text and "alarms         none" in text and "report" not in text
+    state.log_history += [{"eval_loss": float("nan"), "step": 2}]
     state.log_history += [{"eval_loss": 2.5, "eval_gain_video": 0.25, "step": 4}]
     (tmp_path / "alarms.jsonl").write_text("{}\n{}\n")
     (tmp_path / "report.html").touch()
