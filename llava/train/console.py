@@ -51,20 +51,23 @@ def plan(settings: Settings, train: Sequence[Record], evaluation: Sequence[Recor
         stages.append(f"pre-flight     {args.preflight}: what must hold before the first step")
     epochs = steps * per_step / max(len(train), 1)
     stages.append(f"training       {steps:,} steps of {per_step} samples, {epochs:.3g} times over the data"
-                  f"{_every('a checkpoint', args.save_strategy, args.save_steps)}")  # fmt: skip
+                  f"{_every('a checkpoint', args.save_strategy, args.save_steps, steps)}")  # fmt: skip
     if evaluation is not None:
         sight = f", controls on at most {args.controls_samples}" if features and args.controls else ""
         stages.append(f"evaluation     {len(evaluation):,} records at the end"
-                      f"{_every('', args.eval_strategy, args.eval_steps)}{sight}")  # fmt: skip
+                      f"{_every('', args.eval_strategy, args.eval_steps, steps)}{sight}")  # fmt: skip
     if args.run_report:
         stages.append("report         report.html and a model card")
     listed = "\n".join(f"  {number}. {stage}" for number, stage in enumerate(stages, 1))
     return f"plan for {args.output_dir} (every log says how long training will take):\n{listed}"
 
 
-def _every(what: str, strategy: Any, steps: float | None) -> str:
+def _every(what: str, strategy: Any, steps: float | None, total: int) -> str:
+    """`, a checkpoint every 500 steps`; numbers below 1 are shares of the `total`, as the trainer takes them."""
+    steps = math.ceil(total * steps) if steps and steps < 1 else steps
     name = str(getattr(strategy, "value", strategy))
-    when = {"steps": f"every {steps:g} steps" if steps else "", "epoch": "every epoch", "best": "when it is the best"}
+    regular = f"every {steps:,.0f} steps" if steps else ""
+    when = {"steps": regular, "epoch": "every epoch", "best": "when it is the best"}
     return ", ".join(("", f"{what} {when[name]}".strip())) if when.get(name) else ""
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava.train import console
-from llava.train.console import LogLines, closing, duration, log_line, planned_steps
+from llava.train.console import LogLines, closing, duration, log_line, plan, planned_steps
 from tests.train.runs import train
 
 
@@ -42,6 +42,16 @@ def test_steps(max_steps, expected):
         max_steps=max_steps, train_batch_size=2, gradient_accumulation_steps=2, world_size=1, num_train_epochs=2.0
     )
     assert planned_steps(args, 10) == expected
+
+
+def test_the_plan_says_shares_of_all_steps_as_steps():
+    args = SimpleNamespace(
+        max_steps=2800, train_batch_size=2, gradient_accumulation_steps=1, world_size=1, output_dir="o",
+        preflight="off", save_strategy="steps", save_steps=500, eval_strategy="steps", eval_steps=0.1,
+        controls=False, run_report=False,
+    )  # fmt: skip
+    text = plan(SimpleNamespace(training=args), [], [], features=False)
+    assert "a checkpoint every 500 steps" in text and "0 records at the end, every 280 steps" in text
 
 
 def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
