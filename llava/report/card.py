@@ -40,7 +40,7 @@ WITH_VIDEO = """processor = AutoProcessor.from_pretrained(DIR, trust_remote_code
 inputs = processor(videos="clip.mp4")
 ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
 print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])"""
-WITH_TEXT = """tokenizer = AutoTokenizer.from_pretrained(DIR)
+WITH_TEXT = """tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)
 ids = model.generate(**tokenizer("Un", return_tensors="pt"), max_new_tokens=40, do_sample=False)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
 
