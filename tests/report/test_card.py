@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava.report.card import CARD, MARK, language_alone, write_card
+from llava.report.card import CARD, MARK, write_card
 from tests.report.made import control_line, record, write_run
 
 DATA = {
@@ -43,6 +43,9 @@ def test_text_alone_is_loaded_by_its_tokenizer_and_not_called_seeing(tmp_path):
     text = (run / CARD).read_text()
     assert "text-generation" in text and "AutoTokenizer" in text and "AutoProcessor" not in text
     assert "Not measured against controls" in text
+    assert text.count("from_pretrained(DIR, trust_remote_code=True)") == 2, "transformers asks for it twice"
+    write_card(write_run(tmp_path / "run", llava_run=record(text_only=False, vision_tower=None)))
+    assert "AutoProcessor" not in (run / CARD).read_text(), "a run without a tower, by other flags"
 
 
 def test_an_edited_card_stays(tmp_path):
@@ -52,15 +55,3 @@ def test_an_edited_card_stays(tmp_path):
     edited = (run / CARD).read_text().replace(MARK, "") + "CC BY 4.0\n"
     (run / CARD).write_text(edited)
     assert write_card(run) is None and (run / CARD).read_text() == edited
-
-
-def test_the_language_model_alone_is_loaded_without_video_and_without_code(tmp_path):
-    run = write_run(tmp_path / "run", llava_run=record(text_only=False))
-    write_card(run)
-    whole = (run / CARD).read_text() + "CC BY 4.0\n"
-    alone = language_alone(whole, "GPT2LMHeadModel")
-    assert "image-text-to-text" in whole and "trust_remote_code" in whole
-    assert "pipeline_tag: text-generation" in alone and "- video\n" not in alone and alone.endswith("CC BY 4.0\n")
-    assert "AutoTokenizer" in alone and not any(w in alone for w in ("AutoProcessor", "trust_remote_code", "clip.mp4"))
-    assert "a plain `GPT2LMHeadModel`" in alone and alone.count("\n# run\n") == 1
-    assert language_alone("My own notes.", "GPT2LMHeadModel") == "My own notes."
