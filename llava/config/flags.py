@@ -191,7 +191,11 @@ class TrainingArguments(transformers.TrainingArguments):
     mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Learning rate of the tower."})
     group_by_modality_length: bool = field(
-        default=True, metadata={"help": "Batches of one modality and of similar lengths."}
+        default=False,
+        metadata={
+            "help": "Batches of one modality and of similar lengths: less padding where samples cannot share rows, but "
+            "batches of like captions, from which short runs learn less."
+        },
     )
     packing: bool = field(
         default=True, metadata={"help": "Samples share rows, apart from each other, where that saves padding."}
