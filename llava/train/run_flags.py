@@ -246,6 +246,12 @@ def flag_problems(
             "counts from 0 on weights that have trained: leave it out, lower --per_device_train_batch_size and raise "
             "--gradient_accumulation_steps by the same factor"
         )
+    problems += [
+        f"--accelerator_config {name} True: the samples of a step would depend on the number of processes, and the "
+        "global batch would not be what the run records: leave it out"
+        for name in ("split_batches", "dispatch_batches")
+        if getattr(training_args.accelerator_config, name)
+    ]
     if training_args.n_gpu > 1:
         problems.append(
             f"one process sees {training_args.n_gpu} GPUs and would split every batch over them "

@@ -208,8 +208,9 @@ class LlavaTrainer(ResumableTrainer):
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         self.sampler = ModalityLengthSampler(
-            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share
-        )
+            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share,
+            args.dataloader_drop_last,
+        )  # fmt: skip
         return self.sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
