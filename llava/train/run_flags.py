@@ -36,6 +36,7 @@ from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
+from llava.train.monitor import replay
 from llava.train.provenance import code_commit, hardware
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ def flag_problems(
         problems.append(
             f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, or a --val_fraction above 0"
         )
-    problems += sharding.flag_problems(training_args)
+    problems += sharding.flag_problems(training_args) + replay.flag_problems(training_args)
     problems += library_problems(training_args)
     parts: list[str] = []
     for check in (

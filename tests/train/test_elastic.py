@@ -7,6 +7,8 @@ sample, and nothing else.
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,11 +21,10 @@ from torch.utils.data import BatchSampler
 
 from llava.constants import FILLER_INDEX
 from llava.data.sampler import ModalityLengthSampler
-from llava.train.trainer import LlavaTrainer
 from tests.conftest import CAPTIONS, record
+from tests.train.forked import follow, served
 from tests.train.processes import run_script
 from tests.train.runs import alarms, flags, losses, train
-from tests.train.served_order import served, writing
 
 KINDS = st.sampled_from(["text", "video", "image"])
 DIVISIONS = [(p, a) for p in (1, 2, 4) for a in (1, 2, 3)]
@@ -84,22 +85,36 @@ def divided(size: int, accumulated: int) -> dict[str, int]:
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_in_four_processes_and_then_in_two(assets, options, tmp_path, monkeypatch):
-    """Cut in the middle of its second and of its third epoch; both parts go on to the end of the run."""
-    folders = {n: tmp_path / str(n) for n in (1, 4, 2)}
-    with monkeypatch.context() as patch:
-        patch.setattr(LlavaTrainer, "get_batch_samples", writing(LlavaTrainer.get_batch_samples))
+@pytest.fixture(scope="module")
+def folders(assets: SimpleNamespace, options: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The runs by their number of processes: cut in the middle of the second and of the third epoch, and each to the
+    end. Those of several compute some steps twice; in the first pass of rank 1 of 2 a bit is turned.
+    """
+    root = tmp_path_factory.mktemp("runs")
+    folders = {n: root / str(n) for n in (1, 4, 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        follow(patch.setattr)
         train(assets, folders[1], **options, **divided(8, 1))
     runs = [
-        [now, flags(assets, folders[now], resume_from_checkpoint=folders[before] / cut, **options, **division)]
-        for before, now, cut, division in (
-            (1, 4, "checkpoint-3", divided(1, 2)),
-            (4, 2, "checkpoint-5", divided(2, 2)),
+        (
+            now,
+            flags(
+                assets, folders[now], resume_from_checkpoint=folders[before] / cut, replay_every=3,
+                **options, **division,
+            ),
+            ["tests.train.forked.follow", *plants],
         )
-    ]
-    run_script("tests/train/served_order.py", *map(json.dumps, runs))
+        for before, now, cut, division, plants in (
+            (1, 4, "checkpoint-3", divided(1, 2), []),
+            (4, 2, "checkpoint-5", divided(2, 2), ["tests.train.forked.flip_on_rank_1"]),
+        )
+    ]  # fmt: skip
+    run_script("tests/train/forked.py", *map(json.dumps, runs))
+    return folders
 
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_four_processes_and_then_in_two(folders):
     order, _ = served(folders[1])
     assert list(order) == list(range(1, 9)) and [len(ids) for ids in order.values()] == [8, 5] * 4
     assert len(set(map(tuple, order.values()))) == 8, "each epoch has an order of its own"
@@ -109,6 +124,16 @@ def test_a_run_goes_on_in_four_processes_and_then_in_two(assets, options, tmp_pa
         assert steps == {step: ids for step, ids in order.items() if step >= first}
         assert divisions == {(processes, 2)}
         assert losses(folder) == pytest.approx(losses(folders[1]), abs=1e-5)
-        assert alarms(folder) == alarms(folders[1]) == [], "every record had one turn an epoch, also the cut one"
         a, b = (load_file(f / "model.safetensors") for f in (folders[1], folder))
         assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+    assert alarms(folders[1]) == alarms(folders[4]) == [], "every record had one turn an epoch, also the cut one"
+
+
+@pytest.mark.slow
+def test_the_process_whose_gradient_differs_is_named(folders):
+    (alarm,) = alarms(folders[2])
+    assert (alarm["step"], alarm["kind"]) == (6, "replay")
+    assert re.search(
+        r"differ: rank 1, batch 1: 1 of \d+ \(mm_projector.0.weight; the loss is the same\)\. So far 1 of 1 ",
+        alarm["message"],
+    )
