@@ -23,7 +23,6 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.features.extract import distinct_clips
-from llava.data.packing import pack_rows
 from llava.data.records import modality, spread
 from llava.errors import UserError
 from llava.train import run_flags
@@ -231,7 +230,7 @@ def _check_layout(trainer: LlavaTrainer) -> Finding:
         size -= 1
     chosen = spread(by_length, size)
     lengths = [trainer.lengths[i] for i in chosen]
-    alone = not trainer.training_collator.pack or len(pack_rows(lengths)) == len(chosen)
+    alone = len(trainer.training_collator.rows_of(lengths)) == len(chosen)
     if alone and len(set(trainer.modalities)) == 1:
         words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
         return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
