@@ -115,6 +115,7 @@ RANGES: dict[str, Range] = {
     "neftune_noise_alpha": RATE,
     # What is measured
     "show_samples": AMOUNT,
+    "replay_every": COUNT,
     "controls_samples": Range(2, whole=True),
 }
 

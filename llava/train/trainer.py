@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.invariants import Invariants
 from llava.train.monitor.logs import FreshLogs
+from llava.train.monitor.replay import Replay
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import make_optimizer, part_learning_rates
@@ -87,6 +89,7 @@ class LlavaTrainer(ResumableTrainer):
         self.monitor = None
         self.invariants: Invariants | None = None
         self.loaded_again = False
+        self.replay: Replay | None = None
         self.guard: FiniteGuard | None = None
         self.half = self._half_weights()
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
@@ -119,6 +122,10 @@ class LlavaTrainer(ResumableTrainer):
                 samples=None if records is None else ServedSamples(self.train_dataset, self.processing_class),
             )
             self.add_callback(self.invariants)
+            if self.args.replay_every is not None:
+                every, rank = self.args.replay_every, self.args.process_index
+                self.replay = Replay(self.model, every, monitor, gather_object, rank)
+                self.add_callback(self.replay)
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """What collates the batches of a loader: transformers asks for each, by what it is for."""
@@ -162,13 +169,17 @@ class LlavaTrainer(ResumableTrainer):
             inputs["label_smoothing"] = self.args.label_smoothing_factor
         with self.half.used() if self.half is not None and self.is_in_train else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.monitor is not None and self.is_in_train:
+        if self.monitor is not None and self.is_in_train and not (self.replay and self.replay.rehearsing):
             self.monitor.add_batch(outputs["token_losses"], inputs)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
-        loss = super().training_step(*args, **kwargs)
+        run = partial(super().training_step, model, *args, **kwargs)
+        if self.replay is not None and self.replay.due(self.state.global_step + 1):
+            loss = self.replay.twice(run, lambda: self.accelerator.no_sync(model))
+        else:
+            loss = run()
         if self.monitor is not None and self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler
             self.monitor.measure_gradients(scaler.get_scale() if scaler is not None else 1.0)
@@ -224,8 +235,9 @@ class LlavaTrainer(ResumableTrainer):
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         self.sampler = ModalityLengthSampler(
-            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share
-        )
+            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share,
+            args.dataloader_drop_last,
+        )  # fmt: skip
         return self.sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
