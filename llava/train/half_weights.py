@@ -52,18 +52,22 @@ class HalfWeights:
     """
 
     def __init__(self, model: nn.Module, kind: torch.dtype) -> None:
-        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        self.kind = kind
-        self.places = [
+        self.model, self.kind = model, kind
+        self.places = self._found()
+        self.made: tuple[torch.Tensor, ...] | None = None
+        self.versions: tuple[int, ...] = ()
+
+    def _found(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
+        """Modules, and the names and weights that are theirs."""
+        tables = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
+        return [
             (module, name, weight)
-            for path, module in model.named_modules()
+            for path, module in self.model.named_modules()
             if type(module) in CASTING and not any(part in path for part in ADAPTED)
             for name, weight in module._parameters.items()
             if weight is not None and weight.requires_grad and weight.dtype == torch.float32
             and id(weight) not in tables  # A tied head's, which embeddings are looked up in.
         ]  # fmt: skip
-        self.made: tuple[torch.Tensor, ...] | None = None
-        self.versions: tuple[int, ...] = ()
 
     def forget(self) -> None:
         """The weights are about to change, or have changed."""
@@ -72,6 +76,8 @@ class HalfWeights:
     @contextmanager
     def used(self) -> Iterator[None]:
         """The modules compute with the half weights, made anew where weights were written to since."""
+        if any(module._parameters.get(name) is not weight for module, name, weight in self.places):
+            self.places, self.made = self._found(), None  # Others were put in their place.
         versions = tuple(weight._version for _, _, weight in self.places)
         if self.places and (self.made is None or versions != self.versions):
             self.made, self.versions = _Cast.apply(self.kind, *(weight for _, _, weight in self.places)), versions

@@ -8,7 +8,6 @@ import math
 import time
 from collections import deque
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +174,15 @@ class LlavaTrainer(ResumableTrainer):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
-        run = partial(super().training_step, model, *args, **kwargs)
-        if self.replay is not None and self.replay.due(self.state.global_step + 1):
+        replayed = self.replay is not None and self.replay.due(self.state.global_step + 1)
+        step = super().training_step
+
+        def run() -> torch.Tensor:
+            if replayed and self.half is not None:
+                self.half.forget()  # Each pass casts for itself: what goes wrong there is not in both.
+            return step(model, *args, **kwargs)
+
+        if self.replay is not None and replayed:
             loss = self.replay.twice(run, lambda: self.accelerator.no_sync(model))
         else:
             loss = run()

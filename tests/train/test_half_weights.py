@@ -12,10 +12,11 @@ import torch
 from benchmarks.kernels import Kernels
 from llava.data.packing import TrainingCollator
 from llava.model.builder import set_trainable
+from llava.train import half_weights
 from llava.train.half_weights import HalfWeights
 from llava.train.trainer import LlavaTrainer
 from tests.data.test_packing import samples_of
-from tests.train.runs import train
+from tests.train.runs import alarms, train
 
 
 @pytest.fixture
@@ -71,6 +72,17 @@ def test_weights_that_were_written_to_are_made_anew(made):
         assert half.made is not before
 
 
+def test_a_weight_that_was_replaced_is_left_in_its_place(made):
+    model, batches = made
+    half = HalfWeights(model, torch.bfloat16)
+    module, name, weight = half.places[0]
+    other = torch.nn.Parameter(weight.detach() + 1)
+    setattr(module, name, other)
+    with half.used():
+        torch.testing.assert_close(getattr(module, name), other.bfloat16())
+    assert getattr(module, name) is other
+
+
 def test_all_are_made_by_one_kernel(made):
     model, batches = made
 
@@ -100,6 +112,15 @@ def test_a_run_in_bf16_uses_them_and_its_losses_are_those_without(assets, tmp_pa
     monkeypatch.setattr("llava.train.trainer.LlavaTrainer._half_weights", lambda self: None)
     assert train(assets, tmp_path / "autocast", gradient_accumulation_steps=2, **settings) == losses
     assert len(used) == passes
+
+
+def test_each_pass_of_a_replayed_step_casts_for_itself(assets, tmp_path, monkeypatch):
+    """A bit that flips in a cast would else be in both."""
+    made, real = [], half_weights._as
+    monkeypatch.setattr(half_weights, "_as", lambda kind, tensors: made.append(kind) or real(kind, tensors))
+    train(assets, tmp_path / "run", 1, bf16=True, max_steps=1, replay_every=1, preflight="off")
+    assert made.count(torch.bfloat16) == made.count(torch.float32) == 2
+    assert not alarms(tmp_path / "run")
 
 
 @pytest.mark.parametrize("setting", [{"bf16": False}, {"gradient_checkpointing": True}, {"torch_compile": True}])
