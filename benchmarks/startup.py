@@ -82,8 +82,13 @@ def make_data(folder: Path, records: int, clips: int, lines: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def fill_cache(flags: list[str]) -> None:
-    """Writes features of noise for every clip, as extraction would those of the tower."""
+def fill_cache(flags: list[str], shape: tuple[int, int, int] = (2, 16, 24), together: int = 2000) -> None:
+    """Writes features of noise for every clip, as extraction would those of the tower.
+
+    Args:
+        shape: (T, P, Dv), the tower's.
+        together: clips of a file.
+    """
     args = run_flags.parse_arguments(flags)
     records = load_records(args.data.data_path, video_folder=args.data.video_folder)[0]
     model = run_model.make_model(args, run_model.load_tokenizer(args), records).model
@@ -92,7 +97,7 @@ def fill_cache(flags: list[str]) -> None:
     named = list(features.distinct_clips(records))
     contents, _ = cache.contents.resolve(path for path, _, _ in named)
     clips = [(features.join_key(contents[path], split), path) for path, split, _ in named]
-    noise = np.random.default_rng(0).standard_normal((2000, 2, 16, 24)).astype(np.float16)
+    noise = np.random.default_rng(0).standard_normal((together, *shape)).astype(np.float16)
     for start in range(0, len(clips), len(noise)):
         part = clips[start : start + len(noise)]
         cache.write(part, noise[: len(part)])

@@ -52,12 +52,17 @@ def _shuffled(values: np.ndarray, generator: torch.Generator) -> np.ndarray:
 
 
 class ModalityLengthSampler(Sampler[int]):
-    """`grouped_order`, or a plain shuffle, as a function of the seed and the epoch alone.
+    """`grouped_order`, or a plain shuffle, as a function of the seed, the epoch and the samples of a step alone.
+
+    Each step takes the next `batch_size` samples, whatever the number of processes and of accumulated batches: the
+    loader gives consecutive batches to the processes in turn, so that only who has a sample depends on them. A run that
+    goes on in other processes with the same global batch goes on in the same order.
 
     Args:
-        batch_size: samples of one optimiser step.
+        batch_size: samples of one optimiser step, over all ranks and accumulated batches.
         share: samples of one forward pass of all processes together. `FILLER_INDEX` completes the last one, so that
             every record is trained on once an epoch: accelerate would repeat records from the epoch's start.
+        drop_last: leaves out the samples of the last step, if they are too few for a whole one.
     """
 
     def __init__(
@@ -68,16 +73,18 @@ class ModalityLengthSampler(Sampler[int]):
         seed: int,
         grouped: bool = True,
         share: int = 1,
+        drop_last: bool = False,
     ) -> None:
         self.lengths, self.modalities, self.batch_size = lengths, modalities, batch_size
         self.seed, self.grouped, self.epoch = seed, grouped, 0
-        self.fillers = -len(lengths) % share
+        self.kept = len(lengths) - len(lengths) % batch_size if drop_last else len(lengths)
+        self.fillers = -self.kept % share
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths) + self.fillers
+        return self.kept + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -85,6 +92,6 @@ class ModalityLengthSampler(Sampler[int]):
             order = grouped_order(self.lengths, self.modalities, self.batch_size, generator)
         else:
             order = torch.randperm(len(self.lengths), generator=generator).numpy()
-        for start in range(0, len(order), AT_ONCE):
-            yield from order[start : start + AT_ONCE].tolist()
+        for start in range(0, self.kept, AT_ONCE):
+            yield from order[start : min(start + AT_ONCE, self.kept)].tolist()
         yield from [FILLER_INDEX] * self.fillers

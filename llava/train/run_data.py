@@ -337,17 +337,18 @@ def fill_cache(
 
 
 def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
-    """Refuses samples that give no batch at all: such a run would take no step and end as if it had trained.
+    """Refuses samples that give no step at all: such a run would take none and end as if it had trained.
 
     Raises:
         ValueError: with both numbers.
     """
-    size = training_args.train_batch_size * training_args.world_size
+    device, accumulated = training_args.train_batch_size, training_args.gradient_accumulation_steps
+    size = device * accumulated * training_args.world_size
     if training_args.dataloader_drop_last and num_samples < size:
         raise UserError(
-            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
-            f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
-            "out, or lower --per_device_train_batch_size"
+            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one global "
+            f"batch of {size} ({device} a device x {accumulated} accumulated x {training_args.world_size} processes): "
+            "leave it out, or lower --per_device_train_batch_size or --gradient_accumulation_steps"
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from llava.config.video import VideoSpec
+from llava.data.convert.clips import IMAGES, VIDEOS
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import distinct_clips
 from llava.data.features.store import FORMAT, FeatureCache, caches_beside
@@ -53,7 +54,13 @@ def keys_of(record: Record) -> list[str]:
     folders = (origin.video_folder, origin.image_folder) if origin else ("", "")
     keys = [clip_key(p, f) for paths, f in zip((record.videos, record.images), folders, strict=True) for p in paths]
     named = record.meta.get("clip")
-    return keys or ([clip_key(named)] if isinstance(named, str) and named else [])
+    return keys or ([_named_key(named)] if isinstance(named, str) and named else [])
+
+
+def _named_key(clip: str) -> str:
+    """The key of a clip by its name, which may end in a number behind a dot (`scene.0001`) and have no extension."""
+    has_extension = os.path.splitext(clip)[1].lower() in VIDEOS | IMAGES
+    return clip_key(clip if has_extension else f"{clip}.mp4")
 
 
 @dataclass

@@ -58,6 +58,20 @@ class Served:
     def restore(self, state: Sequence[int] | None) -> None:
         self.known = state is not None
         self.count, self.total = state if state is not None else (0, 0)
+        self.total %= 1 << 64
+
+
+def shared_out(states: Sequence[Sequence[int] | None], processes: int) -> list[Sequence[int] | None]:
+    """The `Served.state` of each of so many processes, from those of the processes of a checkpoint.
+
+    Of another number, the first takes what all have served: nothing but the sum over the processes is looked at.
+    """
+    if len(states) == processes:
+        return list(states)
+    known = [state for state in states if state is not None]
+    if len(known) < len(states):
+        return [None] * processes
+    return [[sum(values) for values in zip(*known, strict=True)], *([[0, 0]] * (processes - 1))]
 
 
 def served_problem(ids: Sequence[str], hashes: Iterable[int]) -> str:

@@ -25,7 +25,6 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.data.columns import representatives
 from llava.data.features.extract import distinct_clips
-from llava.data.packing import pack_rows
 from llava.data.records import by_modality, spread
 from llava.errors import UserError
 from llava.train import run_flags
@@ -233,7 +232,7 @@ def _check_layout(trainer: LlavaTrainer) -> Finding:
         size -= 1
     chosen = spread(by_length, size)
     lengths = [trainer.lengths[i] for i in chosen]
-    alone = not trainer.training_collator.pack or len(pack_rows(lengths)) == len(chosen)
+    alone = len(trainer.training_collator.rows_of(lengths)) == len(chosen)
     if alone and len(np.unique(trainer.modalities)) == 1:
         words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
         return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")

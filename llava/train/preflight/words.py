@@ -126,7 +126,8 @@ def _collated(batch: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[
         for key, wanted in (("input_ids", sample["input_ids"]), ("labels", labels)):
             if not torch.equal(batch[key][own], wanted):
                 problems.append(f"{key} of a sample change in the training batch")
-    if not torch.equal(batch["supervised_positions"], supervised_positions(batch["labels"])):
+    targets = batch["supervised_positions"]
+    if not torch.equal(targets[targets > 0], supervised_positions(batch["labels"])):
         problems.append("the training batch names other targets than its labels")
     if bool((batch["labels"][segments < 0] != IGNORE_INDEX).any()):
         problems.append("padding of the training batch is supervised")

@@ -14,6 +14,7 @@ from llava.data.hashes import hash64
 from llava.data.sampler import ModalityLengthSampler
 from llava.errors import message_of
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.train import train as training
 from llava.train.checkpoint.reload import ReloadError
 from llava.train.monitor.invariants import (
@@ -22,6 +23,7 @@ from llava.train.monitor.invariants import (
     has_moved,
     rate_problems,
     schedule_factor,
+    still_remedy,
 )
 from llava.train.trainer import LlavaTrainer
 from tests.train.runs import train
@@ -107,6 +109,14 @@ def test_gradients_that_are_not_zeroed(assets, tmp_path, monkeypatch):
     monkeypatch.setattr(LlavaGPT2ForCausalLM, "zero_grad", lambda self, set_to_none=True: None)
     with pytest.raises(InvariantError, match="step 2: .* still has the gradient of the step before"):
         train(assets, tmp_path / "run", preflight="off")
+
+
+def test_queries_that_have_one_patch_each_are_told_apart_from_a_fault():
+    streams = nn.ModuleDict({"slow": StreamResampler(8, 1, 9, (3, 3), 1), "fast": StreamResampler(8, 1, 1, (3, 3), 1)})
+    query = "blocks.0.latent_norm.weight"
+    assert "lower --mm_perceiver_latents" in still_remedy(streams, [f"slow.{query}"])
+    for still in ([f"fast.{query}"], ["slow.blocks.0.mlp_in.weight"], [f"slow.{query}", "slow.norm.weight"]):
+        assert "python -m llava.train.preflight" in still_remedy(streams, still)
 
 
 def test_a_dead_vocabulary_beside_moving_positions(assets, tmp_path, monkeypatch):
