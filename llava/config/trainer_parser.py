@@ -15,7 +15,8 @@ TITLES = {"Model": "model", "Data": "data"}
 GROUPS: dict[str, str] = {
     "the run": "output_dir recipe resume_from_checkpoint confirm_changes run_name seed data_seed full_determinism",
     "batches": "per_device_train_batch_size gradient_accumulation_steps model_max_length packing "
-    "group_by_modality_length max_steps num_train_epochs dataloader_num_workers dataloader_prefetch_factor "
+    "packed_attention pad_to_multiple_of group_by_modality_length max_steps num_train_epochs dataloader_num_workers "
+    "dataloader_prefetch_factor "
     "dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_multiprocessing_context "
     "dataloader_in_order ignore_data_skip",
     "optimiser and schedule": "learning_rate mm_projector_lr mm_vision_resampler_lr mm_vision_tower_lr "

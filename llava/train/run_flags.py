@@ -34,6 +34,7 @@ from llava.errors import UserError
 from llava.model.builder import select_parts
 from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
+from llava.model.packed_attention import WAYS
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
 from llava.train.monitor import replay
@@ -231,6 +232,7 @@ def flag_problems(
         ("vision_precision", model_args.vision_precision, PRECISIONS),
         ("feature_dtype", data_args.feature_dtype, tuple(TOLERANCES)),
         ("text_start", model_args.text_start, TEXT_STARTS),
+        ("packed_attention", training_args.packed_attention, WAYS),
     ):
         if value is not None and value not in known:
             problems.append(f"--{name} {value}: use {', '.join(known[:-1])} or {known[-1]}")

@@ -6,7 +6,7 @@ Letters in shapes: N frames of a batch, T frames of a clip, P patches, Dv width 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.columns import representatives, take
 from llava.data.features.old import adopt_old
 from llava.data.features.room import Forecast, check_room
 from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
@@ -113,15 +114,37 @@ def read_pixels(clip: Clip, spec: VideoSpec, processor: ProcessorSpec) -> np.nda
     return frames_to_pixels(frames, processor, spec.image_aspect_ratio).numpy()
 
 
-def distinct_clips(records: Iterable[Record]) -> dict[Clip, list[Record]]:
+def distinct_clips(records: Sequence[Record]) -> Mapping[Clip, Sequence[Record]]:
     """(path, segment, is it an image) of every file that records name, with the records that name it."""
-    clips: dict[Clip, list[Record]] = {}
-    for record in records:
+    firsts, index = representatives(records)
+    clips: dict[Clip, list[int]] = {}
+    for number, record in enumerate(firsts):
         for path in record.videos:
-            clips.setdefault((path, record.split, False), []).append(record)
+            clips.setdefault((path, record.split, False), []).append(number)
         for path in record.images:
-            clips.setdefault((path, None, True), []).append(record)
-    return clips
+            clips.setdefault((path, None, True), []).append(number)
+    if firsts is records:
+        return {clip: [records[i] for i in numbers] for clip, numbers in clips.items()}
+    return _Users(clips, records, index)
+
+
+class _Users(Mapping[Clip, Sequence[Record]]):
+    """The records of each clip, looked for when they are asked for."""
+
+    def __init__(self, clips: dict[Clip, list[int]], records: Sequence[Record], index: np.ndarray) -> None:
+        self._clips, self._records, self._index = clips, records, index
+
+    def __getitem__(self, clip: Clip) -> Sequence[Record]:
+        return take(self._records, np.flatnonzero(np.isin(self._index, self._clips[clip])))
+
+    def __contains__(self, clip: object) -> bool:
+        return clip in self._clips
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self._clips)
+
+    def __len__(self) -> int:
+        return len(self._clips)
 
 
 @torch.no_grad()
