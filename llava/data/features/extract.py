@@ -6,7 +6,7 @@ Letters in shapes: N frames of a batch, T frames of a clip, P patches, Dv width 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.columns import representatives, take
 from llava.data.features.old import adopt_old
 from llava.data.features.room import Forecast, check_room
 from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
@@ -113,15 +114,37 @@ def read_pixels(clip: Clip, spec: VideoSpec, processor: ProcessorSpec) -> np.nda
     return frames_to_pixels(frames, processor, spec.image_aspect_ratio).numpy()
 
 
-def distinct_clips(records: Iterable[Record]) -> dict[Clip, list[Record]]:
+def distinct_clips(records: Sequence[Record]) -> Mapping[Clip, Sequence[Record]]:
     """(path, segment, is it an image) of every file that records name, with the records that name it."""
-    clips: dict[Clip, list[Record]] = {}
-    for record in records:
+    firsts, index = representatives(records)
+    clips: dict[Clip, list[int]] = {}
+    for number, record in enumerate(firsts):
         for path in record.videos:
-            clips.setdefault((path, record.split, False), []).append(record)
+            clips.setdefault((path, record.split, False), []).append(number)
         for path in record.images:
-            clips.setdefault((path, None, True), []).append(record)
-    return clips
+            clips.setdefault((path, None, True), []).append(number)
+    if firsts is records:
+        return {clip: [records[i] for i in numbers] for clip, numbers in clips.items()}
+    return _Users(clips, records, index)
+
+
+class _Users(Mapping[Clip, Sequence[Record]]):
+    """The records of each clip, looked for when they are asked for."""
+
+    def __init__(self, clips: dict[Clip, list[int]], records: Sequence[Record], index: np.ndarray) -> None:
+        self._clips, self._records, self._index = clips, records, index
+
+    def __getitem__(self, clip: Clip) -> Sequence[Record]:
+        return take(self._records, np.flatnonzero(np.isin(self._index, self._clips[clip])))
+
+    def __contains__(self, clip: object) -> bool:
+        return clip in self._clips
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self._clips)
+
+    def __len__(self) -> int:
+        return len(self._clips)
 
 
 def extract_features(
@@ -159,14 +182,15 @@ def extract_features(
         ValueError: when they cannot fit on the disk, before a clip is read.
     """
     # Shares are fixed before looking into the cache, which other ranks are filling at the same time.
-    wanted = dict(list(distinct_clips(records).items())[rank::world_size])
-    return extract_clips(wanted, cache, tower, spec, processor, device, batch_size, num_workers, timeout,
-                         show_progress, should_stop)  # fmt: skip
+    wanted = distinct_clips(records)
+    return extract_clips(list(wanted)[rank::world_size], wanted, cache, tower, spec, processor, device, batch_size,
+                         num_workers, timeout, show_progress, should_stop)  # fmt: skip
 
 
 @torch.no_grad()
 def extract_clips(
-    wanted: Mapping[Clip, list[Record]],
+    share: Sequence[Clip],
+    wanted: Mapping[Clip, Sequence[Record]],
     cache: FeatureCache,
     tower: Callable[[torch.Tensor], torch.Tensor],
     spec: VideoSpec,
@@ -179,12 +203,12 @@ def extract_clips(
     should_stop: Callable[[], bool] | None = None,
     pool: Pool | None = None,
 ) -> list[Problem]:
-    """`extract_features` of some clips, with the records that name each.
+    """`extract_features` of some clips.
 
     Args:
+        wanted: the records that name each clip, those of others too.
         pool: processes that run `read_pixels` with this spec and processor, in place of some that are started.
     """
-    share = list(wanted)
     contents, unreadable = cache.contents.resolve([clip[0] for clip in share], should_stop, show_progress)
     problems = [Problem(r.source, r.id, "unreadable", unreadable[c[0]]) for c in share if c[0] in unreadable
                 for r in wanted[c]]  # fmt: skip

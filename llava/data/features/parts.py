@@ -52,17 +52,17 @@ def extract_parts(
     Raises:
         Stopped: when `should_stop` says so; the part at hand is given back, and what of it was computed is kept.
     """
-    wanted = list(distinct_clips(records).items())
-    name = list_name(str(cache.folder), part_clips, [clip for clip, _ in wanted])
-    work = WorkList(folder / name, len(wanted), part_clips, lease)
+    wanted = distinct_clips(records)
+    clips = list(wanted)
+    work = WorkList(folder / list_name(str(cache.folder), part_clips, clips), len(clips), part_clips, lease)
     work.create({"title": str(cache.folder)})
     with Pool(partial(read_pixels, spec=spec, processor=processor), num_workers, timeout) as pool:
 
         def do(some: slice, taken_over: bool) -> Any:
             if taken_over:
                 cache.reload()  # What the other job had written is there.
-            problems = extract_clips(dict(wanted[some]), cache, tower, spec, processor, device, batch_size, num_workers,
-                                     timeout, False, should_stop, pool)  # fmt: skip
+            problems = extract_clips(clips[some], wanted, cache, tower, spec, processor, device, batch_size,
+                                     num_workers, timeout, False, should_stop, pool)  # fmt: skip
             return [asdict(problem) for problem in problems]
 
         count = work_through(work, do, should_stop, partial(logger.info, "%s"))
