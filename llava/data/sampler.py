@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -11,37 +13,42 @@ from llava.constants import FILLER_INDEX
 
 WINDOW_BATCHES = 50
 """Lengths are sorted within windows of this many batches: similar inside a batch, random across the epoch."""
+AT_ONCE = 10_000
+"""Places that are handed out as Python's numbers, which take four times the room."""
 
 
 def grouped_order(
-    lengths: Sequence[int], modalities: Sequence[str], batch_size: int, generator: torch.Generator
-) -> list[int]:
-    """A permutation of the samples whose consecutive runs of `batch_size` share a modality and have similar lengths.
+    lengths: Sequence[int], modalities: Sequence[Any], batch_size: int, generator: torch.Generator
+) -> np.ndarray:
+    """A permutation (N,) of the samples whose consecutive runs of `batch_size` share a modality and have similar
+    lengths.
 
     Each modality is shuffled, sorted by length within windows, and cut into batches; the batches are shuffled. What
     does not fill a batch of its own modality shares mixed batches; an incomplete batch comes last, so that the others
     keep their bounds.
 
     Args:
+        modalities: by any values, in whose order they are taken.
         batch_size: samples of one optimiser step, over all ranks and accumulated batches, so that the order does not
             depend on how the step is divided.
     """
-    batches: list[list[int]] = []
-    rest: list[int] = []
-    for modality in sorted(set(modalities)):
-        members = [i for i, m in enumerate(modalities) if m == modality]
-        shuffled = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+    length, kind = np.asarray(lengths), np.asarray(modalities)
+    batches, rest = [np.empty((0, batch_size), dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for modality in np.unique(kind):
+        shuffled = _shuffled(np.flatnonzero(kind == modality), generator)
         full = len(shuffled) - len(shuffled) % batch_size
-        rest += shuffled[full:]
+        rest.append(shuffled[full:])
         for start in range(0, full, batch_size * WINDOW_BATCHES):
             window = shuffled[start : min(start + batch_size * WINDOW_BATCHES, full)]
-            window.sort(key=lambda i: -lengths[i])
-            batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    rest = [rest[i] for i in torch.randperm(len(rest), generator=generator).tolist()]
-    full = len(rest) - len(rest) % batch_size
-    batches += [rest[i : i + batch_size] for i in range(0, full, batch_size)]
-    order = torch.randperm(len(batches), generator=generator).tolist()
-    return [index for b in order for index in batches[b]] + rest[full:]
+            batches.append(window[np.argsort(-length[window], kind="stable")].reshape(-1, batch_size))
+    mixed = _shuffled(np.concatenate(rest), generator)
+    full = len(mixed) - len(mixed) % batch_size
+    batches.append(mixed[:full].reshape(-1, batch_size))
+    return np.concatenate([_shuffled(np.concatenate(batches), generator).reshape(-1), mixed[full:]])
+
+
+def _shuffled(values: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    return values[torch.randperm(len(values), generator=generator).numpy()]
 
 
 class ModalityLengthSampler(Sampler[int]):
@@ -61,7 +68,7 @@ class ModalityLengthSampler(Sampler[int]):
     def __init__(
         self,
         lengths: Sequence[int],
-        modalities: Sequence[str],
+        modalities: Sequence[Any],
         batch_size: int,
         seed: int,
         grouped: bool = True,
@@ -84,5 +91,7 @@ class ModalityLengthSampler(Sampler[int]):
         if self.grouped:
             order = grouped_order(self.lengths, self.modalities, self.batch_size, generator)
         else:
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        return iter(order[: self.kept] + [FILLER_INDEX] * self.fillers)
+            order = torch.randperm(len(self.lengths), generator=generator).numpy()
+        for start in range(0, self.kept, AT_ONCE):
+            yield from order[start : min(start + AT_ONCE, self.kept)].tolist()
+        yield from [FILLER_INDEX] * self.fillers

@@ -151,7 +151,8 @@ def varlen_attention(
     if cu_seq_lens_q is None:
         if attention_mask is not None and attention_mask.shape[-2:] == (1, 1) != (query.shape[2], key.shape[2]):
             raise UserError(
-                f"{type(module).__name__} does not hand the bounds of samples on to its attention: --packed_attention mask"
+                f"{type(module).__name__} does not hand the bounds of samples on to its attention: "
+                "--packed_attention mask"
             )
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs

@@ -43,7 +43,7 @@ def plan(settings: Settings, train: Sequence[Record], evaluation: Sequence[Recor
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = planned_steps(args, len(train))
     held_out = f"{len(evaluation):,} held-out records" if evaluation is not None else "none held out"
-    clips = len(distinct_clips([*train, *(evaluation or ())]))
+    clips = len(distinct_clips(train).keys() | distinct_clips(evaluation or ()).keys())
     stages = [f"data           {len(train):,} records to train on, {held_out}"]
     if features:
         stages.append(f"features       of {clips:,} clips, each computed once; those in the cache are taken from there")

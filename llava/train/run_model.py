@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from llava import foreign
 from llava.config.flags import ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.video import VideoSpec
-from llava.data.records import Record
+from llava.data.columns import representatives
+from llava.data.records import MODALITIES, Record, modality_codes
 from llava.data.text_format import TextFormat
 from llava.data.text_start import recorded_text
 from llava.errors import MissingFile, UserError
@@ -149,7 +150,7 @@ def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> N
     Raises:
         ValueError: naming the flag that is missing or superfluous.
     """
-    visual = sum(bool(r.videos or r.images) for r in records)
+    visual = int((modality_codes(records) != MODALITIES.index("text")).sum())
     if visual and model_args.vision_tower is None:
         raise UserError(f"{visual} records have a video or image, but there is no --vision_tower")
     if not visual and set(tunable_parts(model_args)) - {"mm_language_model"}:
@@ -219,7 +220,7 @@ def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str,
     The fast stream serves videos alone, and of a tower that trains only the layers up to the selected one are used.
     """
     reasons: dict[str, str] = {}
-    if model.vision_resampler is not None and not any(r.videos for r in records):
+    if model.vision_resampler is not None and not any(r.videos for r in representatives(records)[0]):
         reasons |= {
             f"vision_resampler.fast.{name}": "the fast stream, since no record has a video"
             for name, _ in model.vision_resampler.fast.named_parameters()

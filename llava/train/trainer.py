@@ -21,6 +21,7 @@ from transformers.integrations import TensorBoardCallback
 
 from llava.config.commands import quiet_libraries
 from llava.constants import IGNORE_INDEX, RUN_RECORD
+from llava.data.columns import RecordIds
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
@@ -111,7 +112,7 @@ class LlavaTrainer(ResumableTrainer):
                 self.model,
                 self.args,
                 part_learning_rates(self.args),
-                None if records is None else [r.id for r in records],
+                None if records is None else RecordIds(records),
                 sound=monitor.sound,
                 reduce=lambda values: self.accelerator.reduce(values, "sum"),
                 gather=gather_object,

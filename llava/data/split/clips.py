@@ -5,7 +5,6 @@ Letters in shapes: C clips, T frames, P patches, Dv width of the tower, H and W 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from llava.data.features.workers import WorkerFailure, run_tasks
 from llava.data.json_records import DatasetError
 from llava.data.records import Record
 from llava.data.split.core import chained, connected, near_pairs, radius_of, unit_rows
+from llava.data.split.text_key import text_keys
 from llava.data.video import VideoError, read_frames, read_image
 from llava.errors import show
 
@@ -63,12 +63,6 @@ def _named_key(clip: str) -> str:
     return clip_key(clip if has_extension else f"{clip}.mp4")
 
 
-def text_key(record: Record) -> str:
-    """The key of a record without any clip: its words, so that equal texts stay together."""
-    words = "\n".join(turn["value"] for turn in record.conversations)
-    return f"text:{hashlib.sha256(words.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
-
-
 @dataclass
 class Clips:
     """The clips of records.
@@ -89,7 +83,7 @@ def clips_of(records: Sequence[Record]) -> Clips:
     keys = [keys_of(r) for r in records]
     has_clips = any(keys)
     if not has_clips:
-        keys = [[text_key(r)] for r in records]
+        keys = [[key] for key in text_keys(records)]
     paths: dict[str, list[str]] = {}
     for record, named in zip(records, keys, strict=True):
         files = (*record.videos, *record.images)

@@ -17,12 +17,14 @@ from torch import nn
 from transformers import TrainerCallback, get_scheduler
 
 from llava.constants import IGNORE_INDEX
+from llava.data.columns import RecordIds
+from llava.data.hashes import hash64
 from llava.errors import UserError
 from llava.model.builder import KEY_BIASES, parameter_groups
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
-from llava.train.monitor.served import Difference, Served, ServedSamples, id_hash, served_problem
+from llava.train.monitor.served import Difference, Served, ServedSamples, served_problem
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +349,8 @@ class Invariants(TrainerCallback):
         count, total, unknown = self.reduce(told).tolist()
         if unknown:
             return
-        wanted = sum(map(id_hash, self.ids))
+        hashes = self.ids.hashes if isinstance(self.ids, RecordIds) else map(hash64, self.ids)
+        wanted = sum(map(int, hashes))
         if count == len(self.ids) and (total - wanted) % (1 << 64) == 0:
             return
         hashes = [h for part in self.gather([served.hashes.tolist()]) for h in part]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
 from llava.data.positions import supervised_positions
-from llava.data.records import Record, modality, spread
+from llava.data.records import Record, by_modality, spread
 from llava.data.words import differing_words
 from llava.train.preflight.data import Finding
 
@@ -51,9 +51,8 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
     """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words."""
     findings = []
     text_format = getattr(dataset, "text_format", None)
-    kinds = [modality(r) for r in dataset.records]
-    for kind in sorted(set(kinds)):
-        chosen = spread([i for i, k in enumerate(kinds) if k == kind], READ_RECORDS)
+    for kind, members in by_modality(dataset.records).items():
+        chosen = spread(members.tolist(), READ_RECORDS)
         wrong: list[str] = []
         changed = 0
         for index in chosen:

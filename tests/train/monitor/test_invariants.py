@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from llava.data.hashes import hash64
 from llava.data.sampler import ModalityLengthSampler
 from llava.errors import message_of
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
@@ -24,7 +25,6 @@ from llava.train.monitor.invariants import (
     schedule_factor,
     still_remedy,
 )
-from llava.train.monitor.served import id_hash
 from llava.train.trainer import LlavaTrainer
 from tests.train.runs import train
 
@@ -194,7 +194,7 @@ def test_what_a_resumed_epoch_served_before_is_not_called_left_out():
         nn.Linear(1, 1), args, {}, ["a", "b", "c"], sound=found.append, reduce=lambda values: values,
         gather=lambda lists: lists, step_losses=lambda: (0, 0), told=set,
     )  # fmt: skip
-    watch.served.restore([2, sum(map(id_hash, "ab"))])
+    watch.served.restore([2, sum(map(hash64, "ab"))])
     watch.served.add(["a"])
     watch.on_epoch_end(args, SimpleNamespace(epoch=1.0, global_step=3), None)
     assert "3 samples where there are 3 records: which is not known" in found[0].message
