@@ -150,10 +150,7 @@ def varlen_attention(
     """
     if cu_seq_lens_q is None:
         if attention_mask is not None and attention_mask.shape[-2:] == (1, 1) != (query.shape[2], key.shape[2]):
-            raise UserError(
-                f"{type(module).__name__} does not hand the bounds of samples on to its attention: "
-                "--packed_attention mask"
-            )
+            raise ValueError(f"{type(module).__name__} does not hand the bounds of samples on to its attention")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs
         )
