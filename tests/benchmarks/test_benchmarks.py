@@ -94,7 +94,7 @@ def test_kernels_are_operations_that_compute():
 def test_a_step_launches_no_more_kernels_than_it_did():
     """Two layers. Where one is needed, the number here is raised and docs/performance.md says what for."""
     plain, found = (kernels.step_parts(TINY, once) for once in (False, True))
-    assert found["forward"] + found["backward"] <= 251 < plain["forward"] + plain["backward"]
+    assert found["forward"] + found["backward"] <= 253 < plain["forward"] + plain["backward"]
     assert found["Muon and AdamW"] <= 65 < plain["Muon and AdamW"]
     assert found["AdamW"] == 2 and found["clipping"] <= 8
 
