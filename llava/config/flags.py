@@ -155,7 +155,7 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "Where features of a frozen tower are kept: a folder, auto (feature_cache beside output_dir), "
-            "or off."
+            "s3://bucket/folder, which is only read (docs/shards.md), or off."
         },
     )
     feature_dtype: str = field(

@@ -23,6 +23,7 @@ from llava.data.columns import representatives, standing_at, take
 from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
+from llava.data.features.remote import open_folder
 from llava.data.record_table import RecordTable
 from llava.data.records import (
     Problem,
@@ -220,9 +221,10 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
     return cache
 
 
-def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Path:
+def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Any:
+    """A `Path`, or a folder in a bucket."""
     beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
-    return beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
+    return beside if data_args.feature_cache == "auto" else open_folder(data_args.feature_cache)
 
 
 def make_data(
