@@ -121,6 +121,11 @@ class StreamResampler(nn.Module):
             for parameter in (self.patch_row, self.patch_column):
                 nn.init.normal_(parameter, std=PATCH_POSITION_STD)
 
+    @property
+    def one_patch_each(self) -> bool:
+        """Whether the region of every latent is a single patch, so that attention without a class token is idle."""
+        return self.patches[0] <= self.grid[0] and self.patches[1] <= self.grid[1]
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(V, T, extra + P, D) projected patches -> (V, T * N, D) rows.
 
