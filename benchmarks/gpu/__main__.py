@@ -33,12 +33,12 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 TINY = Size(2, 32, 2, vocabulary=128, tower=16, image=28, fast=1, slow=4, batch=2, frames=2)
 SIZE = "12x768"
 PARTS = (
-    Part("machine", "Device and ceilings", machine.machine, 1),
+    Part("machine", "Device and ceilings", machine.machine, 2),
     Part("equality", "Equal losses and gradients", equality.equality, 2),
     Part("states", "Equal features and optimiser steps", states.states, 1),
     Part("attention", "Equal attention", attention.attention, 2),
     Part("resume", "Resumed to the bit", runs.resume, 3),
-    Part("runs", "Runs of the trainer", runs.runs, 4),
+    Part("runs", "Runs of the trainer", runs.runs, 5),
     Part("zero", "DeepSpeed on one device", runs.zero, 2),
     Part("fsdp2", "FSDP2 on one device", runs.fsdp2, 1),
     Part("step", "A step", step.step, 2),

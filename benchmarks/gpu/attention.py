@@ -24,6 +24,7 @@ from llava.data.packing import TrainingCollator
 
 WAYS = "llava.model.packed_attention"
 """The module of the ways that need no mask of all pairs, where this checkout has it."""
+PACKED_WAYS = ("varlen", "flex")
 
 
 def with_attention(model: Any, name: str) -> Any:
@@ -46,8 +47,12 @@ def by_kernels(setting: Setting, model: Any, batch: Batch, kernels: SDPBackend) 
         raise
 
 
-def in_one_row(setting: Setting, model: Any, samples: list[dict[str, Any]], way: str) -> Result:
-    """A pass of all samples in one row, in the device's 16 bits."""
+def by_way(setting: Setting, model: Any, samples: list[dict[str, Any]], way: str) -> tuple[Any, Batch]:
+    """A copy of the model that takes all samples in one row, and the batch that it takes.
+
+    Raises:
+        NotHereError: where this checkout, device or torch has no such way.
+    """
     if importlib.util.find_spec(WAYS) is None:
         raise NotHereError("this checkout packs with a mask of all pairs alone")
     ways = importlib.import_module(WAYS)
@@ -56,7 +61,12 @@ def in_one_row(setting: Setting, model: Any, samples: list[dict[str, Any]], way:
     other = copy.deepcopy(model)
     ways.take_way(other, way)
     batch = TrainingCollator(0, model.visual_templates(), pack=True, flat=True)(samples)  # type: ignore[call-arg]
-    return passed(other.train(), to_device(batch, setting.device), setting.autocast())
+    return other.train(), to_device(batch, setting.device)
+
+
+def in_one_row(setting: Setting, model: Any, samples: list[dict[str, Any]], way: str) -> Result:
+    """A pass of all samples in one row, in the device's 16 bits."""
+    return passed(*by_way(setting, model, samples, way), setting.autocast())
 
 
 def checks(setting: Setting) -> list[Check]:
@@ -83,7 +93,7 @@ def checks(setting: Setting) -> list[Check]:
         math, fast = (partial(by_kernels, setting, words, text, k) for k in (SDPBackend.MATH, kernels))
         name = f"SDPA by {kernels.name.lower()} against its plain product, 16 bits"
         found.append(Check(name, math, fast, KERNELS))
-    for way in ("varlen", "flex"):
+    for way in PACKED_WAYS:
         fast = partial(in_one_row, setting, model, samples, way)
         name = f"samples in one row by {way} against one sample a row, 16 bits"
         found.append(Check(name, in_half, fast, KERNELS))

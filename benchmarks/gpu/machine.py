@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -31,10 +32,11 @@ def versions() -> dict[str, str]:
 
 
 def driver() -> dict[str, str]:
-    """What `nvidia-smi` says of the first device; a line that says why it says nothing."""
+    """What `nvidia-smi` says of the device in use; a line that says why it says nothing."""
+    place = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
     try:
         shown = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader", "-i", "0"],
+            ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader", "-i", place],
             capture_output=True, text=True, check=True, timeout=20,
         ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
@@ -92,7 +94,7 @@ def _product(n: int, dtype: torch.dtype, setting: Setting) -> float:
         for _ in range(4):
             torch.mm(a, b, out=out)
 
-    return 4 * 2 * n**3 / min(seconds_of(several, setting.repeats, setting.seconds / 12))
+    return 4 * 2 * n**3 / min(seconds_of(several, setting.repeats, setting.seconds / 20))
 
 
 def copies(setting: Setting) -> Iterator[Row]:
@@ -103,7 +105,7 @@ def copies(setting: Setting) -> Iterator[Row]:
     size = 2 * count
 
     def rate(work: Any) -> float:
-        return size / min(seconds_of(work, setting.repeats, setting.seconds / 12)) / 1e9
+        return size / min(seconds_of(work, setting.repeats, setting.seconds / 20)) / 1e9
 
     yield measured("copy within the device", rate(lambda: target.copy_(source)), "GB/s", f"{size / 2**20:.3g} MiB")
     if setting.device == "cpu":

@@ -12,12 +12,14 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from benchmarks import training
+from benchmarks.gpu.attention import PACKED_WAYS, by_way
 from benchmarks.gpu.clock import medians, repeated, seconds_of
+from benchmarks.gpu.equality import collated, mixed_samples
 from benchmarks.gpu.parts import Row, Setting, measured, not_here, paired, trying
-from benchmarks.gpu.states import in_loop, muon_adamw, pixels_of
+from benchmarks.gpu.states import casting, half_weights, in_loop, muon_adamw, pixels_of
 from benchmarks.gpu.step import Step, forget, host_batch, timed_step
 from benchmarks.models import Size, make_model
-from benchmarks.timing import full_logits, now, pass_of, peak_memory, to_device
+from benchmarks.timing import Batch, full_logits, now, pass_of, peak_memory, to_device
 from llava.model import vlm
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
@@ -35,6 +37,42 @@ def packing(setting: Setting) -> Iterator[Row]:
     for row in rows:
         note = f"{row['note']}; pairs from {row['lowest']:.3g} to {row['highest']:.3g}"
         yield paired(row["measure"], row["plain"], row["fast"], "s", note)
+
+
+def in_one_row(setting: Setting) -> Iterator[Row]:
+    """Videos and texts in several rows with masks, and all in one row by each way that needs none."""
+    model = make_model(setting.size).to(setting.device).train()
+    number = max(2, min(FEW, setting.batch) // 2)
+    samples = mixed_samples(setting.size, videos=number, texts=3 * number)
+    masked = collated(setting, model, samples, pack=True)
+
+    def time(model: Any, batch: Batch) -> float:
+        work = partial(pass_of, model, [batch], setting.autocast)
+        return 1000 * median(seconds_of(work, setting.repeats, setting.seconds / 20))
+
+    plain = time(model, masked)
+
+    def one(way: str) -> Iterator[Row]:
+        other, batch = by_way(setting, model, samples, way)
+        note = f"forward and backward of {number} videos and {3 * number} texts"
+        yield paired(f"packed with masks against one row by {way}", plain, time(other, batch), "ms", note)
+
+    for way in PACKED_WAYS:
+        yield from trying(f"packed with masks against one row by {way}", partial(one, way))
+        forget(setting.device)
+
+
+def cast_once(setting: Setting) -> Iterator[Row]:
+    """Weights cast to 16 bits by autocast in each pass, and all at once."""
+    number = min(FEW, setting.batch)
+    step = Step(setting, number)
+    step.context = partial(casting, setting, half_weights(setting, step.model))
+    for _ in range(3):
+        step()
+    found = medians(repeated(step, setting.repeats, setting.seconds / 20))
+    plain, _ = timed_step(setting, number, setting.seconds / 20)
+    name = "weights cast by autocast against once a step"
+    yield paired(name, 1000 * plain["step"], 1000 * found["step"], "ms", f"step of batch {number}")
 
 
 def compiling(setting: Setting) -> Iterator[Row]:
@@ -152,6 +190,6 @@ def vision(setting: Setting) -> Iterator[Row]:
 
 def variants(setting: Setting) -> Iterator[Row]:
     """Each pair; what one of them needs is given back before the next."""
-    for work in (packing, precision, logits, optimisers, vision):
-        yield from trying(work.__name__, partial(work, setting))
+    for work in (packing, in_one_row, cast_once, precision, logits, optimisers, vision):
+        yield from trying(work.__name__.replace("_", " "), partial(work, setting))
         forget(setting.device)

@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from llava.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -62,11 +64,11 @@ class Prepared:
         """
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("arrays"), dict):
-            raise ValueError(f"{folder / ABOUT} is not what was written")
+            raise UserError(f"{folder / ABOUT} is not what was written")
         for name, (dtype, count, _) in about["arrays"].items():
             size, expected = os.stat(folder / f"{name}.bin").st_size, np.dtype(dtype).itemsize * count
             if size != expected:
-                raise ValueError(f"{folder / name}.bin has {size} bytes, expected {expected}")
+                raise UserError(f"{folder / name}.bin has {size} bytes, expected {expected}")
         return cls(folder, about)
 
     def __reduce__(self) -> Any:
@@ -94,7 +96,7 @@ class Prepared:
                 while block := file.read(BLOCK):
                     found = zlib.crc32(block, found)
             if found != checksum:
-                raise ValueError(f"{self.folder / name}.bin: checksum {found:08x}, expected {checksum:08x}")
+                raise UserError(f"{self.folder / name}.bin: checksum {found:08x}, expected {checksum:08x}")
 
 
 class Writer:

@@ -299,8 +299,10 @@ def is_hopeless(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
     if any(p.kind != "missing file" for p in problems):
         return True
     missing = {p.source for p in problems}
+    if not missing:
+        return False
     visual = np.flatnonzero(modality_codes(records) != MODALITIES.index("text"))
-    return bool(missing) and len(visual) > 0 and bool(standing_at(records, missing)[visual].all())
+    return len(visual) > 0 and bool(standing_at(records, missing)[visual].all())
 
 
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
