@@ -21,10 +21,10 @@ from benchmarks.gpu.parts import NotHereError, Row, Setting, trying
 from benchmarks.models import make_model, make_samples
 from benchmarks.timing import Batch, to_device
 from llava.data.packing import TrainingCollator
+from llava.model.packed_attention import problem_of, take_way
 
-WAYS = "llava.model.packed_attention"
-"""The module of the ways that need no mask of all pairs, where this checkout has it."""
 PACKED_WAYS = ("varlen", "flex")
+"""Of `--packed_attention`, those that need no mask of all pairs."""
 
 
 def with_attention(model: Any, name: str) -> Any:
@@ -51,16 +51,13 @@ def by_way(setting: Setting, model: Any, samples: list[dict[str, Any]], way: str
     """A copy of the model that takes all samples in one row, and the batch that it takes.
 
     Raises:
-        NotHereError: where this checkout, device or torch has no such way.
+        NotHereError: where this device or torch has no such way.
     """
-    if importlib.util.find_spec(WAYS) is None:
-        raise NotHereError("this checkout packs with a mask of all pairs alone")
-    ways = importlib.import_module(WAYS)
-    if problem := ways.problem_of(way, model, torch.device(setting.device), half=True):
+    if problem := problem_of(way, model, torch.device(setting.device), half=True):
         raise NotHereError(problem)
     other = copy.deepcopy(model)
-    ways.take_way(other, way)
-    batch = TrainingCollator(0, model.visual_templates(), pack=True, flat=True)(samples)  # type: ignore[call-arg]
+    take_way(other, way)
+    batch = TrainingCollator(0, model.visual_templates(), pack=True, flat=True)(samples)
     return other.train(), to_device(batch, setting.device)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,16 +11,15 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.equality import KERNELS, ROUNDED, Check, Result, collated, passed, run_checks
-from benchmarks.gpu.parts import NotHereError, Row, Setting
+from benchmarks.gpu.parts import Row, Setting
 from benchmarks.models import Size, make_model, make_samples
 from benchmarks.timing import Batch
 from llava.data.features.store import TOLERANCES, FeatureCache
 from llava.model.builder import parameter_groups
 from llava.train import muon
+from llava.train.half_weights import HalfWeights
 from llava.train.muon import MuonAdamW, muon_cuts
 
-CASTS = "llava.train.half_weights"
-"""The module that casts weights once a step, where this checkout has it."""
 LEARNING_RATE = 1e-3
 SPREAD = 4
 """How much more the gradients of a part may change than features do: maxima of the pooling move to other patches."""
@@ -85,19 +82,8 @@ def muon_adamw(model: Any) -> torch.optim.Optimizer:
     return MuonAdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
 
 
-def half_weights(setting: Setting, model: Any) -> Any:
-    """What casts the model's weights all at once.
-
-    Raises:
-        NotHereError: where this checkout has no such thing.
-    """
-    if importlib.util.find_spec(CASTS) is None:
-        raise NotHereError("this checkout leaves casting to autocast")
-    return importlib.import_module(CASTS).HalfWeights(model, setting.half)
-
-
 @contextmanager
-def casting(setting: Setting, half: Any) -> Iterator[None]:
+def casting(setting: Setting, half: HalfWeights) -> Iterator[None]:
     """Around a forward pass: with weights that are cast now."""
     half.forget()
     with half.used(), setting.autocast():
@@ -106,7 +92,7 @@ def casting(setting: Setting, half: Any) -> Iterator[None]:
 
 def cast_once(setting: Setting, model: Any, batch: Batch) -> Result:
     """A pass with all weights cast to 16 bits at once."""
-    return passed(model, batch, casting(setting, half_weights(setting, model)))
+    return passed(model, batch, casting(setting, HalfWeights(model, setting.half)))
 
 
 def one_by_one(work: Any) -> Result:

@@ -16,12 +16,13 @@ from benchmarks.gpu.attention import PACKED_WAYS, by_way
 from benchmarks.gpu.clock import medians, repeated, seconds_of
 from benchmarks.gpu.equality import collated, mixed_samples
 from benchmarks.gpu.parts import Row, Setting, measured, not_here, paired, trying
-from benchmarks.gpu.states import casting, half_weights, in_loop, muon_adamw, pixels_of
+from benchmarks.gpu.states import casting, in_loop, muon_adamw, pixels_of
 from benchmarks.gpu.step import Step, forget, host_batch, timed_step
 from benchmarks.models import Size, make_model
 from benchmarks.timing import Batch, full_logits, now, pass_of, peak_memory, to_device
 from llava.model import vlm
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
+from llava.train.half_weights import HalfWeights
 
 MODES = ("default", "reduce-overhead")
 """Of `torch.compile`; the second replays CUDA graphs."""
@@ -66,7 +67,7 @@ def cast_once(setting: Setting) -> Iterator[Row]:
     """Weights cast to 16 bits by autocast in each pass, and all at once."""
     number = min(FEW, setting.batch)
     step = Step(setting, number)
-    step.context = partial(casting, setting, half_weights(setting, step.model))
+    step.context = partial(casting, setting, HalfWeights(step.model, setting.half))
     for _ in range(3):
         step()
     found = medians(repeated(step, setting.repeats, setting.seconds / 20))

@@ -1,7 +1,7 @@
 """Folders of arrays that are made once of the data files and memory-mapped by every process.
 
-A folder holds one `NAME.bin` for each array, its values and nothing else, and `about.json`: the types, lengths and
-checksums of the arrays, and the `identity` of what they were made of. A folder's name is a hash of that identity, so
+A folder holds one `NAME.npy` for each array and `about.json`: the types, lengths and checksums of the arrays, and the
+`identity` of what they were made of. A folder's name is a hash of that identity, so
 that a data file that changed, another setting, or other code that reads records leads to another folder. It is renamed
 into place when it is complete; one that was made of a file that has changed since is deleted by who makes the next.
 
@@ -11,6 +11,7 @@ Letters in shapes: N rows of a table.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -66,9 +67,10 @@ class Prepared:
         if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("arrays"), dict):
             raise UserError(f"{folder / ABOUT} is not what was written")
         for name, (dtype, count, _) in about["arrays"].items():
-            size, expected = os.stat(folder / f"{name}.bin").st_size, np.dtype(dtype).itemsize * count
+            path = folder / f"{name}.npy"
+            size, expected = os.stat(path).st_size, len(_header(dtype, count)) + np.dtype(dtype).itemsize * count
             if size != expected:
-                raise UserError(f"{folder / name}.bin has {size} bytes, expected {expected}")
+                raise UserError(f"{path} has {size} bytes, expected {expected}")
         return cls(folder, about)
 
     def __reduce__(self) -> Any:
@@ -79,9 +81,9 @@ class Prepared:
         """An array (N,) of the folder, memory-mapped and read-only."""
         if name not in self._mapped:
             dtype, count, _ = self._arrays[name]
-            path = self.folder / f"{name}.bin"
-            # A file of no bytes cannot be mapped.
-            self._mapped[name] = np.asarray(np.memmap(path, dtype, "r", shape=count)) if count else np.empty(0, dtype)
+            # No bytes cannot be mapped.
+            path = self.folder / f"{name}.npy"
+            self._mapped[name] = np.asarray(np.load(path, mmap_mode="r")) if count else np.empty(0, dtype)
         return self._mapped[name]
 
     def check(self) -> None:
@@ -90,13 +92,22 @@ class Prepared:
         Raises:
             ValueError: naming the file that is damaged.
         """
-        for name, (_, _, checksum) in self._arrays.items():
-            found = 0
-            with open(self.folder / f"{name}.bin", "rb") as file:
+        for name, (dtype, count, checksum) in self._arrays.items():
+            path, header, found = self.folder / f"{name}.npy", _header(dtype, count), 0
+            with open(path, "rb") as file:
+                if file.read(len(header)) != header:
+                    raise UserError(f"{path} does not begin as it was written")
                 while block := file.read(BLOCK):
                     found = zlib.crc32(block, found)
             if found != checksum:
-                raise UserError(f"{self.folder / name}.bin: checksum {found:08x}, expected {checksum:08x}")
+                raise UserError(f"{path}: checksum {found:08x}, expected {checksum:08x}")
+
+
+def _header(dtype: str, count: int) -> bytes:
+    """The beginning of an .npy file; numpy leaves room in it, so that it is as long for every `count`."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": (count,)})
+    return stream.getvalue()
 
 
 class Writer:
@@ -131,14 +142,18 @@ class Writer:
     def _flush(self, name: str) -> None:
         state, buffer = self._state[name], self._parts[name]
         state[2] = zlib.crc32(buffer, state[2])
-        with open(self.folder / f"{name}.bin", "ab") as file:
+        with open(self.folder / f"{name}.npy", "ab") as file:
+            if not file.tell():
+                file.write(_header(state[0], 0))
             file.write(buffer)
         buffer.clear()
 
     def finish(self) -> dict[str, list[Any]]:
         """Writes what is left; type, count and checksum of every array."""
-        for name in self._parts:
+        for name, (dtype, count, _) in self._state.items():
             self._flush(name)
+            with open(self.folder / f"{name}.npy", "r+b") as file:
+                file.write(_header(dtype, count))
         return self._state
 
 

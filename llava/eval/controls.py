@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 from llava.config.commands import check_output, parse
 from llava.config.groups import DataFlags, EvaluationFlags
@@ -273,7 +275,10 @@ def _blank_video(model: nn.Module) -> Callable[[str, torch.Tensor], torch.Tensor
             if model.vision_tower is None:
                 raise ValueError("the blank video needs the vision tower: call attach_vision_tower() first")
             tower = model.vision_tower.to(model.device)
-            kept[key] = tower(pixels[None].to(tower.vision_model.dtype))[0]
+            given = pixels[None].to(tower.vision_model.dtype)
+            # FSDP brings weights together when the whole model is called, and here its tower is called alone.
+            whole = {n: p.full_tensor() for n, p in tower.named_parameters() if isinstance(p, DTensor)}
+            kept[key] = functional_call(tower, whole, (given,))[0]
         return kept[key].to(videos.dtype).expand_as(videos)
 
     return blank

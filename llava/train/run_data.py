@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -160,12 +161,15 @@ def write_held_out(records: Sequence[Record], settings: Settings) -> None:
     """Writes records into `held_out.json` of the run's folder, for captioning: paths below the folders of the flags."""
     folders = {"video": settings.data.video_folder, "image": settings.data.image_folder}
 
+    @functools.cache
+    def below(path: str, folder: str | None) -> str:
+        return os.path.relpath(path, folder) if folder and Path(path).is_relative_to(folder) else path
+
     def row(record: Record) -> dict[str, Any]:
         made: dict[str, Any] = {"id": record.id, "conversations": record.conversations}
         for kind, paths in (("video", record.videos), ("image", record.images)):
-            folder = folders[kind]
-            below = [os.path.relpath(p, folder) if folder and Path(p).is_relative_to(folder) else p for p in paths]
-            made |= {kind: below[0] if len(below) == 1 else below} if below else {}
+            named = [below(p, folders[kind]) for p in paths]
+            made |= {kind: named[0] if len(named) == 1 else named} if named else {}
         return made | ({"meta": record.meta} if record.meta else {})
 
     folder = Path(settings.training.output_dir)

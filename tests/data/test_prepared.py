@@ -39,6 +39,7 @@ def test_what_was_written_is_read_by_every_later_opening(tmp_path, source):
     for found in (open_it(tmp_path / "cache", source, made), open_it(tmp_path / "cache", source, made)):
         assert found["numbers"].tolist() == list(range(10)) and found["numbers"].dtype == np.uint16
         assert len(found["none"]) == 0
+        assert np.load(found.folder / "numbers.npy").tolist() == list(range(10)), "numpy reads it"
         texts = Texts(found, "words")
         assert [texts[i] for i in range(len(texts))] == WORDS
         assert texts.filled().tolist() == [bool(word) for word in WORDS]
@@ -69,13 +70,13 @@ def test_another_identity_or_a_changed_file_is_made_anew_and_the_stale_folder_go
     assert len(list(root.iterdir())) == 2, "of a file that is gone nothing is deleted"
 
 
-@pytest.mark.parametrize("damage", ["bit", "short", "about", "no array"])
+@pytest.mark.parametrize("damage", ["bit", "header", "short", "about", "no array"])
 def test_a_damaged_folder_is_named_and_made_again(tmp_path, source, damage, caplog):
     made: list[int] = []
     folder = open_it(tmp_path / "cache", source, made).folder
-    path = folder / ("about.json" if damage == "about" else "numbers.bin")
+    path = folder / ("about.json" if damage == "about" else "numbers.npy")
     data = bytearray(path.read_bytes())
-    data[3] ^= 1
+    data[-1 if damage == "bit" else 3] ^= 1
     if damage == "no array":
         path.unlink()
     else:

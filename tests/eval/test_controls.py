@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from llava.config.video import VideoSpec
 from llava.data.collator import DataCollatorForSupervisedDataset
@@ -17,6 +20,7 @@ from llava.data.prompt import pad_token_id, preprocess_plain_lm, video_tokens
 from llava.data.records import load_records
 from llava.eval.controls import (
     ControlLosses,
+    _blank_video,
     black_pixels,
     choose_samples,
     control_losses,
@@ -73,6 +77,22 @@ def test_black_pixels_are_black():
     pixels = black_pixels(PROCESSOR)
     mean, std = (torch.tensor(v)[:, None, None] for v in (PROCESSOR.image_mean, PROCESSOR.image_std))
     assert torch.allclose(pixels * std + mean, torch.zeros(3, 56, 56), atol=1e-6)
+
+
+def test_a_blank_video_of_a_tower_whose_weights_fsdp_spread(build):
+    """Its features are computed outside of the model's own forward pass, where FSDP brings no weights together."""
+    model = build()
+    videos = torch.randn(2, SPEC.num_frames, 16, model.config.mm_hidden_size)
+    with torch.no_grad():
+        expected = _blank_video(model)("video_features", videos)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with torch.no_grad():
+            found = _blank_video(model)("video_features", videos)
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(found, expected)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.data.features.test_store import features, files, fill, flip  # noqa: 
 
 def fill_tar(root, files, features, dtype="float16") -> FeatureCache:  # noqa: F811
     cache = FeatureCache(root, {"dtype": dtype}, shards=True)
-    cache.write([(cache.key(path, (0, 9), n == 1), path) for n, path in enumerate(files)], features)
+    cache.write([(cache.key(path, (0, 9)), path) for path in files], features)
     return cache
 
 
@@ -31,8 +31,8 @@ def test_a_folder_of_tars_is_read_as_one_of_arrays_is(tmp_path, files, features,
     fill_tar(tmp_path / "tars", files, features, dtype)
     arrays = fill(tmp_path / "arrays", files, features, dtype)
     tars = FeatureCache(tmp_path / "tars", {"dtype": dtype})
-    for n, path in enumerate(files):
-        assert tars.read(path, (0, 9), n == 1).equal(arrays.read(path, None)), path
+    for path in files:
+        assert tars.read(path, (0, 9)).equal(arrays.read(path, None)), path
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -42,7 +42,7 @@ def test_whoever_reads_tars_finds_an_array_a_clip(tmp_path, files, features, dty
     with tarfile.open(pair(cache)[0]) as tar:
         members = tar.getmembers()
         assert [m.name.partition(".")[::2] for m in members] == [
-            (cache.key(path, (0, 9), n == 1).replace(":", "_"), "npy") for n, path in enumerate(files)
+            (cache.key(path, (0, 9)).replace(":", "_"), "npy") for path in files
         ]
         for member, clip in zip(members, features, strict=True):
             array = np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False)
