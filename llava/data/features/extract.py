@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SHARD_BYTES = 256 << 20
 
 
-def open_cache(root: str | Path, model: Any, repair: bool = False) -> FeatureCache:
+def open_cache(root: str | Path, model: Any, repair: bool = False, run: str | None = None) -> FeatureCache:
     """The cache in `root` for the attached tower and the settings of a model with vision (`llava.model.llava_arch`).
 
     A tower that is kept by reference was compared with its checksum when it was attached. One that is stored may have
@@ -47,7 +47,7 @@ def open_cache(root: str | Path, model: Any, repair: bool = False) -> FeatureCac
         model.vision_tower.precision,
         config.mm_feature_dtype,
     )
-    return FeatureCache(root, settings, repair)
+    return FeatureCache(root, settings, repair, run)
 
 
 def cache_settings(

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import zlib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +19,11 @@ import numpy as np
 import torch
 
 from llava.data.features.content import load_json
+from llava.data.features.quantised import dequantise
+from llava.data.features.rows import read_into
 
 HEADER_BYTES = 1024
 """What stands before the rows of an array is shorter."""
-
-MAPPED = 256
-"""Shards that a process maps at once: each holds a file open, of which many systems allow 1,024."""
 
 
 class Shard(NamedTuple):
@@ -49,9 +47,20 @@ class Entry(NamedTuple):
     checksum: int
     key: str | None
 
+    @property
+    def offset(self) -> int:
+        """The row's first byte in the file. Rows fill its end, so that its header need not be trusted."""
+        return self.shard.size - (self.shard.rows - self.row) * self.shard.row_bytes
+
     def bytes(self) -> np.ndarray:
-        """The row as it lies on disk, (bytes,) uint8."""
-        return _map(self.shard)[self.row]
+        """The row as it lies on disk, (bytes,) uint8.
+
+        Raises:
+            OSError: when it cannot be read.
+        """
+        row = np.empty(self.shard.row_bytes, np.uint8)
+        read_into(self.shard.file, self.offset, [row])
+        return row
 
 
 def damage(entry: Entry) -> str:
@@ -151,13 +160,6 @@ def decode(row: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The bytes of a stored row to features (T, P, Dv) in fp16, in memory of their own."""
     if dtype == "float16":
         return torch.from_numpy(row.copy()).view(torch.float16).view(shape)
-    count = int(np.prod(shape))
-    values, scale = row[:count].view("i1").reshape(shape), row[count:].view("<f4")
-    return torch.from_numpy(np.multiply(values, scale, dtype=np.float32)).half()
-
-
-@lru_cache(maxsize=MAPPED)
-def _map(shard: Shard) -> np.ndarray:
-    """Rows of bytes (C, bytes) of a shard. They fill the end of the file, so that its header need not be trusted."""
-    offset = shard.size - shard.rows * shard.row_bytes
-    return np.asarray(np.memmap(shard.file, np.uint8, "r", offset, (shard.rows, shard.row_bytes)))
+    count = math.prod(shape)
+    values, scale = (torch.from_numpy(part.copy()) for part in (row[:count].view("i1"), row[count:].view("<f4")))
+    return dequantise(values.view(shape), scale)

@@ -1,4 +1,4 @@
-"""The files of a feature cache: checked shards of features, memory-mapped.
+"""The files of a feature cache: checked shards of features.
 
 A cache folder holds one subfolder for each fingerprint of settings, and in it pairs of files: `NAME.npy`, the features
 of some clips, one row of bytes each, and `NAME.json`, their index with a checksum for each row. The index is renamed
@@ -30,8 +30,10 @@ import numpy as np
 import torch
 
 from llava.data.features.content import ContentHashes, load_json, replace_file
+from llava.data.features.rows import DamagedFeatures, StoredRow
 from llava.data.features.shards import Entry, damage, decode, encode, read_index, row_checksum
-from llava.errors import MissingFile, NotCached, UnwritableFile, UserError
+from llava.data.features.sound import SoundRows
+from llava.errors import MissingFile, NotCached, UnwritableFile
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +55,6 @@ Clip = tuple[str, Split, bool]
 """(path, segment, is it an image)."""
 
 
-class DamagedFeatures(UserError):
-    """A row of a shard is not what was written."""
-
-
 class FeatureCache:
     """Features of one tower under one set of settings.
 
@@ -65,9 +63,13 @@ class FeatureCache:
         settings: everything that determines a feature apart from the clip itself; a difference in any of it leads to
             another subfolder. `dtype` is the type that features are stored as.
         repair: whether extraction first checks all that it would reuse, and computes damaged features again.
+        run: a name that the processes of a run have in common: they verify each row once on a machine, and not once
+            each.
     """
 
-    def __init__(self, root: str | Path, settings: dict[str, Any], repair: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, settings: dict[str, Any], repair: bool = False, run: str | None = None
+    ) -> None:
         self.settings = {"format": FORMAT, **settings}
         self.dtype = settings.get("dtype", "float16")
         self.repair = repair
@@ -75,6 +77,7 @@ class FeatureCache:
         self.folder = Path(root) / self.fingerprint
         self.contents = ContentHashes(Path(root) / "contents")
         self._entries: dict[str, Entry] = {}
+        self._verified = SoundRows(0, run)
         self._sound: set[str] = set()
         self._ignored: set[str] = set()
         self.reload()
@@ -107,6 +110,12 @@ class FeatureCache:
                         "%s: damaged, ignored; extraction computes its features again, and then it and %s can be "
                         "deleted (%s: %s)", index, index.with_suffix(".npy").name, type(error).__name__, error
                     )  # fmt: skip
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """For as many verified rows as there are, before data workers are forked."""
+        if len(self._entries) > self._verified.room:
+            self._verified = SoundRows(len(self._entries), self._verified.name)
 
     def key(self, path: str, split: Split, is_image: bool = False) -> str:
         """Key of a clip: the hash of its content, the segment, and whether it is read as an image. Reads the file when
@@ -123,11 +132,16 @@ class FeatureCache:
         return entry.shard.name, entry.row
 
     def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
-        """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
+        """Features (T, P, Dv) of a clip, in fp16 and in memory of their own; an image has T = 1. Raises as `stored`."""
+        found = self.stored(path, split, is_image).tensor()
+        return found[None] if is_image else found
+
+    def stored(self, path: str, split: Split, is_image: bool = False) -> StoredRow:
+        """Where the features of a clip lie, verified before anything in this run reads them.
 
         Raises:
             LookupError: when the clip as it is now was never extracted.
-            DamagedFeatures: when what is on disk is not what was written; found when a process first reads the row.
+            DamagedFeatures: when what is on disk is not what was written.
             FileNotFoundError: when the clip is gone.
         """
         try:
@@ -144,15 +158,22 @@ class FeatureCache:
                 "again, which extracts it"
             )
         if key not in self._sound:
-            problem = self._damage(entry)
-            if problem:
-                raise DamagedFeatures(
-                    f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
-                    "compute them again with the flags of this run and --repair_features (training or python -m "
-                    "llava.data.extract), and have the disk checked"
-                )
+            self._verify(path, entry)
             self._sound.add(key)
-        return self.row(key)
+        shape = entry.shard.shape[1:] if is_image else entry.shard.shape
+        return StoredRow(path, entry.shard.file, entry.offset, shape, self.dtype)
+
+    def _verify(self, path: str, entry: Entry) -> None:
+        if entry in self._verified:
+            return
+        problem = self._damage(entry)
+        if problem:
+            raise DamagedFeatures(
+                f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
+                "compute them again with the flags of this run and --repair_features (training or python -m "
+                "llava.data.extract), and have the disk checked"
+            )
+        self._verified.add(entry)
 
     def row(self, key: str) -> torch.Tensor:
         """Features (T, P, Dv) of a key as they lie on disk, in fp16, their checksum not looked at.
@@ -228,6 +249,7 @@ class FeatureCache:
             replace_file(self.folder / "settings.json", partial(_dump, self.settings))
         replace_file(path, partial(_dump, index))
         self._entries |= read_index(path, self.dtype)
+        self._make_room()
 
     def _cannot_write(self, size: int, error: OSError) -> str:
         place = next(p for p in (self.folder, *self.folder.parents) if os.path.exists(p))
