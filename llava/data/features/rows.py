@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ import torch
 from llava.data.features.quantised import dequantise
 from llava.errors import UserError
 
+HUGE_PAGE = 2 << 20
 OPEN_FILES = 256
 """Shards that a process holds open: many systems allow 1,024 files."""
 
@@ -76,8 +78,8 @@ def read_rows(rows: Sequence[StoredRow], pin: bool = False) -> tuple[torch.Tenso
     """
     shape, dtype = rows[0].shape, rows[0].dtype
     is_int8 = dtype == "int8"
-    values = torch.empty(len(rows), *shape, dtype=torch.int8 if is_int8 else torch.float16, pin_memory=pin)
-    scales = torch.empty(len(rows), shape[-1], dtype=torch.int32, pin_memory=pin) if is_int8 else None
+    values = _empty((len(rows), *shape), torch.int8 if is_int8 else torch.float16, pin)
+    scales = _empty((len(rows), shape[-1]), torch.int32, pin) if is_int8 else None
     parts = [bytes_of(t) for t in (values, scales) if t is not None]
     for number, row in enumerate(rows):
         if (row.shape, row.dtype) != (shape, dtype):
@@ -90,6 +92,19 @@ def read_rows(rows: Sequence[StoredRow], pin: bool = False) -> tuple[torch.Tenso
                 f"read ({error}): put the file back, or start again, which extracts what is missing"
             ) from error
     return values, scales
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, pin: bool) -> torch.Tensor:
+    """Memory of its own. Large tensors come in fresh pages, each of which costs as much as copying into it does, unless
+    they are large too; pinned memory is kept by torch and used again.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if pin or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, pin_memory=pin)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # Of a system without them.
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_a_batch_is_what_its_clips_are_alone_each_byte_read_once(tmp_path, clips
     assert places == starts, "into the tensors of the batch themselves"
     given = VisionBatch(**batch).items[1].inputs[1]
     assert given.dtype == torch.float16 and torch.equal(given, alone)
+
+
+def test_memory_of_large_pages_is_memory(tmp_path, clips, monkeypatch):
+    cache = filled(tmp_path, clips)
+    expected = read_rows([cache.stored(path, None) for path in clips])[0]
+    monkeypatch.setattr(stored_rows, "HUGE_PAGE", 1)
+    found = read_rows([cache.stored(path, None) for path in clips])[0]
+    stored_rows._open.cache_clear()
+    gc.collect()
+    assert torch.equal(found, expected)
+    found.zero_()  # May be written to.
+    assert torch.equal(read_rows([cache.stored(path, None) for path in clips])[0], expected)
 
 
 def test_an_image_has_no_axis_of_frames(tmp_path, clips):
