@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -69,6 +70,14 @@ class Traffic(TorchDispatchMode):
         return result
 
 
+def found(name: str, *modules: str) -> Any:
+    """What the first of these modules calls so, by this checkout or an older one; None where none does."""
+    for module in modules:
+        with suppress(ImportError):
+            return getattr(import_module(module), name, None)
+    return None
+
+
 def make_tokenizer(folder: Path) -> None:
     """Words `w0`, `w1`, ... and the visual tokens."""
     from tokenizers import Tokenizer
@@ -107,11 +116,8 @@ def make_records(folder: Path, clips: int) -> list[Any]:
 
 def open_features(folder: Path, dtype: str) -> Any:
     """The cache of a folder, by the code of this checkout or of an older one."""
-    try:
-        store = import_module("llava.data.features.store")
-    except ImportError:
-        store = import_module("llava.data.feature_store")
-    return store.FeatureCache(folder / "cache", {"benchmark": 1, "dtype": dtype})
+    cache = found("FeatureCache", "llava.data.features.store", "llava.data.feature_store")
+    return cache(folder / "cache", {"benchmark": 1, "dtype": dtype})
 
 
 def fill(folder: Path, clips: int, dtype: str) -> None:
@@ -139,15 +145,12 @@ def measure(folder: Path, clips: int, workers: int, batch: int, epochs: int, dty
     """Seconds and CPU-seconds a sample of each epoch, bytes copied, and those of a plain copy, in this process."""
     from transformers import AutoTokenizer
 
-    from llava.config.video import VideoSpec
     from llava.data.dataset import LazySupervisedDataset
     from llava.data.packing import TrainingCollator
     from llava.data.prompt import preprocess_plain_lm, video_tokens
 
-    try:
-        from llava.data.handover import HandingOver
-    except ImportError:  # An older checkout.
-        HandingOver = None  # type: ignore[assignment,misc]
+    HandingOver = found("HandingOver", "llava.data.handover")
+    VideoSpec = found("VideoSpec", "llava.config.video", "llava.config")
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     torch.set_num_threads(1)
@@ -240,14 +243,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("| workers | code | samples/s | CPU-ms a sample, first | later (plain copies) | copies | a plain copy |")
         print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
         for workers in args.workers:
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
+            results: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
             for _ in range(args.repeats):
                 for name, checkout in checkouts.items():
-                    found[name].append(run_measure(
+                    results[name].append(run_measure(
                         checkout, args.profile, folder=str(folder), clips=args.clips, workers=workers, batch=args.batch,
                         epochs=args.epochs, dtype=args.dtype,
                     ))  # fmt: skip
-            for name, runs in found.items():
+            for name, runs in results.items():
                 rate = median(1 / run["later"]["seconds"] for run in runs)
                 first, later = (median(run[k]["cpu"] for run in runs) * 1e3 for k in ("first", "later"))
                 copy, copies = median(run["copy"] for run in runs) * 1e3, runs[0]["copies"]

@@ -19,7 +19,7 @@ from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.features.old import adopt_old
 from llava.data.features.room import Forecast, check_room
 from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
-from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, run_tasks
+from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, ahead, run_tasks
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.errors import Stopped, UserError
@@ -215,9 +215,10 @@ def extract_features(
             )
 
     work, done = partial(read_pixels, spec=spec, processor=processor), 0
+    running = run_tasks(work, missing, num_workers, timeout)
     with (
         progress(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as bar,
-        closing(run_tasks(work, missing, num_workers, timeout)) as results,
+        closing(ahead(running, batch_size) if num_workers else running) as results,
     ):
         try:
             for clip, result in results:
