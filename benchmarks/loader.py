@@ -42,11 +42,11 @@ WORDS = 15
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that torch's operations write into tensors of their own, and that files are read into memory."""
+    """Bytes that torch's operations write into tensors of `least` bytes and more, and that are read from files."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes, self.least = 0, least
         self.preadv = os.preadv
 
     def __enter__(self) -> Traffic:
@@ -65,7 +65,8 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **(kwargs or {}))
         name = operation.overloadpacket.__name__
-        if isinstance(result, torch.Tensor) and name in ("cat", "stack", "clone", "copy_", "_to_copy", "mul"):
+        copies = name in ("cat", "stack", "clone", "copy_", "_to_copy", "mul")
+        if copies and isinstance(result, torch.Tensor) and result.nbytes >= self.least:
             self.bytes += result.nbytes
         return result
 
@@ -147,9 +148,10 @@ def measure(folder: Path, clips: int, workers: int, batch: int, epochs: int, dty
 
     from llava.data.dataset import LazySupervisedDataset
     from llava.data.packing import TrainingCollator
-    from llava.data.prompt import preprocess_plain_lm, video_tokens
+    from llava.data.prompt import video_tokens
 
     HandingOver = found("HandingOver", "llava.data.handover")
+    preprocess_plain_lm = found("preprocess_plain_lm", "llava.data.prompt")
     VideoSpec = found("VideoSpec", "llava.config.video", "llava.config")
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -186,7 +188,7 @@ def measure(folder: Path, clips: int, workers: int, batch: int, epochs: int, dty
     if profile:
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(40)
     row = int(np.prod(SHAPE)) * (2 if dtype == "float16" else 1)
-    with Traffic() as traffic:
+    with Traffic(row) as traffic:
         collate([dataset[i] for i in range(batch)])
     return {
         "first": spent[0], "later": {k: median(s[k] for s in spent[1:]) for k in ("seconds", "cpu")},

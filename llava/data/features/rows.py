@@ -95,11 +95,11 @@ def read_rows(rows: Sequence[StoredRow], pin: bool = False) -> tuple[torch.Tenso
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, pin: bool) -> torch.Tensor:
-    """Memory of its own. Large tensors come in fresh pages, each of which costs as much as copying into it does, unless
-    they are large too; pinned memory is kept by torch and used again.
+    """Memory of its own. That of a batch comes in fresh pages, each of which costs more than copying into it does,
+    unless they are large; pinned memory and that of single clips is kept and used again.
     """
     size = math.prod(shape) * dtype.itemsize
-    if pin or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if pin or shape[0] == 1 or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, pin_memory=pin)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # Of a system without them.
