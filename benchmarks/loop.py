@@ -72,31 +72,40 @@ def make_language_model(folder: Path, size: Size) -> None:
     make_model.make_gpt2(fast, flags).save_pretrained(folder)
 
 
-def make_data(folder: Path, clips: Sequence[Path], records: int) -> None:
-    """Records of random captions over the clips, repeated."""
+def make_data(folder: Path, clips: Sequence[Path], records: int, words: int = 30_000) -> None:
+    """Records of random captions of `words` different words over the clips, repeated."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for i, clip in enumerate(islice(cycle(clips), records)):
-        caption = " ".join(f"w{w}" for w in torch.randint(0, 30_000, (WORDS - 1,), generator=generator).tolist())
+        caption = " ".join(f"w{w}" for w in torch.randint(0, words, (WORDS - 1,), generator=generator).tolist())
         turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": caption}]
         rows.append({"id": str(i), "video": clip.name, "conversations": turns})
     (folder / "data.json").write_text(json.dumps(rows))
 
 
+def run_arguments(
+    folder: Path, size: Size, name: str, clips: Path, use_cache: bool = True, **others: Any
+) -> list[str]:  # fmt: skip
+    """Flags of a run over `folder`'s data whose features come from the cache, or from decoding and the tower.
+
+    Args:
+        others: flags by name, in the place of these or beside them.
+    """
+    values: dict[str, Any] = {
+        "model_name_or_path": folder / name, "vision_tower": folder / "tower", "data_path": folder / "data.json",
+        "video_folder": clips, "output_dir": folder / "run", "val_fraction": 0,
+        "feature_cache": folder / "cache" if use_cache else "off", "vision_precision": "fp32",
+        "num_frames": size.frames, "mm_perceiver_latents": size.slow, "mm_perceiver_latents_fast": size.fast,
+        "mm_perceiver_depth": size.depth, "force_sample": True, "per_device_train_batch_size": size.batch,
+        "max_steps": STEPS, "dataloader_num_workers": 1, "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True, "model_max_length": 1024, "run_report": False, "preflight": "off",
+    }  # fmt: skip
+    return [part for name, value in (values | others).items() for part in (f"--{name}", str(value))]
+
+
 def prepared(folder: Path, size: Size, name: str, clips: Path, use_cache: bool = True) -> Run:
-    """A run over `folder`'s data whose features come from the cache, or from decoding and the tower."""
-    flags = [
-        "--model_name_or_path", str(folder / name), "--vision_tower", str(folder / "tower"),
-        "--data_path", str(folder / "data.json"), "--video_folder", str(clips), "--output_dir", str(folder / "run"),
-        "--val_fraction", "0",
-        "--feature_cache", str(folder / "cache") if use_cache else "off", "--vision_precision", "fp32",
-        "--num_frames", str(size.frames), "--mm_perceiver_latents", str(size.slow),
-        "--mm_perceiver_latents_fast", str(size.fast), "--mm_perceiver_depth", str(size.depth),
-        "--force_sample", "True", "--per_device_train_batch_size", str(size.batch), "--max_steps", str(STEPS),
-        "--dataloader_num_workers", "1", "--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "True",
-        "--model_max_length", "1024", "--run_report", "False", "--preflight", "off",
-    ]  # fmt: skip
-    return prepare(run_flags.parse_arguments(flags))
+    """The run of `run_arguments`, ready to start."""
+    return prepare(run_flags.parse_arguments(run_arguments(folder, size, name, clips, use_cache)))
 
 
 def trainer(clips: Path, names: Sequence[Path], layers: int, repeats: int, device: str) -> list[Row]:

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model
 
-from benchmarks import loop, training
+from benchmarks import kernels, loop, training
 from benchmarks.models import SIZES, WORDS, make_step
 from benchmarks.timing import Row, full_logits, in_turns, pass_of, row
 from llava.config.video import ProcessorSpec, VideoSpec
@@ -35,7 +35,19 @@ from llava.data.video import decoder_problem, probe_video, read_frames, select_f
 from llava.model import vlm
 from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
-MEASURES = ("decode", "cache", "trainer", "logits", "step", "packing", "bf16", "compile", "memory", "scaling")
+MEASURES = (
+    "decode",
+    "cache",
+    "trainer",
+    "logits",
+    "step",
+    "packing",
+    "bf16",
+    "compile",
+    "memory",
+    "scaling",
+    "kernels",
+)
 NEED_CLIPS = {"decode", "cache", "trainer"}
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 
@@ -226,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "compile": lambda: training.compiling(args.repeats, device),
         "memory": lambda: training.memory(device),
         "scaling": lambda: training.scaling(args.repeats, device),
+        "kernels": lambda: kernels.kernels(),
     }.items():
         if name in wanted:
             rows += measure()

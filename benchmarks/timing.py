@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -66,3 +68,23 @@ def pass_of(model: Any, batches: Sequence[Batch], context: Callable[[], Any] = n
 
 def to_device(batch: Batch, device: str) -> Batch:
     return {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def resident(field: str) -> int:
+    """Bytes of this process that Linux calls VmRSS (now) or VmHWM (at the peak)."""
+    words = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert words is not None
+    return 1024 * int(words[1])
+
+
+def peak_memory(device: str, work: Callable[[], Any]) -> int:
+    """Bytes that `work` takes at its peak above what there was before; on CPU of the whole process."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # Forgets an earlier peak.
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before

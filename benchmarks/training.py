@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.models import SIZES, Size, make_model, make_step, make_texts
-from benchmarks.timing import Row, full_logits, in_turns, now, pass_of, row, to_device
+from benchmarks.timing import Row, full_logits, in_turns, now, pass_of, peak_memory, row, to_device
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import grouped_order
 from llava.model import vlm
 
 
-def packing(repeats: int, device: str) -> list[Row]:
-    """Supervised tokens a second on texts of 5 to 60 tokens, in layouts of the same samples."""
+def packing(
+    repeats: int,
+    device: str,
+    size: Size = SIZES["12x768"],
+    number: int = 128,
+    per_batch: int = 32,
+    context: Callable[[], Any] = nullcontext,
+) -> list[Row]:
+    """Supervised tokens a second on texts of 5 to 60 tokens, in layouts of the same samples.
+
+    Args:
+        context: in which passes run, such as autocast.
+    """
     rows = []
-    size, number, per_batch = SIZES["12x768"], 128, 32
     model = make_model(size).to(device).train()
     for lengths in ("uniform", "short"):
         texts = make_texts(size, number, lengths)
@@ -39,10 +48,10 @@ def packing(repeats: int, device: str) -> list[Row]:
         ):  # fmt: skip
             parts = [chosen[i : i + per_batch] for i in range(0, number, per_batch)]
             layouts[name] = [to_device(collate([texts[i] for i in part]), device) for part in parts]
-        times = in_turns({name: partial(pass_of, model, made) for name, made in layouts.items()}, repeats)
+        times = in_turns({name: partial(pass_of, model, made, context) for name, made in layouts.items()}, repeats)
         mean = tokens / number
         for name, words in (("one a row", "padded to the batch's longest"), ("grouped", "length-grouped")):
-            note = f"{number} texts, {mean:.0f} tokens on average, batch {per_batch}, 12x768"
+            note = f"{number} texts, {mean:.0f} tokens on average, batch {per_batch}, {size.n_layer}x{size.n_embd}"
             rows.append(row(f"packed against {words}, {lengths} lengths", "s", times[name], times["packed"], note))
     return rows
 
@@ -78,27 +87,12 @@ def precision(repeats: int, device: str) -> list[Row]:
     return rows
 
 
-def _resident(field: str) -> int:
-    """Bytes of this process that Linux calls VmRSS (now) or VmHWM (at the peak)."""
-    words = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert words is not None
-    return 1024 * int(words[1])
-
-
 def _peak(name: str, full: bool, device: str, answer: Any) -> None:
     """Bytes above the model that a forward and backward pass takes at its peak, in a process of its own."""
     model, batch = make_step(SIZES[name], device)
     if full:
         vlm.supervised_loss = full_logits
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        pass_of(model, [batch])
-        answer.send(torch.cuda.max_memory_allocated() - before)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak of building the model.
-        before = _resident("VmRSS")
-        pass_of(model, [batch])
-        answer.send(_resident("VmHWM") - before)
+    answer.send(peak_memory(device, partial(pass_of, model, [batch])))
 
 
 def memory(device: str) -> list[Row]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import unicodedata
@@ -243,8 +244,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command line and exits with its status; an error of the user is printed alone, as the last lines, and a
     fault of the program with its traceback.
 
-    What was told to stop exits with `STOPPED_STATUS`. Of processes that torchrun started, one of a node says what all
-    would.
+    What was told to stop exits with `STOPPED_STATUS`; after Ctrl-C, or when nobody reads on, with the signal's. Of
+    processes that torchrun started, one of a node says what all would.
     """
     try:
         status = main()
@@ -252,7 +253,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if _is_first_to_say(str(stop), after_others=False):
             print(show(f"\n{stop}", keep="\n"), file=sys.stderr)
         sys.exit(STOPPED_STATUS)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         message = message_of(error)
         message = None if message is None else fitted(message)
         lost = os.environ.get(TORCHRUN_FILE) is not None and re.search(LOST_PEER, str(error)) is not None
@@ -264,6 +270,16 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         _tell_torchrun(message)
         sys.exit(show(f"\nERROR: {message}", keep="\n\t") if first else 1)
     sys.exit(status)
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads the output of this process is gone, as `head` goes; it is then written nowhere."""
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _is_first_to_say(message: str | None, after_others: bool) -> bool:

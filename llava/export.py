@@ -8,7 +8,8 @@ tools opens, with the same logits to the bit. What is in OUT is loaded again and
 
 from __future__ import annotations
 
-import shutil
+import copy
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from llava.model.llava_arch import TOWER_STORAGE
 from llava.model.lora import settings_of
 from llava.model.permissions import follow_umask
 from llava.model.vlm import VisionCausalLM
-from llava.report.card import CARD
+from llava.report.card import CARD, language_model_card
 
 WORDS = 64
 VISION = ("mm_projector.", "vision_resampler.", "vision_tower.")
@@ -67,7 +68,7 @@ def export(
     if settings_of(model) is not None:
         raise UserError(
             f"{source}: has LoRA adapters, which only peft can open: merge them first with "
-            f"python -m llava.commands.merge_lora {source} MERGED"
+            f"python -m llava.commands.merge_lora {shlex.quote(str(source))} MERGED"
         )
     ids = torch.arange(WORDS).unsqueeze(0)[:, : max_positions(model)] % len(tokenizer)
     if text_only:
@@ -84,7 +85,8 @@ def export(
                                              if vision else "")  # fmt: skip
     tokenizer.save_pretrained(target)
     if (source / CARD).is_file():
-        shutil.copyfile(source / CARD, target / CARD)
+        card = (source / CARD).read_text(encoding="utf-8", errors="backslashreplace")
+        (target / CARD).write_text(language_model_card(card) if text_only else card, encoding="utf-8")
     follow_umask(target)
     with torch.no_grad():
         same = torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -103,7 +105,11 @@ def write_text_only(model: VisionCausalLM, target: Path) -> None:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     words = {name: value for name, value in model.state_dict().items() if not name.startswith(VISION)}
     plain.load_state_dict(words)
-    plain.generation_config = model.generation_config
+    # Visual tokens are places for features, which `generate` of the model never writes either.
+    generation = copy.deepcopy(model.generation_config)
+    never = {*(generation.suppress_tokens or ()), *(model.config.visual_token_ids or {}).values()}
+    generation.suppress_tokens = sorted(never) or None
+    plain.generation_config = generation
     plain.save_pretrained(target)
 
 

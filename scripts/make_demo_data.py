@@ -3,10 +3,10 @@
     python scripts/make_demo_data.py --output_dir demo/data
 
 Some (shape, colour, direction) triples never occur in training, though each of their values and pairs does: naming
-them takes composition. `heldout_combinations` asks for that and is for the final table alone;
-`validation_combinations` asks the same of other triples, for choosing a design. `heldout_clips` and `validation` are
-unseen clips of trained triples. Each split is written as `<split>_vi_it.json` (video and caption, paths relative to
-`clips/`) and `<split>_t_it.json` (the same captions alone); `attributes.json` is the lexicon that
+them takes composition. `heldout_combinations` asks for that and is for the final table alone; `heldout_clips` are
+unseen clips of trained triples. `--validation` adds the same of other triples and clips, for choosing a design:
+`validation_combinations` and `validation`. Each split is written as `<split>_vi_it.json` (video and caption, paths
+relative to `clips/`) and `<split>_t_it.json` (the same captions alone); `attributes.json` is the lexicon that
 `llava.eval.attributes` scores captions with.
 
 The same settings give the same files, whatever the number of processes. An interrupted run goes on where it stopped.
@@ -37,7 +37,7 @@ import numpy as np
 from demo_captions import ATTRIBUTES, PHRASINGS, lexicon, render_caption
 from PIL import Image, ImageDraw
 
-SIDE, FRAMES, FPS = 112, 24, 12
+SIDE, FRAMES, FPS = 112, 12, 6
 """Pixels, frames and frames a second of every clip."""
 
 SUPERSAMPLING = 4
@@ -57,6 +57,9 @@ SPLIT_SIZES = {
     "heldout_combinations": 240,
 }
 """Clips of each split except train."""
+
+VALIDATION = ("validation", "validation_combinations")
+"""Splits that are drawn when they are asked for."""
 
 RADII = {"piccolo": 0.16, "grande": 0.27}
 """Half the extent of a shape, as a share of the side."""
@@ -184,18 +187,21 @@ def plan(seed: int, sizes: dict[str, int]) -> dict[str, list[Clip]]:
 
 def draw(clip: Clip) -> np.ndarray:
     """The frames of a clip, (FRAMES, SIDE, SIDE, 3) uint8 RGB, anti-aliased."""
-    scale = SIDE * SUPERSAMPLING
-    radius = clip.radius * scale
-    coverage = np.empty((FRAMES, SIDE, SIDE), dtype=np.uint8)
+    radius = clip.radius * SIDE
+    # Only the square around the shape is drawn large: nothing else of a frame is covered.
+    box = min(SIDE, math.ceil(2 * radius) + 2)
+    coverage = np.zeros((FRAMES, SIDE, SIDE), dtype=np.uint8)
     for t, share in enumerate(np.linspace(0, 1, FRAMES).tolist()):
-        x, y = ((a + (b - a) * share) * scale for a, b in zip(clip.start, clip.end, strict=True))
-        canvas = Image.new("L", (scale, scale))
+        centre = [(a + (b - a) * share) * SIDE for a, b in zip(clip.start, clip.end, strict=True)]
+        left, top = (min(max(math.floor(c - radius), 0), SIDE - box) for c in centre)
+        x, y, r = ((centre[0] - left) * SUPERSAMPLING, (centre[1] - top) * SUPERSAMPLING, radius * SUPERSAMPLING)
+        canvas = Image.new("L", (box * SUPERSAMPLING, box * SUPERSAMPLING))
         pen = ImageDraw.Draw(canvas)
         if outline := OUTLINES.get(clip.attributes["shape"]):
-            pen.polygon([(x + radius * u, y + radius * v) for u, v in outline], fill=255)
+            pen.polygon([(x + r * u, y + r * v) for u, v in outline], fill=255)
         else:
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-        coverage[t] = canvas.reduce(SUPERSAMPLING)
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
+        coverage[t, top : top + box, left : left + box] = canvas.reduce(SUPERSAMPLING)
     mix = np.linspace(0, 1, 256)[:, None]
     palette = np.rint((1 - mix) * np.array(clip.background) + mix * np.array(clip.colour)).astype(np.uint8)
     return palette[coverage]
@@ -259,11 +265,16 @@ def record(clip: Clip, with_video: bool) -> dict[str, Any]:
     }
 
 
-def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether `folder` already holds the finished data set of these settings.
+def plan_hash(clips: Sequence[Clip]) -> str:
+    """Notices a change of the grammar or of the drawing plan, which no flag shows."""
+    return hashlib.sha256(json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """`{"settings": ..., "complete": [splits]}` of the data set in `folder`, with all splits that it has or shall have.
 
     Raises:
-        SystemExit: when it holds anything else.
+        SystemExit: when it holds anything else. A split more or less is no other data set.
     """
     path = folder / "manifest.json"
     if not path.exists():
@@ -272,56 +283,64 @@ def check_manifest(folder: Path, settings: dict[str, Any]) -> bool:
             not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())
         ):
             raise SystemExit(f"{folder} is not empty and holds no demo data: choose another --output_dir or empty it")
-        return False
+        return {"settings": settings, "complete": []}
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["settings"] != settings:
-        found, wanted = (
+    there, splits = manifest["settings"], manifest["settings"].get("splits", {})
+    found = there | {"splits": {name: value for name, value in splits.items() if name in settings["splits"]}}
+    wanted = settings | {"splits": {name: value for name, value in settings["splits"].items() if name in splits}}
+    if found != wanted:
+        differ = [
             json.dumps({key: value for key, value in a.items() if b.get(key) != value})
-            for a, b in ((manifest["settings"], settings), (settings, manifest["settings"]))
-        )
+            for a, b in ((found, wanted), (wanted, found))
+        ]
         raise SystemExit(
-            f"{folder} holds demo data of other settings, {found} where {wanted} are asked for: "
+            f"{folder} holds demo data of other settings, {differ[0]} where {differ[1]} are asked for: "
             "choose another --output_dir or delete that folder"
         )
-    return manifest["complete"]
+    every = dict(sorted((splits | settings["splits"]).items()))
+    return {"settings": there | {"splits": every}, "complete": manifest["complete"]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, help="folder to make (needed)")
-    parser.add_argument("--num_train", type=int, default=4500, help="training clips (default: %(default)s)")
+    parser.add_argument("--num_train", type=int, default=2500, help="training clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--validation", action="store_true", help=f"also {' and '.join(VALIDATION)}")
     args = parser.parse_args(argv)
     if args.output_dir is None:
         parser.error("--output_dir is needed: the folder to make")
     if args.num_train < 1:
         parser.error(f"--num_train must be at least 1, got {args.num_train}")
 
-    splits = plan(args.seed, {"train": args.num_train, **SPLIT_SIZES})
-    clips = [clip for split in splits.values() for clip in split]
-    content = json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()
-    settings = {
-        "seed": args.seed,
-        "clips": {split: len(members) for split, members in splits.items()},
-        "format": [SIDE, FRAMES, FPS],
-        # Notices a change of the grammar or of the drawing plan, which no flag shows.
-        "plan_sha256": hashlib.sha256(content).hexdigest(),
-    }
+    others = {name: size for name, size in SPLIT_SIZES.items() if args.validation or name not in VALIDATION}
+    splits = plan(args.seed, {"train": args.num_train} | others)
+    manifest = read_manifest(
+        args.output_dir,
+        {
+            "seed": args.seed,
+            "format": [SIDE, FRAMES, FPS],
+            "splits": {
+                name: {"clips": len(clips), "plan_sha256": plan_hash(clips)} for name, clips in sorted(splits.items())
+            },
+        },
+    )
     clip_folder = args.output_dir / "clips"
-    finished = check_manifest(args.output_dir, settings)
+    clips = [clip for split in splits.values() for clip in split]
     missing = [clip for clip in clips if not (clip_folder / clip.path).exists()]
-    if finished and not missing:
+    if set(splits) <= set(manifest["complete"]) and not missing:
         print(f"demo data: {len(clips)} clips in {args.output_dir}, made before")
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(args.output_dir / "manifest.json", {"settings": settings, "complete": False})
+    kept = [name for name in manifest["complete"] if name not in splits]
+    write_json(args.output_dir / "manifest.json", manifest | {"complete": kept})
     write_clips(missing, clip_folder, args.num_workers)
     for split, members in splits.items():
         write_json(args.output_dir / f"{split}_vi_it.json", [record(clip, with_video=True) for clip in members])
         write_json(args.output_dir / f"{split}_t_it.json", [record(clip, with_video=False) for clip in members])
     write_json(args.output_dir / "attributes.json", lexicon())
-    write_json(args.output_dir / "manifest.json", {"settings": settings, "complete": True})
+    write_json(args.output_dir / "manifest.json", manifest | {"complete": sorted([*kept, *splits])})
     size = sum((clip_folder / clip.path).stat().st_size for clip in clips)
     print(f"demo data: {len(clips)} clips in {args.output_dir}, {size / len(clips) / 1024:.1f} KiB a clip")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -88,6 +89,30 @@ def test_of_several_processes_one_says_what_all_would(monkeypatch, tmp_path):
     assert ends(1, UserError("--bf16: wrong")) == 1
     assert ends(1, UserError("clip 7: wrong")) == "\nERROR: clip 7: wrong", "another reason is said too"
     assert ends(2, RuntimeError("[gloo/transport/tcp/pair.cc:525] Connection closed by peer")) == 1
+
+
+def test_ctrl_c_and_a_reader_that_goes_end_a_command_without_a_traceback(monkeypatch, capsys):
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(pressed)
+    assert stop.value.code == 130 and capsys.readouterr().err == "\nstopped by Ctrl-C\n"
+
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        with pytest.raises(SystemExit) as stop:
+            run_command(lambda: print("a caption", flush=True))
+    assert stop.value.code == 141
+
+    def peer_is_gone() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.undo()
+    with pytest.raises(BrokenPipeError):
+        run_command(peer_is_gone)
 
 
 def test_the_status_of_a_command_is_its_exit_status():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from llava import export
 from llava.model.builder import load_pretrained_model
+from llava.report.card import CARD, write_card
+from tests.report.made import record, write_run
 
 
 def test_the_language_model_alone_is_a_plain_one(saved, tmp_path, capsys):
@@ -21,6 +24,21 @@ def test_the_language_model_alone_is_a_plain_one(saved, tmp_path, capsys):
     words = AutoTokenizer.from_pretrained(tmp_path / "out")("Un gatto nero", return_tensors="pt")["input_ids"]
     _, model = load_pretrained_model(saved)
     assert torch.equal(plain(words).logits, model(input_ids=words).logits)
+    assert plain.generation_config.suppress_tokens == sorted(model.config.visual_token_ids.values())
+    assert model.generation_config.suppress_tokens is None
+
+
+def test_the_card_of_the_language_model_alone_promises_no_video(saved, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(saved, source)
+    write_run(source, llava_run=record(vision_tower="/home/me/towers/dino"))
+    write_card(source)
+    (source / CARD).write_text((source / CARD).read_text() + "CC BY 4.0\n")
+    export.export(source, tmp_path / "out", text_only=True)
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "pipeline_tag: text-generation" in card and "AutoProcessor" not in card and "trust_remote_code" not in card
+    assert "language model alone" in card and card.endswith("CC BY 4.0\n") and "\n- video\n" not in card
+    assert "/home" not in card and "`--vision_tower` | dino |" in card
 
 
 def test_the_tower_goes_with_it(saved, tmp_path, assets):

@@ -3,7 +3,10 @@
     python -m llava.data.extract --data_path clips.json --video_folder clips --vision_tower facebook/dinov2-large \\
         --feature_cache output/feature_cache
     torchrun --nproc_per_node 4 -m llava.data.extract ...        one process a GPU
-    python -m llava.data.extract ... --shard 3/16                the fourth of 16 parts, for job arrays
+    python -m llava.data.extract ... --shards s3://bucket/dir    into a bucket, as tars; training reads them there
+    python -m llava.data.extract ... --work output/work          any number of jobs share the clips (docs/shards.md)
+    python -m llava.data.extract --status output/work            how far they are
+    python -m llava.data.extract ... --shard 3/16                the fourth of 16 parts, whoever does the others
     python -m llava.data.extract ... --verify 64                 computes some again and compares
     python -m llava.data.extract ... --repair_features           checks all checksums, computes damaged ones again
 
@@ -18,6 +21,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,6 +35,9 @@ from llava.config.groups import CLIP_TIMEOUT, FrameFlags, ManyDataFlags, cpus
 from llava.config.ranges import COUNT, Range
 from llava.data.check import spec_of
 from llava.data.features.extract import cache_settings, describe_cache, extract_features, verify_features
+from llava.data.features.jobs import LEASE, status
+from llava.data.features.parts import extract_parts
+from llava.data.features.remote import is_remote
 from llava.data.features.store import TOLERANCES, FeatureCache
 from llava.data.records import Problem, Record, format_problems, load_records, missing_files, without
 from llava.errors import NotCached, UserError, fitted, run_command
@@ -44,10 +51,30 @@ PROG = "python -m llava.data.extract"
 class ExtractFlags:
     """The command's own flags; those that training has too have its names and defaults."""
 
-    ranges = {"batch_size": COUNT, "num_workers": Range(1, 4096, whole=True), "verify": COUNT}
+    ranges = {
+        "batch_size": COUNT, "num_workers": Range(1, 4096, whole=True), "verify": COUNT, "lease": Range(0, above=True),
+    }  # fmt: skip
 
     vision_tower: str = field(metadata={"help": "Folder or hub name of a DINOv2, DINOv3, SigLIP or CLIP."})
-    feature_cache: str = field(metadata={"help": "Folder where features are kept; give training the same."})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Folder where features are kept; give training the same."}
+    )
+    shards: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of --feature_cache: a folder or s3://bucket/folder that gets them as tars, as WebDataset "
+            "has them; give training the same as --feature_cache.",
+            "metavar": "DIR",
+        },
+    )
+    work: Path | None = field(
+        default=None,
+        metadata={"help": "Folder on a file system that all jobs see: those with the same one share the clips, and "
+                  "take over what a killed one left.", "metavar": "DIR"},
+    )  # fmt: skip
+    lease: float = field(
+        default=LEASE, metadata={"help": "Seconds without a sign of life after which a job's part is taken over."}
+    )
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "Index into the tower's hidden states."})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "patch, or cls_patch."})
     vision_precision: str = field(
@@ -78,7 +105,14 @@ class ExtractFlags:
     )
 
     def __post_init__(self) -> None:
-        self.part_of_parts()
+        if (self.feature_cache is None) == (self.shards is None):
+            raise UserError(
+                "give --feature_cache, a folder on disk, or --shards, a folder of tars or s3://bucket/folder"
+            )
+        if self.feature_cache is not None and is_remote(self.feature_cache):
+            raise UserError(f"--feature_cache {self.feature_cache}: extraction writes into a bucket by --shards")
+        if self.part_of_parts() != (0, 1) and self.work is not None:
+            raise UserError("--shard and --work: the jobs of --work share the clips by themselves")
         check_output("--bad_list", self.bad_list)
 
     def part_of_parts(self) -> tuple[int, int]:
@@ -90,6 +124,13 @@ class ExtractFlags:
         if not 0 <= part < parts:
             raise UserError(f"--shard {self.shard}: expected PART/PARTS with 0 <= PART < PARTS, for instance 0/4")
         return part, parts
+
+
+@dataclass
+class StatusFlags:
+    """What shows how far the jobs of a list of work are."""
+
+    status: Path = field(metadata={"help": "The folder that they have as --work.", "metavar": "DIR"})
 
 
 def read_all(data: ManyDataFlags) -> tuple[list[Record], list[Problem]]:
@@ -132,6 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         Stopped: on SIGTERM, SIGUSR1 and Ctrl-C, after what was finished is written.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(word.split("=")[0] == "--status" for word in words):
+        (asked,) = parse(__doc__, StatusFlags, argv=words, prog=PROG)
+        print(status(asked.status))
+        return 0
     data, frames, flags = parse(__doc__, ManyDataFlags, FrameFlags, ExtractFlags, argv=argv, prog=PROG)
     try:
         spec = spec_of(frames)
@@ -147,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tower.checksum(), flags.mm_vision_select_layer, flags.mm_vision_select_feature, spec, processor,
         tower.precision, flags.feature_dtype,
     )  # fmt: skip
-    cache = FeatureCache(flags.feature_cache, settings, flags.repair_features)
+    cache = FeatureCache(
+        flags.shards or flags.feature_cache, settings, flags.repair_features, shards=bool(flags.shards)
+    )
     if rank == 0:
         print(tower.describe(processor.image_size), describe_cache(cache), sep="\n", flush=True)
     tower = tower.to(device)
@@ -163,11 +211,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     part, parts = flags.part_of_parts()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llava").setLevel(logging.INFO)
+    options = (cache, tower, spec, processor, device, flags.batch_size, flags.num_workers, flags.clip_timeout)
     with stop_signals() as stopped:
-        problems += extract_features(
-            records, cache, tower, spec, processor, device, flags.batch_size, flags.num_workers, flags.clip_timeout,
-            rank=part + parts * rank, world_size=parts * ranks, show_progress=rank == 0, should_stop=stopped,
-        )  # fmt: skip
+        if flags.work is not None:
+            problems += extract_parts(flags.work, flags.lease, records, *options, should_stop=stopped)
+        else:
+            problems += extract_features(
+                records, *options, rank=part + parts * rank, world_size=parts * ranks, show_progress=rank == 0,
+                should_stop=stopped,
+            )  # fmt: skip
     print(f"rank {rank}, part {part} of {parts}: done, {len(problems)} problem(s): {cache.folder}")
     if problems:
         print(fitted(format_problems(problems)))

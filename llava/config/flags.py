@@ -22,7 +22,8 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "confirm_changes", "video_decoder", "use_plain_lm", "recipe",
+    "replay_every", "confirm_changes", "video_decoder", "use_plain_lm", "recipe", "packed_attention",
+    "pad_to_multiple_of",
 }  # fmt: skip
 
 
@@ -154,7 +155,7 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "Where features of a frozen tower are kept: a folder, auto (feature_cache beside output_dir), "
-            "or off."
+            "s3://bucket/folder, which is only read (docs/shards.md), or off."
         },
     )
     feature_dtype: str = field(
@@ -191,10 +192,29 @@ class TrainingArguments(transformers.TrainingArguments):
     mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Learning rate of the tower."})
     group_by_modality_length: bool = field(
-        default=True, metadata={"help": "Batches of one modality and of similar lengths."}
+        default=False,
+        metadata={
+            "help": "Batches of one modality and of similar lengths: less padding where samples cannot share rows, but "
+            "batches of like captions, from which short runs learn less."
+        },
     )
     packing: bool = field(
         default=True, metadata={"help": "Samples share rows, apart from each other, where that saves padding."}
+    )
+    packed_attention: str = field(
+        default="auto",
+        metadata={
+            "help": "How samples that share rows are kept apart: varlen (one row, flash attention's kernels), flex "
+            "(one row, FlexAttention), mask (several rows, a mask of all pairs), or auto: varlen on CUDA where it can "
+            "be had, else mask."
+        },
+    )
+    pad_to_multiple_of: int = field(
+        default=1,
+        metadata={
+            "help": "Pad training rows and the list of targets to a multiple, so that few shapes occur and compiled or "
+            "captured graphs run again (--torch_compile_mode reduce-overhead). The loss stays the same."
+        },
     )
     preflight: str = field(
         default="quick",
@@ -205,6 +225,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     run_monitor: bool = field(
         default=True, metadata={"help": "Losses by modality, gradients by group, and alarms while training."}
+    )
+    replay_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Compute forward and backward of every so many steps twice and sound an alarm where the gradients "
+            "differ, by a fault of the machine or because something is not deterministic; takes 1/N of the time."
+        },
     )
     controls: bool = field(
         default=True, metadata={"help": "At evaluation, the loss under other, shuffled, blank and halved videos."}

@@ -58,7 +58,7 @@ class LaunchSettings:
     model_type: str = _setting("gpt2", "its architecture: gpt2, llama, qwen3, ...")
     demo: bool = _setting(False, "draw clips with captions where there is no DATA_PATH")
     demo_dir: str = _setting("demo", "where they are put, and a random DINOv2")
-    demo_clips: int = _setting(4500, "training clips")
+    demo_clips: int = _setting(2500, "training clips")
     vision_hidden_size: int = _setting(192, "width of the random DINOv2")
     vision_layers: int = _setting(1, "its layers")
     vision_heads: int = _setting(3, "its heads")

@@ -40,7 +40,10 @@ def _flags(status: str, rows: Mapping[str, tuple[Any, ...]]) -> list[Flag]:
 
 GRID = "an image is one square view (--image_aspect_ratio); there is no grid of crops"
 POOL = "belongs to resamplers that are not here; --mm_perceiver_latents says how many rows a frame takes"
-GROUP = "--group_by_modality_length, which is on, makes batches of one modality and of similar lengths"
+GROUP = (
+    "samples share rows (--packing, which is on), so that lengths cost nothing; --group_by_modality_length makes "
+    "batches of similar lengths"
+)
 MERGE = (
     "merge the adapter into its model first (a run of this project: python -m llava.commands.merge_lora; another: "
     "peft's merge_and_unload) and name the merged folder with --model_name_or_path"
@@ -138,7 +141,7 @@ FLAGS: tuple[Flag, ...] = (
         "lazy_preprocess": (False, "a sample is always made when it is asked for, and features of a frozen tower come "
                             "from the cache"),
         "is_multimodal": (False, "a record says so itself, by naming a video or an image"),
-        "early_mix_text": (False, "records without a video are text; batches of both kinds take turns"),
+        "early_mix_text": (False, "records without a video are text; both kinds share batches"),
         "group_by_varlen": (False, GROUP),
         "group_by_modality_length_auto": (False, GROUP),
         "group_by_length": (False, GROUP),

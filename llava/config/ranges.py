@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     "clip_timeout": Range(0, above=True),
     "val_fraction": Range(0, 1, below=True),
     "model_max_length": Range(2, whole=True),
+    "pad_to_multiple_of": COUNT,
     # The batches
     "per_device_train_batch_size": COUNT,
     "per_device_eval_batch_size": COUNT,
@@ -114,6 +115,7 @@ RANGES: dict[str, Range] = {
     "neftune_noise_alpha": RATE,
     # What is measured
     "show_samples": AMOUNT,
+    "replay_every": COUNT,
     "controls_samples": Range(2, whole=True),
 }
 

@@ -15,14 +15,15 @@ TITLES = {"Model": "model", "Data": "data"}
 GROUPS: dict[str, str] = {
     "the run": "output_dir recipe resume_from_checkpoint confirm_changes run_name seed data_seed full_determinism",
     "batches": "per_device_train_batch_size gradient_accumulation_steps model_max_length packing "
-    "group_by_modality_length max_steps num_train_epochs dataloader_num_workers dataloader_prefetch_factor "
+    "packed_attention pad_to_multiple_of group_by_modality_length max_steps num_train_epochs dataloader_num_workers "
+    "dataloader_prefetch_factor "
     "dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_multiprocessing_context "
     "dataloader_in_order ignore_data_skip",
     "optimiser and schedule": "learning_rate mm_projector_lr mm_vision_resampler_lr mm_vision_tower_lr "
     "lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay optim optim_args adam_beta1 "
     "adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor neftune_noise_alpha",
-    "checks and evaluation": "preflight show_samples run_monitor run_report controls controls_samples eval_strategy "
-    "eval_steps eval_delay eval_on_start per_device_eval_batch_size",
+    "checks and evaluation": "preflight show_samples run_monitor replay_every run_report controls controls_samples "
+    "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size",
     "logs": "logging_steps logging_strategy logging_first_step report_to project disable_tqdm log_level "
     "include_num_input_tokens_seen",
     "checkpoints": "save_strategy save_steps save_total_limit save_only_model load_best_model_at_end "

@@ -6,26 +6,36 @@ Letters in shapes: L positions, V videos, I images, T frames, S pixels, P patche
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import FILLER_ID, FILLER_INDEX, IGNORE_INDEX
+from llava.data.chat_formats import PLAIN
+from llava.data.columns import representatives
 from llava.data.features.extract import FeatureCache
 from llava.data.features.workers import CLIP_TIMEOUT
 from llava.data.prompt import Spans
-from llava.data.records import Problem, Record
+from llava.data.record_table import RecordTable
+from llava.data.records import Problem, Record, spread
 from llava.data.text_format import PlainLM, TextFormat
+from llava.data.token_table import TokenTable
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.data.watch import ClipWatch
 from llava.errors import show
 
 Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
 """`(conversations with markers for placeholders, tokenizer, has_image=…)` to `input_ids` and `labels`."""
+
+LEAST_CUT = 4
+"""Positions of a plain text that is cut: a start, two words and the end."""
+COMPARED = 64
+"""Records whose prepared tokens are compared with their text at the start of every run."""
 
 
 class LazySupervisedDataset(Dataset):
@@ -47,6 +57,7 @@ class LazySupervisedDataset(Dataset):
         clip_timeout: float = CLIP_TIMEOUT,
         text_format: TextFormat | None = None,
         num_cut: int = 0,
+        prepared: TokenTable | None = None,
     ) -> None:
         self.records = records
         self.tokenizer = tokenizer
@@ -60,6 +71,9 @@ class LazySupervisedDataset(Dataset):
         """What lays the turns out and cuts them; `preprocess` is its own, but for an experiment that breaks it."""
         self.num_cut = num_cut
         """Samples whose text `max_length` cuts, counted by who knows their lengths."""
+        self.prepared = prepared
+        """Ids that `text_format` has given for `records`, which are of a table then; where some are not held, or
+        `preprocess` is another, they are made."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -72,9 +86,32 @@ class LazySupervisedDataset(Dataset):
         """
         record = self.records[index]
         try:
-            return self.text_format.truncate(*self.whole_tokens(record), self.max_length)
+            whole = self.prepared_tokens(index, record)
+            whole = self.whole_tokens(record) if whole is None else whole
+            return self.text_format.truncate(*whole, self.max_length)
         except ValueError as error:
             raise _named(error, record) from error
+
+    def prepared_tokens(self, index: int, record: Record) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`input_ids` and `labels` (L,) of the record at `index` in full as they were prepared; None where they must be
+        made.
+        """
+        if self.prepared is None or self.preprocess != self.text_format.preprocess:
+            return None
+        row = int(self.records.rows[index])  # type: ignore[attr-defined]
+        if not self.prepared.holds(row):
+            return None
+        ids, labels = self.prepared[row]
+        return self.spans.insert(ids, labels) if record.videos or record.images else (ids, labels)
+
+    def differs_from_prepared(self, number: int = COMPARED) -> str | None:
+        """The id of a record whose prepared tokens are not those of its text, of some evenly spread; None for none."""
+        for index in spread(range(len(self.records)), number):
+            record = self.records[index]
+            found = self.prepared_tokens(index, record)
+            if found is not None and not all(map(torch.equal, found, self.whole_tokens(record))):
+                return record.id
+        return None
 
     def whole_tokens(self, record: Record) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and `labels` (L,) of any record, in full."""
@@ -133,30 +170,77 @@ def measure_lengths(
     spec: VideoSpec | None,
     text_format: TextFormat,
     max_length: int,
-) -> tuple[list[int], list[Problem]]:
+    prepared: TokenTable | None = None,
+) -> tuple[Sequence[int], list[Problem]]:
     """Positions of every record with those of its videos and its end, before truncation, and a problem for each record
     that cannot be cut to `max_length`.
 
     The ids of a whole sequence are made for records alone that are too long.
     """
+    if prepared is not None and isinstance(records, RecordTable):
+        return _prepared_lengths(records, tokenizer, spec, text_format, max_length, prepared)
+    spans = cache(lambda: Spans.of(tokenizer, spec))
     lengths, problems = [], []
-    spans: Spans | None = None
     for record, (ids, labels) in zip(records, text_format.encode([r.conversations for r in records]), strict=True):
-        items = len(record.videos) + len(record.images)
-        sees = spec is not None and items > 0
-        visual = len(record.videos) * spec.rows + len(record.images) * spec.image_rows if sees else 0
-        lengths.append(len(ids) - items + visual)
+        lengths.append(len(ids) + _positions_more(record, spec))
         if lengths[-1] <= max_length:
             continue
-        try:
-            whole = torch.tensor(ids), torch.tensor(labels)
-            if sees:
-                spans = spans or Spans.of(tokenizer, spec)
-                whole = spans.insert(*whole)
-            text_format.truncate(*whole, max_length)
-        except ValueError as error:
-            problems.append(Problem(record.source, record.id, "too long", str(_named(error, record))))
+        whole = torch.tensor(ids), torch.tensor(labels)
+        problems += _uncuttable(record, whole, spec and spans, text_format, max_length)
     return lengths, problems
+
+
+def _positions_more(record: Record, spec: VideoSpec | None) -> int:
+    """How much longer a sequence is than its compact form."""
+    items = len(record.videos) + len(record.images)
+    if spec is None:
+        return -items
+    return len(record.videos) * spec.rows + len(record.images) * spec.image_rows - items
+
+
+def _prepared_lengths(
+    records: RecordTable,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: VideoSpec | None,
+    text_format: TextFormat,
+    max_length: int,
+    prepared: TokenTable,
+) -> tuple[np.ndarray, list[Problem]]:
+    """`measure_lengths` of records whose tokens are there; a record whose tokens are not is asked for them."""
+    firsts, index = representatives(records)
+    more = np.array([_positions_more(r, spec) for r in firsts], dtype=np.int64)[index]
+    shows = np.array([bool(r.videos or r.images) for r in firsts], dtype=bool)[index]
+    spans = cache(lambda: Spans.of(tokenizer, spec))
+    lengths = prepared.lengths(records.rows) + more
+    problems: list[Problem] = []
+    for place in np.flatnonzero(~prepared.holds(records.rows)):
+        (length,), found = measure_lengths([records[place]], tokenizer, spec, text_format, max_length)
+        lengths[place] = length
+        problems += found
+    long = prepared.holds(records.rows) & (lengths > max_length)
+    if text_format.version == PLAIN and max_length >= LEAST_CUT:
+        long &= shows  # Of a plain text something is always left.
+    for place in np.flatnonzero(long):
+        whole = prepared[int(records.rows[place])]
+        problems += _uncuttable(records[place], whole, spec and spans, text_format, max_length)
+    return lengths, problems
+
+
+def _uncuttable(
+    record: Record,
+    whole: tuple[torch.Tensor, torch.Tensor],
+    spans: Callable[[], Spans] | None,
+    text_format: TextFormat,
+    max_length: int,
+) -> list[Problem]:
+    """The problem of a record, given as compact ids and labels (L,) too, that cannot be cut to `max_length`."""
+    try:
+        if spans is not None and (record.videos or record.images):
+            whole = spans().insert(*whole)
+        text_format.truncate(*whole, max_length)
+    except ValueError as error:
+        return [Problem(record.source, record.id, "too long", str(_named(error, record)))]
+    return []
 
 
 def _named(error: ValueError, record: Record) -> ValueError:

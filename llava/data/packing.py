@@ -2,7 +2,8 @@
 
 A batch holds the same samples as without packing, so the loss and the order of the data are the same; only the layout
 differs. Attention stays within a sample and positions restart (document-wise attention, as in T5, Raffel et al. 2020,
-section 3.1.2, and its follow-ups).
+section 3.1.2, and its follow-ups). An attention that never looks at pairs of positions of different samples takes all
+samples in one row (`flat`); one with a mask of all pairs is cheaper on several short rows.
 
 Letters in shapes: B samples of the batch, R rows, L positions, N supervised positions.
 """
@@ -10,11 +11,14 @@ Letters in shapes: B samples of the batch, R rows, L positions, N supervised pos
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
@@ -55,6 +59,31 @@ def pack_rows(lengths: Sequence[int]) -> list[list[int]]:
     return best
 
 
+def sample_bounds(lengths: Sequence[int], multiple: int = 1) -> dict[str, Any]:
+    """Where each sample of a flat row starts and ends, as flash attention's functions for samples of varying length
+    take it.
+
+    Args:
+        lengths: of the samples, in their order.
+        multiple: what the row is padded to; above 1, the padding counts as one more sample, of any length, so that
+            rows of one length hold equally many, and the longest length is a multiple too.
+
+    Returns:
+        `cu_seq_lens_q` and `cu_seq_lens_k` (samples + 1,) int32, the same bounds; `max_length_q` and `max_length_k`,
+        numbers that nobody has to wait for.
+    """
+    found = list(lengths)
+    if multiple > 1:
+        found.append(-sum(found) % multiple)
+    bounds = torch.tensor([0, *accumulate(found)], dtype=torch.int32)
+    longest = _up(max(found), multiple)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def _up(number: int, multiple: int) -> int:
+    return number + -number % multiple
+
+
 @dataclass
 class TrainingCollator(DataCollatorForSupervisedDataset):
     """The batches of `DataCollatorForSupervisedDataset`, laid out for speed.
@@ -66,36 +95,59 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
     Args:
         templates: token ids of one item's span in order, by kind ("video", "image"); empty for text alone.
         pack: whether samples may share a row.
+        flat: whether those that may share a row all share one, with the `sample_bounds` of it.
+        multiple: L and N are multiples of it, so that a few shapes serve all batches: a graph that was compiled or
+            captured for one of them runs again. Places of N that are none are 0.
+        longest: rows of one sample are never padded beyond this length: a model may have no more positions.
     """
 
     templates: dict[str, list[int]] = field(default_factory=dict)
     pack: bool = True
+    flat: bool = False
+    multiple: int = 1
+    longest: int = sys.maxsize
+
+    def rows_of(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Which samples share a row."""
+        if not self.pack:
+            return [[i] for i in range(len(lengths))]
+        return [list(range(len(lengths)))] if self.flat else pack_rows(lengths)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """As there, with `segment_ids` (R, L), the sample that each position belongs to (-1 is padding), and
-        `supervised_positions` (N,); `position_ids` (R, L) when samples share rows; `video_positions` and
-        `image_positions` (R, L) on a model with vision. `sample_ids`, `num_videos`, `num_images` and vision tensors
-        are those of the samples in reading order of the rows.
+        `supervised_positions` (N,); `position_ids` (R, L) when samples share rows, and the `sample_bounds` of a flat
+        one; `video_positions` and `image_positions` (R, L) on a model with vision. `sample_ids`, `num_videos`,
+        `num_images` and vision tensors are those of the samples in reading order of the rows.
 
         Raises:
             ValueError: naming samples without a supervised word, or whose visual tokens are not those of its items.
         """
         samples = [s for s in samples if s["sample_id"] != FILLER_ID] or samples[:1]
-        rows = pack_rows([len(s["input_ids"]) for s in samples]) if self.pack else [[i] for i in range(len(samples))]
+        lengths = [len(s["input_ids"]) for s in samples]
+        rows = self.rows_of(lengths)
         batch = super().__call__([samples[i] for row in rows for i in row])
         tokens = batch["attention_mask"].bool()
-        widths = [sum(len(samples[i]["input_ids"]) for i in row) for row in rows]
+        widths = [sum(lengths[i] for i in row) for row in rows]
+        flat, shared = self.pack and self.flat, len(rows) < len(samples)
+        length = _up(max(widths), self.multiple)
+        if not (flat or shared):
+            length = max(max(widths), min(length, self.longest))
 
         def laid_out(values: torch.Tensor, padding: int) -> torch.Tensor:
             """(B, L), one sample a row, in the rows of this batch."""
-            return pad_sequence(values[tokens].split(widths), batch_first=True, padding_value=padding)
+            found = pad_sequence(values[tokens].split(widths), batch_first=True, padding_value=padding)
+            return F.pad(found, (0, length - found.shape[1]), value=padding)
 
         batch["segment_ids"] = laid_out(torch.arange(len(tokens))[:, None].expand_as(tokens), -1)
-        if len(rows) < len(samples):
+        if flat or shared:
             batch["position_ids"] = laid_out(torch.arange(tokens.shape[1]).expand_as(tokens), 0)
+        if flat:
+            batch |= sample_bounds(lengths, self.multiple)
+        if shared or length > tokens.shape[1]:
             for name, padding in (("input_ids", self.pad_token_id), ("labels", IGNORE_INDEX), ("attention_mask", 0)):
                 batch[name] = laid_out(batch[name], padding)
-        batch["supervised_positions"] = supervised_positions(batch["labels"])
+        places = supervised_positions(batch["labels"])
+        batch["supervised_positions"] = F.pad(places, (0, -len(places) % self.multiple))
         for kind, template in self.templates.items():
             positions = visual_positions(batch["input_ids"], sorted(set(template)))
             check_positions(

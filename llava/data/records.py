@@ -10,7 +10,7 @@ written as `{"role", "content"}` too (`llava.data.turns`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from llava.data.captions import (
     remarks_on,
     without_placeholders,
 )
+from llava.data.columns import RecordView, representatives, standing_at, take
 from llava.data.json_records import CONVERT, DatasetError, NotJSON, RepeatedKeys
 from llava.data.keys import UNREAD, files_under, unread_keys
 from llava.data.lookup import wrong_with_files
@@ -126,34 +127,62 @@ def load_records(
     Raises:
         DatasetError: when a file is missing, empty, or neither format, naming line and column, or a mixture is wrong.
     """
-    records: list[Record] = []
-    problems: list[Problem] = []
-    owners: dict[str, Source] = {}
-    shared: set[str] = set()
-    for origin in open_sources(data_path, video_folder, image_folder, seed):
-        first_seen: dict[str, str] = {}
-        for source, raw in origin.values():
-            if isinstance(raw, NotJSON):
-                problems.append(Problem(source, "", "not JSON", str(raw)))
-                continue
-            found: list[tuple[str, str]] = []
-            record_id = _id_of(raw) or _id_by_place(raw, source, origin)
-            record = _parse(raw, record_id, source, origin, reserved, allow_absolute_paths, found, is_chat)
-            if record_id and first_seen.setdefault(record_id, source) != source:
-                found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
-            if record_id and owners.setdefault(record_id, origin) is not origin:
-                shared.add(record_id)
-            problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
-            if record is not None:
-                records.append(record)
-    if shared:
-        records = [replace(r, id=f"{r.origin.name}/{r.id}") if r.id in shared and r.origin else r for r in records]
-        problems += [
-            Problem(r.source, r.id, "duplicate id", f"{r.id!r} is what another record is called by its file and id")
-            for r in records
-            if r.id in owners and r.origin is not owners[r.id]
-        ]
-    return records, problems
+    reading = Reading(
+        open_sources(data_path, video_folder, image_folder, seed), reserved, allow_absolute_paths, is_chat
+    )
+    records = list(reading)
+    if reading.shared:
+        ids = reading.final_ids((r.id, r.origin, r.source) for r in records)
+        records = [r if r.id == name else replace(r, id=name) for r, name in zip(records, ids, strict=True)]
+    return records, reading.problems
+
+
+class Reading:
+    """The records of sources, one after the other, as `load_records` checks them.
+
+    `problems` is complete after the last of them, and what they are called after `final_ids`.
+    """
+
+    def __init__(
+        self, origins: Sequence[Source], reserved: Sequence[str], allow_absolute_paths: bool, is_chat: bool
+    ) -> None:
+        self.origins = origins
+        self.problems: list[Problem] = []
+        self.shared: set[str] = set()
+        """Ids that stand in several sources."""
+        self._owners: dict[str, Source] = {}
+        self._rules = reserved, allow_absolute_paths
+        self._is_chat = is_chat
+
+    def __iter__(self) -> Iterator[Record]:
+        for origin in self.origins:
+            first_seen: dict[str, str] = {}
+            for source, raw in origin.values():
+                if isinstance(raw, NotJSON):
+                    self.problems.append(Problem(source, "", "not JSON", str(raw)))
+                    continue
+                found: list[tuple[str, str]] = []
+                record_id = _id_of(raw) or _id_by_place(raw, source, origin)
+                record = _parse(raw, record_id, source, origin, *self._rules, found, self._is_chat)
+                if record_id and first_seen.setdefault(record_id, source) != source:
+                    found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
+                if record_id and self._owners.setdefault(record_id, origin) is not origin:
+                    self.shared.add(record_id)
+                self.problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
+                if record is not None:
+                    yield record
+
+    def final_ids(self, records: Iterable[tuple[str, Source | None, str]]) -> list[str]:
+        """What records are called, given as (id, origin, source): an id of several sources has its file in front."""
+        ids = []
+        for name, origin, source in records:
+            if name in self.shared and origin is not None:
+                name = f"{origin.name}/{name}"
+            ids.append(name)
+            if name in self._owners and origin is not self._owners[name]:
+                message = f"{name!r} is what another record is called by its file and id"
+                self.problems.append(Problem(source, name, "duplicate id", message))
+        return ids
 
 
 def _id_of(raw: Any) -> str:
@@ -244,15 +273,20 @@ def text_alone(record: Record) -> Record:
 
 def remarks(records: Sequence[Record]) -> list[Problem]:
     """What is remarked on in the records, in the form of problems; it stops nothing."""
-    return [Problem(r.source, r.id, kind, message) for r in records for kind, message in r.remarks]
+    remarked = records.remarked() if isinstance(records, RecordView) else records
+    return [Problem(r.source, r.id, kind, message) for r in remarked for kind, message in r.remarks]
 
 
 def missing_files(records: Sequence[Record]) -> list[Problem]:
     """A problem for each record and file that is missing, empty or a folder; one `stat` for each distinct path."""
-    wrong = unusable_paths(records)
+    firsts, index = representatives(records)
+    wrong = unusable_paths(firsts)
+    if not wrong:
+        return []
+    names_one = np.array([any(path in wrong for path in (*r.videos, *r.images)) for r in firsts], dtype=bool)
     return [
         Problem(record.source, record.id, "missing file", f"{path!r}: {wrong[path]}")
-        for record in records
+        for record in take(records, np.flatnonzero(names_one[index]))
         for path in (*record.videos, *record.images)
         if path in wrong
     ]
@@ -262,10 +296,13 @@ def is_hopeless(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
     """Whether problems tell, before a file is opened, that somebody must look at the data: a record is wrong in itself,
     or the files of all are missing, most often since a folder is wrong.
     """
-    missing = {p.source for p in problems if p.kind == "missing file"}
-    visual = [r for r in records if r.videos or r.images]
-    no_file_is_there = bool(visual) and all(r.source in missing for r in visual)
-    return no_file_is_there or any(p.kind != "missing file" for p in problems)
+    if any(p.kind != "missing file" for p in problems):
+        return True
+    missing = {p.source for p in problems}
+    if not missing:
+        return False
+    visual = np.flatnonzero(modality_codes(records) != MODALITIES.index("text"))
+    return len(visual) > 0 and bool(standing_at(records, missing)[visual].all())
 
 
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
@@ -296,22 +333,38 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+MODALITIES = ("image", "text", "video")
+
+
 def modality(record: Record) -> str:
     """`video`, `image` or `text`: what a batch is grouped by."""
     return "video" if record.videos else "image" if record.images else "text"
 
 
-def without(records: Sequence[Record], problems: Sequence[Problem]) -> list[Record]:
+def modality_codes(records: Sequence[Record]) -> np.ndarray:
+    """(N,) int8: the modality of each record, as its place in `MODALITIES`."""
+    firsts, index = representatives(records)
+    return np.array([MODALITIES.index(modality(r)) for r in firsts], dtype=np.int8)[index]
+
+
+def by_modality(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """The places of the records of each modality that there is, by its name."""
+    codes = modality_codes(records)
+    found = {name: np.flatnonzero(codes == code) for code, name in enumerate(MODALITIES)}
+    return {name: places for name, places in found.items() if len(places)}
+
+
+def without(records: Sequence[Record], problems: Sequence[Problem]) -> Sequence[Record]:
     """The records that no problem names."""
     named = {p.source for p in problems}
-    return [r for r in records if r.source not in named]
+    return take(records, np.flatnonzero(~standing_at(records, named))) if named else records
 
 
 ERROR_LINES = 10
 """Lines of problems that an error has at most, as it is read at a glance; the data check shows all."""
 
 
-def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> list[Record]:
+def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_sample: str) -> Sequence[Record]:
     """The records to train on: all (`stop`, which tolerates no problem), or those that no problem names (`skip`).
 
     Raises:
@@ -328,7 +381,7 @@ def apply_policy(records: Sequence[Record], problems: Sequence[Problem], on_bad_
             "once), or leave these records out with --on_bad_sample skip"
         )
     kept = without(records, problems)
-    if not kept:
+    if not len(kept):
         raise DatasetError(f"no record is left to train on: {format_problems(problems, limit=limit)}")
     return kept
 

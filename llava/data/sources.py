@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llava.data.captions import without_placeholders
+from llava.data.columns import RecordIds, RecordView
+from llava.data.mixture import Source
 from llava.data.records import Record
 from llava.errors import show
 
@@ -34,19 +38,32 @@ class SourceCount:
 
 def count_sources(records: Sequence[Record]) -> list[SourceCount]:
     """A count for each source of the records, in their order."""
+    if isinstance(records, RecordView):
+        places, words = records.column("origin"), records.column("words")
+        listed, first = np.unique(places, return_index=True)
+        found = []
+        for place in listed[np.argsort(first)]:
+            count = _count_of(records.origins[place])
+            count.records, count.words = int((places == place).sum()), int(words[places == place].sum())
+            found.append(count)
+        return found
     counts: dict[int, SourceCount] = {}
     for record in records:
-        origin = record.origin
-        if origin is None:
+        if record.origin is None:
             continue
-        if id(origin) not in counts:
-            counts[id(origin)] = SourceCount(
-                origin.name, show(origin.path), str(origin.strategy), origin.total, records=0, words=0
-            )
-        count = counts[id(origin)]
+        count = counts.setdefault(id(record.origin), _count_of(record.origin))
         count.records += 1
-        count.words += sum(len(without_placeholders(turn["value"]).split()) for turn in record.conversations)
+        count.words += words_of(record)
     return list(counts.values())
+
+
+def words_of(record: Record) -> int:
+    """Words of a record between white space."""
+    return sum(len(without_placeholders(turn["value"]).split()) for turn in record.conversations)
+
+
+def _count_of(origin: Source) -> SourceCount:
+    return SourceCount(origin.name, show(origin.path), str(origin.strategy), origin.total, records=0, words=0)
 
 
 def format_sources(counts: Sequence[SourceCount]) -> str:
@@ -68,13 +85,19 @@ def _fewer(count: SourceCount) -> str:
 class Seen:
     """Counts the samples of each source that a run trains on; `record` is the run's, whose sources get the numbers."""
 
-    def __init__(self, records: Iterable[Record], record: Mapping[str, Any]) -> None:
-        origins: dict[int, int] = {}
-        self._index = {r.id: origins.setdefault(id(r.origin), len(origins)) for r in records if r.origin is not None}
+    def __init__(self, records: Sequence[Record], record: Mapping[str, Any]) -> None:
+        self._ids = RecordIds(records)
+        if isinstance(records, RecordView):
+            listed, first, found = np.unique(records.column("origin"), return_index=True, return_inverse=True)
+            self._origins = np.argsort(np.argsort(first))[found]
+        else:
+            origins: dict[int, int] = {}
+            numbers = [-1 if r.origin is None else origins.setdefault(id(r.origin), len(origins)) for r in records]
+            listed, self._origins = np.arange(len(origins)), np.array(numbers, dtype=np.int64)
         self._sources = sources_of(record)
         self._steps: list[tuple[int, list[str]]] = []
-        self._counts = [0] * len(origins)
-        self._before: list[int] | None = [0] * len(origins)
+        self._counts = [0] * len(listed)
+        self._before: list[int] | None = [0] * len(listed)
 
     def add(self, step: int, sample_ids: Iterable[str]) -> None:
         """Takes the ids of samples of a step that is about to be made."""
@@ -84,8 +107,10 @@ class Seen:
     def counts(self, step: int) -> list[int]:
         """Samples of each source that this process has trained on up to a step; what fills up a batch is no sample."""
         for _, ids in (made for made in self._steps if made[0] <= step):
-            for index in (self._index[name] for name in ids if name in self._index):
-                self._counts[index] += 1
+            for name in ids:
+                places = self._ids.places(name)
+                if len(places) and (origin := int(self._origins[places[-1]])) >= 0:
+                    self._counts[origin] += 1
         self._steps = [planned for planned in self._steps if planned[0] > step]
         return self._counts
 

@@ -55,7 +55,8 @@ def supervised_loss(
         head: a linear layer, or all that a class puts after its states, (..., D) -> (..., V); sees the states before
             supervised tokens and no others.
         num_items: what the sum is divided by; the number of supervised tokens here when None.
-        positions: `supervised_positions(labels)`, when known: finding them waits for the device.
+        positions: `supervised_positions(labels)`, when known: finding them waits for the device. Zeros after them
+            count for nothing: they are there for a shape that stays the same.
         label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
             2016, section 7).
 
@@ -68,7 +69,7 @@ def supervised_loss(
     """
     if positions is None:
         positions = supervised_positions(labels)
-    elif _can_look(labels) and not torch.equal(positions, supervised_positions(labels)):
+    elif _can_look(labels) and not torch.equal(positions[positions > 0], supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
     if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
         raise UserError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
@@ -84,7 +85,7 @@ def supervised_loss(
         ]
         total, each = torch.stack([t for t, _ in pieces]).sum(), torch.cat([e for _, e in pieces])
     spread = each.new_zeros(labels.numel()).index_copy(0, positions, each).view_as(labels)[:, 1:]
-    return total / (states.shape[0] if num_items is None else num_items), spread
+    return total / ((positions > 0).sum() if num_items is None else num_items), spread
 
 
 def _can_look(values: torch.Tensor) -> bool:

@@ -27,4 +27,7 @@ def splice(
     """
     if not checked and (count := int(positions.sum())) != rows.shape[0]:
         raise ValueError(f"{count} visual positions in the batch but {rows.shape[0]} feature rows")
-    return inputs_embeds.masked_scatter(positions.unsqueeze(-1), rows.to(inputs_embeds.dtype))
+    # Not `masked_scatter`: on CUDA its backward pass waits for the device to count the positions. There are as many as
+    # rows, and a stable sort says where.
+    places = positions.flatten().to(torch.uint8).argsort(descending=True, stable=True)[: rows.shape[0]]
+    return inputs_embeds.flatten(0, 1).index_copy(0, places, rows.to(inputs_embeds.dtype)).view_as(inputs_embeds)

@@ -28,6 +28,7 @@ from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.model.packed import known_layout
+from llava.model.packed_attention import NAMES, ready_mask
 from llava.model.peft_defaults import teach_peft
 from llava.model.permissions import follow_umask
 from llava.model.shipped import found_place, give_code, write_code, written_place
@@ -88,6 +89,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
     keeps_names = False
     """Whether a tower that came after the model was loaded is stored by the names that its weights have here, by which
     a trainer reads them back."""
+    packed_attention = "mask"
+    """How samples that share a row are kept apart: see `llava.model.packed_attention.take_way`."""
     class_forward: Callable[..., Any]
     """`forward` of the class of language model, unbound: compiled code cannot look it up."""
 
@@ -204,7 +207,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             input_ids: (B, L); visual positions are swapped for features as
                 `prepare_inputs_labels_for_multimodal_video` describes. The visual arguments are those of `VisionBatch`.
             segment_ids: (B, L) the sample that each position belongs to, from `llava.data.packing.TrainingCollator`;
-                rows are padded on the right. With `position_ids` that restart, attention stays within a sample.
+                rows are padded on the right. With `position_ids` that restart, attention stays within a sample; of a
+                flat row it also gives the `sample_bounds`, which go on to the attention.
             supervised_positions, label_smoothing: as `llava.model.loss.supervised_loss` takes them.
             labels: (B, L), `IGNORE_INDEX` where nothing is predicted; shifted inside, so `labels` may equal the ids.
             return_logits: full logits (B, L, V) beside the loss; by default only in evaluation. In training the head
@@ -237,7 +241,11 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         if labels is not None and use_cache is None:
             use_cache = False
         earlier = past_key_values if cache is None else cache
-        layout = nullcontext() if segment_ids is None else known_layout(packed=position_ids is not None)
+        bounded = self.packed_attention == "varlen" and "cu_seq_lens_q" in kwargs
+        if bounded and self.config._attn_implementation == NAMES["varlen"]:
+            attention_mask = ready_mask(inputs_embeds)
+        packs = position_ids is not None and not bounded
+        layout = nullcontext() if segment_ids is None else known_layout(packs)
         with layout:
             output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
         hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)

@@ -52,7 +52,11 @@ def did_it_learn(run: Run) -> Answer:
     if every and not math.isfinite(every[-1]):
         before = f"; before, it was {losses[-1]:.3f} nats per token" if losses else ""
         return _learned("bad", "It broke", f"The last training loss is not finite{before}.")
-    evaluations = [(s, v) for s, v in run.values("eval_loss") if math.isfinite(v)]
+    evaluated = run.values("eval_loss")
+    evaluations = [(s, v) for s, v in evaluated if math.isfinite(v)]
+    if evaluated and not math.isfinite(evaluated[-1][1]):
+        before = f"; before, it was {evaluations[-1][1]:.3f} nats per token" if evaluations else ""
+        return _learned("bad", "It broke", f"The last evaluation loss is not finite{before}.")
     place = evaluated_on(run) if evaluations else None
     if place not in (None, TRAINED):
         return _learned_on_new(run, evaluations, place == HELD_OUT)

@@ -6,10 +6,12 @@ card that was edited is never written over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.report.floors import text_alone
 from llava.report.read import Run, read_run
 
 CARD = "README.md"
@@ -38,9 +40,15 @@ WITH_VIDEO = """processor = AutoProcessor.from_pretrained(DIR, trust_remote_code
 inputs = processor(videos="clip.mp4")
 ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
 print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])"""
-WITH_TEXT = """tokenizer = AutoTokenizer.from_pretrained(DIR)
+WITH_TEXT = """tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)
 ids = model.generate(**tokenizer("Un", return_tensors="pt"), max_new_tokens=40, do_sample=False)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
+
+PIPELINE = "pipeline_tag: image-text-to-text"
+ALONE = (
+    "**Its language model alone, which takes no video or image.** What stands below was written of the whole model, "
+    "its vision included."
+)
 
 
 def write_card(folder: str | Path) -> Path | None:
@@ -56,7 +64,7 @@ def write_card(folder: str | Path) -> Path | None:
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return None
     run = read_run(folder)
-    sees = not run.flags.get("text_only")
+    sees = not text_alone(run)
     about = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text" if sees else "text-generation",
@@ -69,7 +77,7 @@ def write_card(folder: str | Path) -> Path | None:
 def card_text(run: Run) -> str:
     """The card without its header, in Markdown."""
     flags, record = run.flags, run.record
-    sees = not flags.get("text_only")
+    sees = not text_alone(run)
     weights = sum(p.get("trainable", 0) + p.get("frozen", 0) for p in record.get("parameters") or [])
     trained = sum(p.get("trainable", 0) for p in record.get("parameters") or [])
     kind = "video-language model" if sees else "language model"
@@ -89,7 +97,7 @@ def card_text(run: Run) -> str:
             tool="AutoProcessor" if sees else "AutoTokenizer", use=WITH_VIDEO if sees else WITH_TEXT
         ),
         "## How it was made",
-        _table(("flag", "value"), [(f"`--{n}`", flags[n]) for n in FLAGS if flags.get(n) not in (None, "")]),
+        _table(("flag", "value"), [(f"`--{n}`", _shared(flags[n])) for n in FLAGS if flags.get(n) not in (None, "")]),
         "All flags, versions and the checksum of the data stand in `llava_run.json`. The same flags, seed and data "
         "give the same model on the same hardware.",
         _table(("package", "version"), _versions(record.get("versions") or {})),
@@ -97,6 +105,21 @@ def card_text(run: Run) -> str:
         "To be filled in: that of the weights (`license` in the header), and those of the data.",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def language_model_card(card: str) -> str:
+    """The card of a model with vision as that of its language model alone; what somebody wrote into it stays."""
+    whole = LOAD.format(tool="AutoProcessor", use=WITH_VIDEO)
+    words = LOAD.format(tool="AutoTokenizer", use=WITH_TEXT)
+    if PIPELINE in card or whole in card:
+        card = card.replace(PIPELINE, "pipeline_tag: text-generation", 1).replace("\n- video\n", "\n", 1)
+        card = re.sub(r"^# .*$", lambda title: f"{title[0]}\n\n{ALONE}", card, count=1, flags=re.MULTILINE)
+    return card.replace(whole, words).replace(words, words.replace(", trust_remote_code=True", ""))
+
+
+def _shared(value: Any) -> Any:
+    """The value of a flag without where things lie on the machine that trained."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _versions(versions: Mapping[str, Any]) -> list[tuple[str, Any]]:

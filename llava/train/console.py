@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,28 +43,32 @@ def plan(settings: Settings, train: Sequence[Record], evaluation: Sequence[Recor
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = planned_steps(args, len(train))
     held_out = f"{len(evaluation):,} held-out records" if evaluation is not None else "none held out"
-    clips = len(distinct_clips([*train, *(evaluation or ())]))
+    clips = len(distinct_clips(train).keys() | distinct_clips(evaluation or ()).keys())
     stages = [f"data           {len(train):,} records to train on, {held_out}"]
     if features:
         stages.append(f"features       of {clips:,} clips, each computed once; those in the cache are taken from there")
     if args.preflight != "off":
         stages.append(f"pre-flight     {args.preflight}: what must hold before the first step")
-    epochs = steps * per_step / max(len(train), 1)
+    # Steps an epoch, and not samples: its last batch may be smaller.
+    epochs = steps / math.ceil(max(len(train), 1) / per_step)
     stages.append(f"training       {steps:,} steps of {per_step} samples, {epochs:.3g} times over the data"
-                  f"{_every('a checkpoint', args.save_strategy, args.save_steps)}")  # fmt: skip
+                  f"{_every('a checkpoint', args.save_strategy, args.save_steps, steps)}")  # fmt: skip
     if evaluation is not None:
         sight = f", controls on at most {args.controls_samples}" if features and args.controls else ""
         stages.append(f"evaluation     {len(evaluation):,} records at the end"
-                      f"{_every('', args.eval_strategy, args.eval_steps)}{sight}")  # fmt: skip
+                      f"{_every('', args.eval_strategy, args.eval_steps, steps)}{sight}")  # fmt: skip
     if args.run_report:
         stages.append("report         report.html and a model card")
     listed = "\n".join(f"  {number}. {stage}" for number, stage in enumerate(stages, 1))
     return f"plan for {args.output_dir} (every log says how long training will take):\n{listed}"
 
 
-def _every(what: str, strategy: Any, steps: float | None) -> str:
+def _every(what: str, strategy: Any, steps: float | None, total: int) -> str:
+    """`, a checkpoint every 500 steps`; numbers below 1 are shares of the `total`, as the trainer takes them."""
+    steps = math.ceil(total * steps) if steps and steps < 1 else steps
     name = str(getattr(strategy, "value", strategy))
-    when = {"steps": f"every {steps:g} steps" if steps else "", "epoch": "every epoch", "best": "when it is the best"}
+    regular = f"every {steps:,.0f} steps" if steps else ""
+    when = {"steps": regular, "epoch": "every epoch", "best": "when it is the best"}
     return ", ".join(("", f"{what} {when[name]}".strip())) if when.get(name) else ""
 
 
@@ -147,7 +152,7 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     rows = [("time", f"{duration(seconds)}, {state.global_step:,} steps, {state.epoch or 0:.3g} times over the data")]
     for name, values in (("loss", losses), ("held-out loss", held_out)):
         if values:
-            best, step = min(values)
+            best, step = min(values, key=lambda value: value[0] if math.isfinite(value[0]) else math.inf)
             rows.append((name, f"{values[-1][0]:.4g} at the end; best {best:.4g} at step {step:,}"))
     if not held_out:
         rows.append(("held-out loss", "not measured: nothing was held out"))
@@ -158,9 +163,10 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     rows.append(("model", f"{folder}{_checkpoints(folder)}"))
     if (folder / REPORT_FILE).is_file():
         rows.append(("report", f"{folder / REPORT_FILE}, to be opened in a browser"))
+    typed = shlex.quote(str(folder))
     if sees:
-        rows.append(("next", f"python -m llava.serve.cli --model-path {folder} --video CLIP.mp4"))
-    rows.append(("" if sees else "next", f"python -m llava.export {folder} OUT   makes a folder to share"))
+        rows.append(("next", f"python -m llava.serve.cli --model-path {typed} --video CLIP.mp4"))
+    rows.append(("" if sees else "next", f"python -m llava.export {typed} OUT   makes a folder to share"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(("finished", *(f"  {name.ljust(width)}  {text}" for name, text in rows)))
 

@@ -4,7 +4,8 @@ Muon steps by the orthogonalised momentum of a matrix: every direction of the ma
 al. 2024, https://kellerjordan.github.io/posts/muon/). The update is scaled by 0.2 sqrt(max(rows, columns)), so that its
 root mean square is AdamW's, and one learning rate fits both (Liu et al. 2025, "Muon is Scalable for LLM Training",
 section 2.2). Queries, keys and values that a layer keeps in one matrix are cut apart first: their sizes and so their
-directions have nothing to do with each other. Matrices of one size are orthogonalised as one batch.
+directions have nothing to do with each other. Matrices of one size, tall or wide, are
+orthogonalised as one batch.
 
 Letters in shapes: N matrices of one size, R rows, C columns.
 """
@@ -179,19 +180,28 @@ class MuonAdamW(torch.optim.AdamW):
         rate = float(group["lr"])
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
-        by_size: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        by_size: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for (weight, cut), update in zip(known, updates, strict=True):
             for part, view in zip(pieces(update, cut), pieces(weight, cut), strict=True):
-                by_size.setdefault((part.numel() // part.shape[-1], part.shape[-1]), []).append((part, view))
-        for (rows, columns), parts in by_size.items():
-            scale = -rate * SCALE * math.sqrt(max(rows, columns))
-            most = max(1, MOST_ELEMENTS // (rows * columns))
+                matrix = part.reshape(-1, part.shape[-1])
+                # A tall matrix goes with the wide ones of its transposed size.
+                matrix = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+                by_size.setdefault((matrix.shape[0], matrix.shape[1]), []).append((matrix, view))
+        for (short, long), parts in by_size.items():
+            scale = -rate * SCALE * math.sqrt(long)
+            most = max(1, MOST_ELEMENTS // (short * long))
             for start in range(0, len(parts), most):
                 some = parts[start : start + most]
-                batch = torch.stack([part.reshape(rows, columns) for part, _ in some])
+                batch = torch.stack([matrix for matrix, _ in some])
                 steps = orthogonalised(batch, group["ns_steps"]).to(batch.dtype)
                 torch._foreach_add_(
                     [view for _, view in some],
-                    [step.view(view.shape) for step, (_, view) in zip(steps, some, strict=True)],
+                    [_laid_out(step, view) for step, (_, view) in zip(steps, some, strict=True)],
                     alpha=scale,
                 )
+
+
+def _laid_out(step: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """A step (R, C), R <= C, as the view of the weight that it belongs to, which may be a tall matrix."""
+    tall = view.numel() > view.shape[-1] ** 2
+    return (step.mT if tall else step).reshape(view.shape)

@@ -12,25 +12,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.config.flags import DataArguments, Settings, TrainingArguments
 from llava.constants import HELD_OUT_FILE
-from llava.data.chat_formats import PLAIN, reserved
 from llava.data.check import check_files
+from llava.data.columns import representatives, standing_at, take
 from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
-from llava.data.prompt import reserved_tokens
+from llava.data.features.remote import open_folder
+from llava.data.record_table import RecordTable
 from llava.data.records import (
     Problem,
     Record,
     apply_policy,
+    by_modality,
     format_problems,
-    load_records,
     missing_files,
-    modality,
     text_alone,
     without,
 )
@@ -38,7 +39,8 @@ from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.split.holdout import Holdout, difference, plan
 from llava.errors import Stopped, UserError
 from llava.model.vlm import VisionCausalLM
-from llava.train.checkpoint.resume import on_first_process
+from llava.train.checkpoint.resume import on_first_process, record_digests
+from llava.train.prepared_data import load_prepared, prepared_tokens
 from llava.train.run_model import RunModel
 
 logger = logging.getLogger(__name__)
@@ -55,18 +57,21 @@ class Split:
     """
 
     name: str
-    records: list[Record]
+    records: Sequence[Record]
     problems: list[Problem]
     bad_list: str
 
 
 @dataclass(frozen=True)
 class SplitData:
-    """The samples of a `Split`: `lengths` in positions as they are served, `summary` for the run's record."""
+    """The samples of a `Split`: `lengths` in positions as they are served, `summary` for the run's record, `digests` of
+    what each is made of, (N,) uint64.
+    """
 
     dataset: LazySupervisedDataset
-    lengths: list[int]
+    lengths: Sequence[int]
     summary: dict[str, Any]
+    digests: np.ndarray
 
 
 def read_splits(
@@ -84,7 +89,7 @@ def read_splits(
         ValueError: when other clips would be held out than before, or there is nothing to evaluate on.
     """
     _, data_args, training_args = settings
-    records, problems = _load(data_args.data_path, settings, tokenizer)
+    records, problems = load_prepared(data_args.data_path, settings, tokenizer)
     train = Split(
         "training", _taught(records, settings), _with_missing(records, problems, settings), "bad_samples.jsonl"
     )
@@ -136,17 +141,20 @@ def hold_out(
         if training_args.process_index == 0:
             (Path(training_args.output_dir) / HELD_OUT_FILE).unlink(missing_ok=True)
         return train, None, summary
-    sides: tuple[list[Record], list[Record]] = ([], [])
-    for record, is_out in zip(train.records, holdout.held_out, strict=True):
-        sides[is_out].append(record)
-    out = {r.source for r in sides[1]}
-    theirs = [p for p in train.problems if p.source in out]
-    # A run that stops for them names all at once.
-    kept = train.problems if data_args.on_bad_sample == "stop" else [p for p in train.problems if p.source not in out]
+    is_out = np.array(holdout.held_out, dtype=bool)
+    kept, out = np.flatnonzero(~is_out), np.flatnonzero(is_out)
+    theirs: list[Problem] = []
+    ours = train.problems
+    if train.problems:
+        sources = {r.source for r in take(train.records, out)}
+        theirs = [p for p in train.problems if p.source in sources]
+        # A run that stops for them names all at once.
+        if data_args.on_bad_sample != "stop":
+            ours = [p for p in train.problems if p.source not in sources]
     if training_args.process_index == 0:
-        write_held_out([r for r, is_out in zip(named, holdout.held_out, strict=True) if is_out], settings)
-    evaluation = Split("evaluation", sides[1], theirs, "bad_eval_samples.jsonl")
-    return replace(train, records=sides[0], problems=kept), evaluation, summary
+        write_held_out(take(named, out), settings)
+    evaluation = Split("evaluation", take(train.records, out), theirs, "bad_eval_samples.jsonl")
+    return replace(train, records=take(train.records, kept), problems=ours), evaluation, summary
 
 
 def write_held_out(records: Sequence[Record], settings: Settings) -> None:
@@ -176,28 +184,16 @@ def _plan(named: Sequence[Record], settings: Settings) -> Holdout:
 
 def read_records(
     path: str, settings: Settings, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Record], list[Problem]]:
+) -> tuple[Sequence[Record], list[Problem]]:
     """Records of a `--data_path` and the problems that need no file of theirs to be opened."""
-    records, problems = _load(path, settings, tokenizer)
+    records, problems = load_prepared(path, settings, tokenizer)
     return _taught(records, settings), _with_missing(records, problems, settings)
 
 
-def _load(path: str, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Record], list[Problem]]:
-    model_args, data_args, training_args = settings
-    version = model_args.version
-    return load_records(
-        path,
-        data_args.image_folder,
-        data_args.video_folder,
-        (*reserved_tokens(tokenizer), *reserved(version)),
-        data_args.allow_absolute_paths,
-        training_args.seed if training_args.data_seed is None else training_args.data_seed,
-        version != PLAIN,
-    )
-
-
-def _taught(records: list[Record], settings: Settings) -> list[Record]:
-    return [text_alone(r) for r in records] if settings.data.text_only else records
+def _taught(records: Sequence[Record], settings: Settings) -> Sequence[Record]:
+    if not settings.data.text_only:
+        return records
+    return records.as_text() if isinstance(records, RecordTable) else [text_alone(r) for r in records]
 
 
 def _with_missing(records: Sequence[Record], problems: list[Problem], settings: Settings) -> list[Problem]:
@@ -225,9 +221,10 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
     return cache
 
 
-def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Path:
+def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Any:
+    """A `Path`, or a folder in a bucket."""
     beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
-    return beside if data_args.feature_cache == "auto" else Path(data_args.feature_cache)
+    return beside if data_args.feature_cache == "auto" else open_folder(data_args.feature_cache)
 
 
 def make_data(
@@ -255,10 +252,12 @@ def make_data(
         workers = max(training_args.dataloader_num_workers, 1)
         problems = problems + check_files(good, spec, workers, min_frames=1, timeout=timeout)
     good = without(split.records, problems)
-    lengths, too_long = measure_lengths(good, made.tokenizer, spec, made.text_format, limit)
+    prepared = prepared_tokens(good, made.tokenizer, made.text_format, settings)
+    lengths, too_long = measure_lengths(good, made.tokenizer, spec, made.text_format, limit, prepared)
     kept = _leave_out(split, [*problems, *too_long], settings)
-    length_of = {record.source: length for record, length in zip(good, lengths, strict=True)}
-    whole = [length_of[record.source] for record in kept]
+    whole = np.array(lengths, dtype=np.int64)
+    if too_long:
+        whole = whole[~standing_at(good, {p.source for p in too_long})]
     dataset = LazySupervisedDataset(
         kept,
         made.tokenizer,
@@ -269,15 +268,20 @@ def make_data(
         cache,
         timeout,
         made.text_format,
-        num_cut=sum(n > limit for n in whole),
+        num_cut=int((whole > limit).sum()),
+        prepared=prepared,
     )
-    served = [min(n, limit) for n in whole]
+    if (name := dataset.differs_from_prepared()) is not None:
+        logger.warning("record %r has other tokens than were prepared for it: all are made anew in this run", name)
+        dataset.prepared = prepared = None
+    served = np.minimum(whole, limit)
     summary = summarise(kept, served)
     report_sources(split.name, summary)
-    return SplitData(dataset, served, summary)
+    digests = record_digests(kept) if prepared is None else prepared.digests(kept.rows)
+    return SplitData(dataset, served, summary, digests)
 
 
-def _leave_out(split: Split, problems: Sequence[Problem], settings: Settings) -> list[Record]:
+def _leave_out(split: Split, problems: Sequence[Problem], settings: Settings) -> Sequence[Record]:
     """The records of a split that no problem names, as `--on_bad_sample` says; the others are listed and logged."""
     _, data_args, training_args = settings
     if problems and training_args.process_index == 0:
@@ -288,7 +292,7 @@ def _leave_out(split: Split, problems: Sequence[Problem], settings: Settings) ->
     kept = apply_policy(split.records, problems, data_args.on_bad_sample)
     if problems:
         bad = {p.source for p in problems}
-        total = len(bad | {r.source for r in split.records})
+        total = len(split.records) + len(bad) - int(standing_at(split.records, bad).sum())
         logger.warning(
             "left out %d of %d records, listed in %s:\n%s", len(bad), total, split.bad_list, format_problems(problems)
         )
@@ -339,28 +343,28 @@ def fill_cache(
 
 
 def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
-    """Refuses samples that give no batch at all: such a run would take no step and end as if it had trained.
+    """Refuses samples that give no step at all: such a run would take none and end as if it had trained.
 
     Raises:
         ValueError: with both numbers.
     """
-    size = training_args.train_batch_size * training_args.world_size
+    device, accumulated = training_args.train_batch_size, training_args.gradient_accumulation_steps
+    size = device * accumulated * training_args.world_size
     if training_args.dataloader_drop_last and num_samples < size:
         raise UserError(
-            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one batch "
-            f"of {size} ({training_args.train_batch_size} a device x {training_args.world_size} processes): leave it "
-            "out, or lower --per_device_train_batch_size"
+            f"--dataloader_drop_last True leaves nothing to train on: {num_samples} samples are fewer than one global "
+            f"batch of {size} ({device} a device x {accumulated} accumulated x {training_args.world_size} processes): "
+            "leave it out, or lower --per_device_train_batch_size or --gradient_accumulation_steps"
         )
 
 
 def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
     """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample."""
-    kinds = [modality(r) for r in records]
     return {
         "records": len(records),
-        "by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "clips": len({(r.videos, r.images, r.split) for r in records if r.videos or r.images}),
-        "longest": max(lengths, default=0),
+        "by_modality": {kind: len(places) for kind, places in by_modality(records).items()},
+        "clips": len({(r.videos, r.images, r.split) for r in representatives(records)[0] if r.videos or r.images}),
+        "longest": int(max(lengths, default=0)),
         "sources": [asdict(count) for count in count_sources(records)],
     }
 

@@ -34,8 +34,10 @@ from llava.errors import UserError
 from llava.model.builder import select_parts
 from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
+from llava.model.packed_attention import WAYS
 from llava.train.checkpoint import sharding
 from llava.train.experiments import parse_faults
+from llava.train.monitor import replay
 from llava.train.provenance import code_commit, hardware
 
 logger = logging.getLogger(__name__)
@@ -230,6 +232,7 @@ def flag_problems(
         ("vision_precision", model_args.vision_precision, PRECISIONS),
         ("feature_dtype", data_args.feature_dtype, tuple(TOLERANCES)),
         ("text_start", model_args.text_start, TEXT_STARTS),
+        ("packed_attention", training_args.packed_attention, WAYS),
     ):
         if value is not None and value not in known:
             problems.append(f"--{name} {value}: use {', '.join(known[:-1])} or {known[-1]}")
@@ -246,6 +249,12 @@ def flag_problems(
             "counts from 0 on weights that have trained: leave it out, lower --per_device_train_batch_size and raise "
             "--gradient_accumulation_steps by the same factor"
         )
+    problems += [
+        f"--accelerator_config {name} True: the samples of a step would depend on the number of processes, and the "
+        "global batch would not be what the run records: leave it out"
+        for name in ("split_batches", "dispatch_batches")
+        if getattr(training_args.accelerator_config, name)
+    ]
     if training_args.n_gpu > 1:
         problems.append(
             f"one process sees {training_args.n_gpu} GPUs and would split every batch over them "
@@ -270,7 +279,7 @@ def flag_problems(
         problems.append(
             f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, or a --val_fraction above 0"
         )
-    problems += sharding.flag_problems(training_args)
+    problems += sharding.flag_problems(training_args) + replay.flag_problems(training_args)
     problems += library_problems(training_args)
     parts: list[str] = []
     for check in (

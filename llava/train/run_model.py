@@ -11,9 +11,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llava import foreign
-from llava.config.flags import ModelArguments, Settings, video_spec
+from llava.config.flags import ModelArguments, Settings, TrainingArguments, video_spec
 from llava.config.video import VideoSpec
-from llava.data.records import Record
+from llava.data.columns import representatives
+from llava.data.records import MODALITIES, Record, modality_codes
 from llava.data.text_format import TextFormat
 from llava.data.text_start import recorded_text
 from llava.errors import MissingFile, UserError
@@ -24,6 +25,7 @@ from llava.model.language_model.causal_lm import language_type
 from llava.model.lora import adapt
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.packed_attention import choose_way, take_way
 from llava.model.vlm import VisionCausalLM
 from llava.train.checkpoint.sharding import built_whole
 from llava.train.run_flags import lora_settings, tunable_parts
@@ -41,6 +43,7 @@ class RunModel:
         exempt: parameters of these parts that no gradient of the run's data could reach, frozen, with the reason of
             each.
         packs: whether samples share rows: as `--packing` asks, where the model keeps them apart.
+        flat: whether all of a batch share one.
     """
 
     model: VisionCausalLM
@@ -49,6 +52,7 @@ class RunModel:
     parts: list[str]
     exempt: dict[str, str]
     packs: bool
+    flat: bool
 
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
@@ -118,11 +122,26 @@ def make_model(
         if packs != training_args.packing:
             kind = language_type(model.config.model_type)
             logger.info("one sample a row: those of a row would see each other with %s", kind)
+        flat = packs and keep_apart(model, training_args)
         recorded = None
         if not model_args.from_scratch:
             recorded = recorded_text(foreign.config_values(model_args.model_name_or_path, name))
         text_format = make_format(model_args.version, tokenizer, model, recorded, model_args.text_start, resumed)
-    return RunModel(model, tokenizer, text_format, parts, exempt, packs)
+    return RunModel(model, tokenizer, text_format, parts, exempt, packs, flat)
+
+
+def keep_apart(model: VisionCausalLM, training_args: TrainingArguments) -> bool:
+    """Has the model keep samples of a row apart as `--packed_attention` says; returns whether all share one row.
+
+    Raises:
+        ValueError: when the model, the device or torch cannot take that way.
+    """
+    half = training_args.bf16 or training_args.fp16
+    way, problem = choose_way(training_args.packed_attention, model, training_args.device, half)
+    if problem:
+        logger.info("samples that share rows are kept apart by a mask: %s", problem)
+    take_way(model, way)
+    return way != "mask"
 
 
 def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> None:
@@ -131,7 +150,7 @@ def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> N
     Raises:
         ValueError: naming the flag that is missing or superfluous.
     """
-    visual = sum(bool(r.videos or r.images) for r in records)
+    visual = int((modality_codes(records) != MODALITIES.index("text")).sum())
     if visual and model_args.vision_tower is None:
         raise UserError(f"{visual} records have a video or image, but there is no --vision_tower")
     if not visual and set(tunable_parts(model_args)) - {"mm_language_model"}:
@@ -201,7 +220,7 @@ def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str,
     The fast stream serves videos alone, and of a tower that trains only the layers up to the selected one are used.
     """
     reasons: dict[str, str] = {}
-    if model.vision_resampler is not None and not any(r.videos for r in records):
+    if model.vision_resampler is not None and not any(r.videos for r in representatives(records)[0]):
         reasons |= {
             f"vision_resampler.fast.{name}": "the fast stream, since no record has a video"
             for name, _ in model.vision_resampler.fast.named_parameters()

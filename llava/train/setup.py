@@ -14,9 +14,9 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
-from llava.data.records import apply_policy, is_hopeless, modality
+from llava.data.records import apply_policy, is_hopeless, modality_codes
 from llava.data.target_words import describe_targets, repeated_texts
-from llava.train.checkpoint.resume import fingerprint, record_digests
+from llava.train.checkpoint.resume import fingerprint
 from llava.train.console import plan
 from llava.train.experiments import give_faults, parse_faults
 from llava.train.optimizer import parameter_rows, parameter_table
@@ -80,7 +80,6 @@ def prepare(
     if evaluation is not None:
         held_out = make_data(evaluation, settings, made, cache, text_format.preprocess, should_stop)
 
-    digests = record_digests(data.dataset.records)
     run_record = make_run_record(settings) if run_record is None else run_record
     resolved = training_args.to_dict()  # The data decides how often a run evaluates, where no flag does.
     run_record = {
@@ -94,7 +93,7 @@ def prepare(
             "train": data.summary | {"supervised": describe_targets(data.dataset.records, tokenizer, text_format)},
             "eval": None,
         },
-        "fingerprint": fingerprint(digests),
+        "fingerprint": fingerprint(data.digests),
     }
     if held_out is not None:
         records = held_out.dataset.records
@@ -110,11 +109,18 @@ def prepare(
         train_dataset=data.dataset,
         eval_dataset=None if held_out is None else held_out.dataset,
         data_collator=DataCollatorForSupervisedDataset(pad),
-        training_collator=TrainingCollator(pad, templates=model.visual_templates(), pack=made.packs),
+        training_collator=TrainingCollator(
+            pad,
+            templates=model.visual_templates(),
+            pack=made.packs,
+            flat=made.flat,
+            multiple=training_args.pad_to_multiple_of,
+            longest=training_args.model_max_length,
+        ),
         processing_class=tokenizer,
         lengths=data.lengths,
-        modalities=[modality(r) for r in data.dataset.records],
-        record_digests=digests,
+        modalities=modality_codes(data.dataset.records),
+        record_digests=data.digests,
         run_record=run_record,
     )
     return Run(trainer, tokenizer, made.parts, made.exempt, settings.model.from_scratch)

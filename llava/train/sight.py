@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float
     return {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
 
 
-def measured_on(chosen: Iterable[Record], trained: Iterable[Record], contents: ContentHashes | None = None) -> str:
+def measured_on(chosen: Sequence[Record], trained: Sequence[Record], contents: ContentHashes | None = None) -> str:
     """`TRAINING` when half of the clips or more are trained on, under whatever name; else `EVALUATION`."""
     known, shown = set(clip_names(trained, contents).values()), set(clip_names(chosen, contents).values())
     return TRAINING if 2 * len(shown & known) >= len(shown) else EVALUATION

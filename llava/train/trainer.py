@@ -7,6 +7,8 @@ import logging
 import math
 import time
 from collections import deque
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from transformers.integrations import TensorBoardCallback
 from llava.config.commands import quiet_libraries
 from llava.constants import IGNORE_INDEX, RUN_RECORD
 from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.columns import RecordIds
 from llava.data.handover import HandingOver
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
@@ -39,10 +42,12 @@ from llava.train.checkpoint.sharding import (
     without_tied,
 )
 from llava.train.console import LogLines
+from llava.train.half_weights import HalfWeights
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.invariants import Invariants
 from llava.train.monitor.logs import FreshLogs
+from llava.train.monitor.replay import Replay
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import make_optimizer, part_learning_rates
@@ -87,7 +92,9 @@ class LlavaTrainer(ResumableTrainer):
         self.monitor = None
         self.invariants: Invariants | None = None
         self.loaded_again = False
+        self.replay: Replay | None = None
         self.guard: FiniteGuard | None = None
+        self.half = self._half_weights()
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         supervised = run_record.get("data", {}).get("train", {}).get("supervised", {})
         self.entropies = {kind: found["entropy"] for kind, found in supervised.items()}
@@ -108,7 +115,7 @@ class LlavaTrainer(ResumableTrainer):
                 self.model,
                 self.args,
                 part_learning_rates(self.args),
-                None if records is None else [r.id for r in records],
+                None if records is None else RecordIds(records),
                 sound=monitor.sound,
                 reduce=lambda values: self.accelerator.reduce(values, "sum"),
                 gather=gather_object,
@@ -118,6 +125,10 @@ class LlavaTrainer(ResumableTrainer):
                 samples=None if records is None else ServedSamples(self.train_dataset, self.processing_class),
             )
             self.add_callback(self.invariants)
+            if self.args.replay_every is not None:
+                every, rank = self.args.replay_every, self.args.process_index
+                self.replay = Replay(self.model, every, monitor, gather_object, rank)
+                self.add_callback(self.replay)
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """What collates the batches of a loader: transformers asks for each, by what it is for."""
@@ -127,6 +138,16 @@ class LlavaTrainer(ResumableTrainer):
         is_ours = isinstance(collate, DataCollatorForSupervisedDataset)
         return HandingOver(collate, pins) if hands_over and is_ours else collate
 
+    def _half_weights(self) -> HalfWeights | None:
+        """Weights cast once a step, where autocast alone would cast them: not where weights are spread, gradients are
+        sent while others are still computed, activations are computed again, or a compiler fuses the casts.
+        """
+        args = self.args
+        together = args.world_size > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if not (args.bf16 or args.fp16) or together or args.gradient_checkpointing or args.torch_compile:
+            return None
+        return HalfWeights(self.model, torch.bfloat16 if args.bf16 else torch.float16)
+
     def _write_text(self, tag: str, text: str, step: int) -> None:
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -135,6 +156,8 @@ class LlavaTrainer(ResumableTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the time it takes is time spent waiting for data."""
         start = time.perf_counter()
+        if self.half is not None:
+            self.half.forget()
         batches, items = super().get_batch_samples(*args, **kwargs)
         kept = [{key: batch[key] for key in ("sample_ids", "input_ids")} for batch in batches]
         self.last_batches.append((self.state.global_step + 1, kept))
@@ -151,14 +174,19 @@ class LlavaTrainer(ResumableTrainer):
         """As in transformers; the monitor sees the loss of every token, and labels are smoothed in training alone."""
         if self.is_in_train:
             inputs["label_smoothing"] = self.args.label_smoothing_factor
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.monitor is not None and self.is_in_train:
+        with self.half.used() if self.half is not None and self.is_in_train else nullcontext():
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.monitor is not None and self.is_in_train and not (self.replay and self.replay.rehearsing):
             self.monitor.add_batch(outputs["token_losses"], inputs)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
-        loss = super().training_step(*args, **kwargs)
+        run = partial(super().training_step, model, *args, **kwargs)
+        if self.replay is not None and self.replay.due(self.state.global_step + 1):
+            loss = self.replay.twice(run, lambda: self.accelerator.no_sync(model))
+        else:
+            loss = run()
         if self.monitor is not None and self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler
             self.monitor.measure_gradients(scaler.get_scale() if scaler is not None else 1.0)
@@ -214,8 +242,9 @@ class LlavaTrainer(ResumableTrainer):
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         self.sampler = ModalityLengthSampler(
-            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share
-        )
+            self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share,
+            args.dataloader_drop_last,
+        )  # fmt: skip
         return self.sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:

@@ -144,19 +144,25 @@ def compare(pairs: Sequence[tuple[int, Run, Run]], target: float | None) -> dict
 
 def table(result: dict, seeds: Sequence[int]) -> str:
     """A Markdown table."""
+    one = f"Seed {seeds[0]} alone: no interval, and no difference here is told from that between seeds (SEEDS='0 1 2')."
+    several = f"Seeds {', '.join(map(str, seeds))}. Intervals are 95 %, paired over seeds (Student's t)."
     lines = [
-        f"Seeds {', '.join(map(str, seeds))}. Intervals are 95 %, paired over seeds (Student's t).",
+        one if len(seeds) == 1 else several,
         "",
         "| | text only | video and text | video - text |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, row in result.items():
-        digits = 0 if name.startswith("steps") else 3
+        digits, missing = (0, "not reached") if name.startswith("steps") else (3, "not measured")
         mean, low, high = row["video - text"]
         interval = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) else ""
-        sides = (", ".join(f"{v:.{digits}f}" for v in row[side]) for side in ("text", "video"))
-        lines.append(f"| {name} | {' | '.join(sides)} | {mean:+.{digits}f}{interval} |")
+        sides = (", ".join(_number(v, f".{digits}f", missing) for v in row[side]) for side in ("text", "video"))
+        lines.append(f"| {name} | {' | '.join(sides)} | {_number(mean, f'+.{digits}f', missing)}{interval} |")
     return "\n".join(lines)
+
+
+def _number(value: float, form: str, missing: str) -> str:
+    return missing if math.isnan(value) else f"{value:{form}}"
 
 
 @dataclass

@@ -14,7 +14,7 @@ source scripts/env.sh
 SEEDS="${SEEDS:-0 1 2}"
 STEPS="${STEPS:-1400}"
 OUTPUT="${OUTPUT:-output/text_vs_video}"
-EVERY=$((STEPS / 14))
+EVERY=$((STEPS < 14 ? 1 : STEPS / 14))
 if [[ -n "${DATA_PATH:-}" && -z "${EVAL_DATA_PATH:-}" ]]; then
     echo "ERROR: set EVAL_DATA_PATH too: captions that neither experiment trains on." >&2
     exit 1

@@ -21,6 +21,7 @@ from llava.train import run_model, setup
 from llava.train import train as training
 from llava.train.trainer import LlavaTrainer
 from tests.data.features.changed import change_features, serve_other_clips
+from tests.train.forked import flipped
 
 Patch = pytest.MonkeyPatch
 plain_preprocess = text_format.preprocess_plain_lm
@@ -456,6 +457,17 @@ def skip_steps(trainer, optimizer) -> None:
         return step(*args, **kwargs) if count[0] % 2 else None
 
     optimizer.step = skipping
+
+
+def flip_bits(trainer, optimizer) -> None:
+    """In every third backward, a bit of a gradient of the projector turns."""
+    passes = [0]
+
+    def flip(gradient):
+        passes[0] += 1
+        return flipped(gradient) if passes[0] % 3 == 0 else None
+
+    trainer.model.mm_projector[0].weight.register_hook(flip)
 
 
 def maximise(trainer, optimizer) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import damage, loader, monitor, preflight, run, startup
+from benchmarks import damage, kernels, loader, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -65,7 +65,9 @@ def test_every_measure_gives_rows(assets: SimpleNamespace, tmp_path: Path, monke
     clips.mkdir()
     for clip in sorted(assets.clips.glob("*.mp4"))[:2]:
         (clips / clip.name).write_bytes(clip.read_bytes())
-    measures = [m for m in run.MEASURES if m not in ("compile", "memory")]  # These cost the same with small models.
+    measures = [
+        m for m in run.MEASURES if m not in ("compile", "memory", "kernels")
+    ]  # These cost the same with small models.
     run.main(
         ["--clips", str(clips), "--output", str(tmp_path), "--repeats", "1", "--tower_layers", "1", "--only", *measures]
     )
@@ -75,6 +77,26 @@ def test_every_measure_gives_rows(assets: SimpleNamespace, tmp_path: Path, monke
         assert 0 < found["lowest"] <= found["ratio"] <= found["highest"], found
     assert (tmp_path / "benchmark.md").read_text().count("\n| ") == len(rows) + 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_kernels_are_operations_that_compute():
+    a = torch.ones(2, 3)
+    with kernels.Kernels() as found:
+        torch.addmm(torch.empty(2), a, a.t()).view(4)[1:].detach().relu_()
+        torch._foreach_add_([a, a], 1)
+    assert found.counts == {"addmm": 1, "relu_": 1, "_foreach_add_": 1}
+    code = (
+        "def call(self):\n    cpp_fused_add_0(a)\n    extern_kernels.mm(a, b, out=c)\n    buf = torch.ops.aten.x(a)\n"
+    )
+    assert len(kernels.COMPILED.findall(code + "    del a\n    return (b,)\n")) == 3
+
+
+def test_a_step_launches_no_more_kernels_than_it_did():
+    """Two layers. Where one is needed, the number here is raised and docs/performance.md says what for."""
+    plain, found = (kernels.step_parts(TINY, once) for once in (False, True))
+    assert found["forward"] + found["backward"] <= 251 < plain["forward"] + plain["backward"]
+    assert found["Muon and AdamW"] <= 65 < plain["Muon and AdamW"]
+    assert found["AdamW"] == 2 and found["clipping"] <= 8
 
 
 @pytest.mark.slow

@@ -104,6 +104,7 @@ def test_a_number_out_of_range_is_one_message(assets, tmp_path, name, value, all
         ({"lr_scheduler_kwargs": "{min_lr"}, r"--lr_scheduler_kwargs {min_lr: not JSON"),
         ({"deepspeed": "/no.json"}, "--deepspeed /no.json: no such file"),
         ({"dataloader_prefetch_factor": 2}, "--dataloader_prefetch_factor can only be set"),
+        ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config split_batches True: the samples"),
         ({"auto_find_batch_size": True}, "--auto_find_batch_size True goes on with another global batch"),
     ],
 )

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.data.packing import TrainingCollator, pack_rows
+from llava.data.packing import TrainingCollator, pack_rows, sample_bounds
 from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
 from llava.train.monitor.run_monitor import batch_sums
@@ -183,3 +183,51 @@ def test_fillers_stand_alone_or_not_at_all(build, pack):
     assert (alone["sample_ids"], len(alone["supervised_positions"])) == ([FILLER_ID], 0)
     sums = batch_sums(torch.zeros(1, 0), alone, torch.tensor([0]))
     assert not sums[:7].any(), "no tokens and no samples"
+
+
+@pytest.mark.parametrize(("pack", "flat"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("multiple", [1, 32])
+def test_rows_of_a_multiple_have_the_same_loss_and_gradients(build, pack, flat, multiple):
+    model = build().eval()
+    samples = samples_of(model, [5, 44, 20, 31, 7])
+    found = []
+    for collate in (
+        TrainingCollator(0, model.visual_templates(), pack),
+        TrainingCollator(0, model.visual_templates(), pack, flat=flat, multiple=multiple),
+    ):
+        batch = collate(samples)
+        model.zero_grad()
+        output = model(**batch, return_logits=False)
+        output.loss.backward()
+        found.append((output.loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert batch["input_ids"].shape[1] % multiple == len(batch["supervised_positions"]) % multiple == 0
+    assert batch["labels"].shape == batch["segment_ids"].shape == batch["attention_mask"].shape
+    assert len(batch["input_ids"]) == (len(samples) if not pack else 1) and ("cu_seq_lens_q" in batch) == flat
+    torch.testing.assert_close(found[1][0], found[0][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_of_one_sample_is_not_padded_beyond_the_models_positions(build):
+    collate = TrainingCollator(0, pack=False, multiple=32, longest=40)
+    samples = samples_of(build(vision=False), [35, 36])
+    assert collate(samples)["input_ids"].shape == (2, 40)
+
+
+def test_bounds_of_a_padded_row_have_one_more_sample_whatever_the_padding():
+    for lengths, padding in (([5, 6, 3], 2), ([5, 6, 5], 0)):
+        found = sample_bounds(lengths, 16)
+        assert found["cu_seq_lens_q"].tolist() == [0, 5, 11, sum(lengths), sum(lengths) + padding]
+        assert found["max_length_q"] == 16 and isinstance(found["max_length_q"], int)
+    assert sample_bounds([5, 6, 3])["cu_seq_lens_k"].tolist() == [0, 5, 11, 14]
+    assert sample_bounds([5, 6, 3])["max_length_k"] == 6
+
+
+def test_smoothed_labels_count_no_places_that_are_none(build):
+    model = build(vision=False).eval()
+    samples = samples_of(model, [5, 9])
+    losses = [
+        model(**TrainingCollator(0, multiple=m)(samples), return_logits=False, label_smoothing=0.1).loss
+        for m in (1, 16)
+    ]
+    torch.testing.assert_close(*losses)

@@ -40,6 +40,11 @@ def test_order_depends_on_seed_and_epoch_alone():
         assert order(0, 1, grouped) != order(1, 1, grouped)
 
 
+def test_the_last_step_is_left_out_where_it_is_not_whole():
+    orders = [list(ModalityLengthSampler([1] * 11, ["text"] * 11, 4, 0, True, 2, drop)) for drop in (False, True)]
+    assert orders[0] == [*orders[1], *orders[0][8:]] and len(orders[1]) == 8, "and nothing takes its place"
+
+
 @given(st.integers(1, 30), st.integers(1, 8), st.booleans())
 def test_fillers_complete_the_last_pass_and_every_record_stays_there_once(records, share, grouped):
     sampler = ModalityLengthSampler([1] * records, ["text"] * records, 2 * share, 0, grouped, share)

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from llava.config.video import VideoSpec, grid
-from llava.model.multimodal_resampler.fast_slow import FastSlowResampler, StreamResampler, build_resampler, region_mask
+from llava.model.multimodal_resampler.fast_slow import (
+    FastSlowResampler,
+    StreamResampler,
+    build_resampler,
+    region_mask,
+    region_maximum,
+)
 
 
 @pytest.mark.parametrize("width", [12, 48, 64, 100, 768])
@@ -82,3 +88,22 @@ def test_the_fast_rows_come_first_and_the_slow_ones_after_them():
     rows = resampler(features)
     torch.testing.assert_close(rows[:, :2], resampler.fast(features))
     torch.testing.assert_close(rows[:, 2:], resampler.slow(features))
+
+
+@pytest.mark.parametrize(("patches", "latents"), [((16, 16), (9, 9)), ((4, 4), (1, 1)), ((3, 5), (5, 2))])
+def test_maxima_in_deterministic_mode_are_those_of_adaptive_pooling(patches, latents):
+    """CUDA has no deterministic backward pass of adaptive pooling, so the mode takes the maxima in another way."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, *patches, requires_grad=True)
+    weight = torch.randn(2, 3, *latents)
+    expected = region_maximum(image, latents)
+    assert "AdaptiveMaxPool2D" in type(expected.grad_fn).__name__
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = region_maximum(image, latents)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "AdaptiveMaxPool2D" not in str(type(found.grad_fn))
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad((x * weight).sum(), image)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -67,6 +67,11 @@ def test_learned_is_judged_on_held_out_clips_by_what_frequencies_and_guessing_co
     assert "cost 2.50 (unigram entropy), guessing 6.91 (ln V). Before the first step it was 6.90" in answer.text
 
 
+def test_a_last_evaluation_that_is_not_finite_is_no_yes_by_an_earlier_one():
+    answer = learned(FALLING, [1.5, math.nan])
+    assert (answer.tone, answer.short) == ("bad", "It broke") and "before, it was 1.500" in answer.text
+
+
 def test_captions_and_text_are_weighed_by_their_tokens():
     known = worth()
     known["data"]["eval"]["supervised"] = {"captions": words(2.0, 300), "text": words(6.0, 100)}

@@ -43,6 +43,9 @@ def test_text_alone_is_loaded_by_its_tokenizer_and_not_called_seeing(tmp_path):
     text = (run / CARD).read_text()
     assert "text-generation" in text and "AutoTokenizer" in text and "AutoProcessor" not in text
     assert "Not measured against controls" in text
+    assert text.count("from_pretrained(DIR, trust_remote_code=True)") == 2, "transformers asks for it twice"
+    write_card(write_run(tmp_path / "run", llava_run=record(text_only=False, vision_tower=None)))
+    assert "AutoProcessor" not in (run / CARD).read_text(), "a run without a tower, by other flags"
 
 
 def test_an_edited_card_stays(tmp_path):

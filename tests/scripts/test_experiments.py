@@ -133,3 +133,13 @@ def test_toy_pairs_differ_in_one_word_and_were_held_out(script, tmp_path):
     assert module.sentence("ms", "gatt", "ner", 0, "article", "fs") == "La gatto nero dorme."
     records = json.loads(module.write_data(tmp_path).read_text())
     assert len(records) == len(sentences) and (tmp_path / "tasks" / "verb.yaml").read_text().count("toy_verb") == 1
+
+
+def test_one_seed_has_no_interval_and_what_was_not_logged_is_not_measured(script):
+    nan, row = float("nan"), {"text": [1.0], "video": [0.5], "video - text": [-0.5, float("nan"), float("nan")]}
+    absent = {"text": [nan], "video": [nan], "video - text": [nan, nan, nan]}
+    rows = {"loss": row, "norm": absent, "steps to 1": absent}
+    text = script("text_vs_video").table(rows, [0])
+    assert text.startswith("Seed 0 alone: no interval") and "| loss | 1.000 | 0.500 | -0.500 |" in text
+    assert "| norm | not measured | not measured | not measured |" in text
+    assert "| steps to 1 | not reached | not reached | not reached |" in text

@@ -37,7 +37,7 @@ def captions(monkeypatch):
 
 
 def make(demo, folder: Path, *options: str) -> Path:
-    demo.main(["--output_dir", str(folder), "--num_train", "6", "--num_workers", "1", *options])
+    demo.main(["--output_dir", str(folder), "--num_train", "6", "--num_workers", "1", "--validation", *options])
     return folder
 
 
@@ -156,7 +156,7 @@ def test_a_small_run(demo, tmp_path):
             assert caption == without["conversations"][1]
             assert all(score_caption(caption["value"], with_video["meta"]["attributes"], lexicon).values())
             reader = decord.VideoReader(str(folder / "clips" / with_video["video"]))
-            assert (len(reader), reader[0].shape, round(reader.get_avg_fps())) == (24, (112, 112, 3), 12)
+            assert (len(reader), reader[0].shape, round(reader.get_avg_fps())) == (12, (112, 112, 3), 6)
     ids = [r["id"] for path in folder.glob("*_it.json") for r in json.loads(path.read_text(encoding="utf-8"))]
     assert len(set(ids)) == len(ids)
 
@@ -213,6 +213,18 @@ def test_an_interrupted_run_goes_on(demo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "write_clip", only_new)
     assert contents(make(demo, folder)) == whole
+
+
+def test_clips_for_choosing_a_design_are_drawn_when_they_are_asked_for_and_change_nothing_else(demo, tmp_path):
+    few = ["--num_train", "6", "--num_workers", "1"]
+    demo.main(["--output_dir", str(tmp_path / "demo"), *few])
+    without = contents(tmp_path / "demo")
+    assert not [name for name in without if "validation" in name]
+    with_all = contents(make(demo, tmp_path / "demo"))
+    assert {name for name in without if with_all[name] != without[name]} == {"manifest.json"}
+    assert with_all == contents(make(demo, tmp_path / "at_once"))
+    demo.main(["--output_dir", str(tmp_path / "demo"), *few])
+    assert contents(tmp_path / "demo") == with_all
 
 
 @pytest.mark.parametrize("option", [("--seed", "1"), ("--num_train", "7")])

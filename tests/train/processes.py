@@ -14,8 +14,13 @@ SEVERAL = "tests/train/one_after_another.py"
 
 
 def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               script, *arguments]  # fmt: skip
+    return _start(
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), script, *arguments]
+    )
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "DS_BUILD_OPS": "0"}
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -23,7 +28,15 @@ def start(arguments: list[str], processes: int = 2, script: str = TRAIN) -> subp
 
 
 def torchrun(arguments: list[str], processes: int = 2, script: str = TRAIN) -> str:
-    process = start(arguments, processes, script)
+    return _output(start(arguments, processes, script))
+
+
+def run_script(script: str, *arguments: str) -> str:
+    """The output of a script of this repository that must end well."""
+    return _output(_start([script, *arguments]))
+
+
+def _output(process: subprocess.Popen[str]) -> str:
     try:
         output, _ = process.communicate(timeout=900)
     finally:

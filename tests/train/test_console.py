@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava.train import console
-from llava.train.console import LogLines, closing, duration, log_line, planned_steps
+from llava.train.console import LogLines, closing, duration, log_line, plan, planned_steps
 from tests.train.runs import train
 
 
@@ -44,13 +44,36 @@ def test_steps(max_steps, expected):
     assert planned_steps(args, 10) == expected
 
 
+def test_the_plan_counts_epochs_as_the_end_does(tmp_path):
+    args = SimpleNamespace(
+        max_steps=20, train_batch_size=16, gradient_accumulation_steps=1, world_size=1, output_dir=tmp_path,
+        preflight="off", save_strategy="no", save_steps=None, run_report=False,
+    )  # fmt: skip
+    records = [SimpleNamespace(videos=(), images=())] * 12
+    text = plan(SimpleNamespace(training=args), records, None, False)
+    assert "20 steps of 16 samples, 20 times over the data" in text
+
+
+def test_the_plan_says_shares_of_all_steps_as_steps():
+    args = SimpleNamespace(
+        max_steps=2800, train_batch_size=2, gradient_accumulation_steps=1, world_size=1, output_dir="o",
+        preflight="off", save_strategy="steps", save_steps=500, eval_strategy="steps", eval_steps=0.1,
+        controls=False, run_report=False,
+    )  # fmt: skip
+    text = plan(SimpleNamespace(training=args), [], [], features=False)
+    assert "a checkpoint every 500 steps" in text and "0 records at the end, every 280 steps" in text
+
+
 def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
     state = SimpleNamespace(global_step=4, epoch=1.0, log_history=[{"loss": 3.0, "step": 2}, {"loss": 3.5, "step": 4}])
+    text = closing(tmp_path / "a b", state, 131.0, sees=True)
+    assert f"--model-path '{tmp_path}/a b' --video" in text and f"llava.export '{tmp_path}/a b' OUT" in text
     text = closing(tmp_path, state, 131.0, sees=True)
     assert "time           2:11, 4 steps, 1 times over the data" in text
     assert "loss           3.5 at the end; best 3 at step 2" in text
     assert "held-out loss  not measured: nothing was held out" in text
     assert "sight          not measured" in text and "alarms         none" in text and "report" not in text
+    state.log_history += [{"eval_loss": float("nan"), "step": 2}]
     state.log_history += [{"eval_loss": 2.5, "eval_gain_video": 0.25, "step": 4}]
     (tmp_path / "alarms.jsonl").write_text("{}\n{}\n")
     (tmp_path / "report.html").touch()

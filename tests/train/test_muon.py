@@ -46,6 +46,13 @@ def test_the_step_is_torchs_own(decay):
         torch.testing.assert_close(ours, w.detach(), atol=4e-3, rtol=0, msg="but for bf16 inside torch's")
 
 
+def test_tall_and_wide_matrices_of_one_size_are_one_batch(monkeypatch):
+    sizes, real = [], orthogonalised
+    monkeypatch.setattr("llava.train.muon.orthogonalised", lambda m, n: sizes.append(tuple(m.shape)) or real(m, n))
+    step([torch.randn(12, 8), torch.randn(8, 12), torch.randn(8, 8)], steps=1)
+    assert sizes == [(2, 8, 12), (1, 8, 8)]
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 6), (2, 10, 4), (2, 4, 10)])
 def test_singular_values_go_towards_one_and_vectors_stay(shape):
     matrices = torch.randn(shape)

@@ -11,7 +11,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.train import run_data, run_model, setup
 from llava.train.run_flags import parse_arguments
 from llava.train.setup import prepare
-from tests.train.runs import flags
+from tests.train.runs import alarms, flags, train
 
 
 def parsed(assets, output, **options):
@@ -87,3 +87,13 @@ def test_data_and_flags_that_do_not_belong_together_are_refused_before_the_model
     options = {name: getattr(assets, value) if value == "text_json" else value for name, value in options.items()}
     with pytest.raises(ValueError, match=words):
         prepare(parsed(assets, tmp_path / "run", **options))
+
+
+def test_a_run_on_flat_rows_is_the_run_on_rows_with_a_mask(assets, tmp_path):
+    """Pre-flight compares the losses of both layouts, too."""
+    settings = {"per_device_train_batch_size": 4, "max_steps": 3, "num_frames": 2}
+    masked = train(assets, tmp_path / "mask", **settings)
+    flat = train(assets, tmp_path / "varlen", packed_attention="varlen", pad_to_multiple_of=32, **settings)
+    assert flat == pytest.approx(masked, abs=2e-4)
+    assert " in 1 rows of" in (tmp_path / "varlen" / "preflight.json").read_text()
+    assert not alarms(tmp_path / "varlen")

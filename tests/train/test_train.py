@@ -240,7 +240,8 @@ def test_a_flag_that_does_not_exist_is_an_error(assets, tmp_path):
 def test_fewer_samples_than_a_batch_are_refused_before_the_first_step(assets, tmp_path):
     """They trained no step, and the run said that it was done."""
     options = {"per_device_train_batch_size": 8, "dataloader_drop_last": True, "max_steps": 4}
-    with pytest.raises(ValueError, match=r"6 samples are fewer than one batch of 8 \(8 a device x 1 processes\)"):
+    words = r"6 samples are fewer than one global batch of 8 \(8 a device x 1 accumulated x 1 processes\)"
+    with pytest.raises(ValueError, match=words):
         train(assets, tmp_path / "run", 1, **options)
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert len(train(assets, tmp_path / "fits", 1, **options | {"per_device_train_batch_size": 4})) == 4

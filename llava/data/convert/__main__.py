@@ -96,7 +96,7 @@ def open_index(flags: ConvertFlags, opened: Opened) -> ClipIndex | None:
 
 
 def next_command(flags: ConvertFlags, tally: Tally) -> str:
-    """What to type next: a split where the source had none, else the run."""
+    """What to type next: a look at every file where the source had no splits, else the run."""
     output = Path(flags.output)
     folders = {"video": flags.video_folder, "image": flags.image_folder}
     if not flags.text_only and not any(folders.values()):
@@ -108,7 +108,7 @@ def next_command(flags: ConvertFlags, tally: Tally) -> str:
     if train is None or held_out is None:
         path = train or next(iter(splits.values()))
         given = " ".join(f"--{kind}_folder {shlex.quote(folder)}" for kind, folder in named.items())
-        return f"python -m llava.data.split {shlex.quote(str(path))} {given}".rstrip()
+        return f"python -m llava.data.check --data_path {shlex.quote(str(path))} {given}".rstrip()
     settings = [f"DATA_PATH={shlex.quote(str(train))}", f"EVAL_DATA_PATH={shlex.quote(str(held_out))}"]
     settings += [f"{kind.upper()}_FOLDER={shlex.quote(folder)}" for kind, folder in named.items()]
     return " ".join([*(["EXP_ID=1"] if flags.text_only else []), *settings, "bash train_italian_video.sh"])

@@ -13,11 +13,13 @@ import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.captions import EMPTY, MISSING_VALUES, check_text, is_blank
-from llava.data.convert.clips import ClipIndex, frames_between, is_cut
+from llava.data.convert.clips import ClipIndex, frames_between, is_cut, parts_of
 from llava.data.convert.rows import Fault, Read, Row
+from llava.data.json_records import DatasetError
 from llava.data.lookup import wrong_with_files
 from llava.data.prompt import reserved_tokens
 from llava.data.video import VideoError, probe_video
+from llava.errors import show
 
 DUPLICATE = "duplicate"
 AMBIGUOUS = "several files of that name"
@@ -64,8 +66,12 @@ def build(
     Args:
         index: the files that there are; None makes records of text alone, whose `meta.clip` keeps the clip.
         language: a code; captions of other languages are left out.
+
+    Raises:
+        DatasetError: when clips of several folders are one file.
     """
     numbers: Counter[str] = Counter()
+    homes: dict[str, tuple[str, str]] = {}
     seen: set[int] = set()
     times = lru_cache(64)(_times)
     for row in rows:
@@ -90,6 +96,7 @@ def build(
             if found is None:
                 continue
             path, split = found
+            _check_home(row, path, homes)
         key = hash((path or name, split, caption, row.split))
         if key in seen:
             tally.faults.append(Fault(row.source, DUPLICATE, f"{name}: {caption!r:.100} stands there before"))
@@ -137,7 +144,7 @@ def _locate(row: Row, index: ClipIndex, times: Any, tally: Tally) -> tuple[str, 
         tally.faults.append(Fault(row.source, AMBIGUOUS, f"{row.clip!r} may be {' or '.join(files[:3])}"))
         return None
     path = str(index.folder / files[0]) if files else ""
-    reason = wrong_with_files([path]).get(path, "") if files else "no such file"
+    reason = wrong_with_files([path]).get(path, "") if files else _why_missing(row, index)
     if reason:
         known = tally.missing.get(clip_name(row), (reason, 0))
         tally.missing[clip_name(row)] = (known[0], known[1] + 1)
@@ -156,6 +163,27 @@ def _locate(row: Row, index: ClipIndex, times: Any, tally: Tally) -> tuple[str, 
         tally.faults.append(Fault(row.source, SEGMENT, f"{message}{remedy}"))
         return None
     return files[0], frames
+
+
+def _check_home(row: Row, path: str, homes: dict[str, tuple[str, str]]) -> None:
+    """Refuses a source whose clips lie in folders where only one of these, or a copy without folders, is at hand: the
+    captions of `a/1.mp4` and of `b/1.mp4` would both be given to `1.mp4`.
+
+    Args:
+        homes: by file, the folder of the clips that it was taken for, and the first of them.
+    """
+    home = "/".join(parts_of(row.clip)[:-1])
+    first, named = homes.setdefault(path, (home, row.clip))
+    if home and first and home != first:
+        raise DatasetError(
+            f"{show(row.source)}: {show(row.clip)!r} and {show(named)!r} are clips of two folders, and {show(path)} is "
+            "the only file of that name: name the folder that holds both folders, or leave the captions of one out"
+        )
+
+
+def _why_missing(row: Row, index: ClipIndex) -> str:
+    others = index.elsewhere(row.clip)
+    return f"no such file; {others[0]} is called so too, and lies in another folder" if others else "no such file"
 
 
 def _times(path: str) -> np.ndarray | str:

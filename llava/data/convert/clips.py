@@ -22,12 +22,24 @@ SHORTER = 1.0
 """Seconds by which a clip that was cut may be longer than its segment: cuts are made at key frames."""
 
 
+def parts_of(clip: str) -> list[str]:
+    """The folders and the name that a source has for a clip, of an address without its `https://` and its query."""
+    clip = re.sub(r"^[a-z]+://", "", clip.split("?")[0] if "://" in clip else clip)
+    return [part for part in clip.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+
+
+def folder_of(clip: str, folder: str = "") -> str:
+    """The folder that a clip lies in, as its source names it; empty where it names none, as an address does."""
+    parts = [] if "://" in clip else parts_of(clip)[:-1]
+    return _composed((parts or folder.strip("/").split("/"))[-1])
+
+
 def names_of(clip: str, folder: str = "", start: float | None = None, end: float | None = None) -> Iterator[str]:
     """What the file of a clip may be called, the likeliest first: with and without folders, with its segment, as
     `video12` for 12, and its last name without the segment that VATEX and MSVD put there.
     """
-    clip = re.sub(r"^[a-z]+://", "", clip.split("?")[0] if "://" in clip else clip).replace("\\", "/").strip("/")
-    parts = clip.split("/")
+    parts = parts_of(clip)
+    clip = "/".join(parts)
     segments = []
     if start is not None and end is not None:
         pairs = [(f"{start:g}", f"{end:g}"), (f"{int(start):06d}", f"{int(end):06d}")]
@@ -84,16 +96,26 @@ class ClipIndex:
     ) -> tuple[list[str], tuple[float, float] | None]:
         """(files that may be meant, below the folder; the seconds of them that are, where the name or the row says so).
 
-        No file is a clip that is missing, several one that is not told apart.
+        No file is a clip that is missing, several one that is not told apart. A file of the same name in another folder
+        than the source says is not the clip.
         """
         for name in names_of(clip, folder, start, end):
-            if found := self._paths.get(_composed(name)) or self._names.get(_composed(name)):
+            if found := self._paths.get(_composed(name)) or self._named(name, folder_of(clip, folder)):
                 whole = start is None or end is None or re.sub(r"\.\w+$", "", name).endswith(_tails(start, end))
                 return found, None if whole else (start, end)  # type: ignore[return-value]
         named = times_in(os.path.splitext(clip)[0] if os.path.splitext(clip)[1].lower() in VIDEOS else clip)
         if named and start is None:
             return self.find(named[0], folder, named[1], named[2])
         return [], None
+
+    def _named(self, name: str, folder: str) -> list[str]:
+        """The files of a name that lie in a folder of this name, or in any where it is empty."""
+        found = self._names.get(_composed(name), [])
+        return [path for path in found if not folder or _composed(os.path.dirname(path)).split("/")[-1] == folder]
+
+    def elsewhere(self, clip: str) -> list[str]:
+        """The files that are called like a clip, in whatever folder."""
+        return self._names.get(_composed(parts_of(clip)[-1]), [])
 
     def files(self) -> list[str]:
         """All files, below the folder."""

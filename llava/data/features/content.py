@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
+from llava.data.features.remote import is_remote, open_folder, read_many
 from llava.errors import Stopped
 from llava.progress import progress
 
@@ -35,20 +37,18 @@ class ContentHashes:
     """The hashes that `folder` knows; the folder is made when there is something to keep."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = open_folder(folder)
         self._known: dict[File, str] = {}
         self._loaded: set[str] = set()
         self.reload()
 
     def reload(self) -> None:
         """Reads what other processes have written since; a file that cannot be read is ignored with a warning."""
-        for path in sorted(self.folder.glob("*.json")):
-            if path.name in self._loaded:
-                continue
-            self._loaded.add(path.name)
-            try:
-                self._known |= _read(path)
-            except (ValueError, OSError) as error:
+        new = [path for path in sorted(self.folder.glob("*.json")) if path.name not in self._loaded]
+        self._loaded |= {path.name for path in new}
+        for path, (known, error) in zip(new, read_many(new, _try_read), strict=True):
+            self._known |= known
+            if error is not None:
                 logger.warning("%s: malformed, ignored; its clips are hashed again; delete it (%s)", path, error)
 
     def hash(self, path: str) -> str:
@@ -139,6 +139,13 @@ def _read(path: Path) -> dict[File, str]:
     return known
 
 
+def _try_read(path: Path) -> tuple[dict[File, str], Exception | None]:
+    try:
+        return _read(path), None
+    except (ValueError, OSError) as error:
+        return {}, error
+
+
 def _checksum(name: str, size: int, changed: int, digest: str) -> int:
     return zlib.crc32(f"{digest} {size} {changed} {name}".encode("utf-8", "surrogatepass"))
 
@@ -162,6 +169,12 @@ def _refuse(name: str) -> NoReturn:
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> int:
     """Writes a file so that others see all of it or nothing, and returns its size in bytes."""
+    if is_remote(path):
+        with TemporaryFile() as file:
+            write(file)
+            size = file.tell()
+            open_folder(path).upload(file)
+            return size
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:

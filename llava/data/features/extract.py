@@ -6,7 +6,7 @@ Letters in shapes: N frames of a batch, T frames of a clip, P patches, Dv width 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.columns import representatives, take
 from llava.data.features.old import adopt_old
 from llava.data.features.room import Forecast, check_room
 from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
-from llava.data.features.workers import CLIP_TIMEOUT, WorkerFailure, ahead, run_tasks
+from llava.data.features.workers import CLIP_TIMEOUT, Pool, WorkerFailure, ahead, run_tasks
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.errors import Stopped, UserError
@@ -47,7 +48,7 @@ def open_cache(root: str | Path, model: Any, repair: bool = False, run: str | No
         model.vision_tower.precision,
         config.mm_feature_dtype,
     )
-    return FeatureCache(root, settings, repair, run)
+    return FeatureCache(root, settings, repair, run=run)
 
 
 def cache_settings(
@@ -113,18 +114,39 @@ def read_pixels(clip: Clip, spec: VideoSpec, processor: ProcessorSpec) -> np.nda
     return frames_to_pixels(frames, processor, spec.image_aspect_ratio).numpy()
 
 
-def distinct_clips(records: Iterable[Record]) -> dict[Clip, list[Record]]:
+def distinct_clips(records: Sequence[Record]) -> Mapping[Clip, Sequence[Record]]:
     """(path, segment, is it an image) of every file that records name, with the records that name it."""
-    clips: dict[Clip, list[Record]] = {}
-    for record in records:
+    firsts, index = representatives(records)
+    clips: dict[Clip, list[int]] = {}
+    for number, record in enumerate(firsts):
         for path in record.videos:
-            clips.setdefault((path, record.split, False), []).append(record)
+            clips.setdefault((path, record.split, False), []).append(number)
         for path in record.images:
-            clips.setdefault((path, None, True), []).append(record)
-    return clips
+            clips.setdefault((path, None, True), []).append(number)
+    if firsts is records:
+        return {clip: [records[i] for i in numbers] for clip, numbers in clips.items()}
+    return _Users(clips, records, index)
 
 
-@torch.no_grad()
+class _Users(Mapping[Clip, Sequence[Record]]):
+    """The records of each clip, looked for when they are asked for."""
+
+    def __init__(self, clips: dict[Clip, list[int]], records: Sequence[Record], index: np.ndarray) -> None:
+        self._clips, self._records, self._index = clips, records, index
+
+    def __getitem__(self, clip: Clip) -> Sequence[Record]:
+        return take(self._records, np.flatnonzero(np.isin(self._index, self._clips[clip])))
+
+    def __contains__(self, clip: object) -> bool:
+        return clip in self._clips
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self._clips)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+
 def extract_features(
     records: Sequence[Record],
     cache: FeatureCache,
@@ -159,9 +181,34 @@ def extract_features(
         OSError: when they cannot be written.
         ValueError: when they cannot fit on the disk, before a clip is read.
     """
-    wanted = distinct_clips(records)
     # Shares are fixed before looking into the cache, which other ranks are filling at the same time.
-    share = list(wanted)[rank::world_size]
+    wanted = distinct_clips(records)
+    return extract_clips(list(wanted)[rank::world_size], wanted, cache, tower, spec, processor, device, batch_size,
+                         num_workers, timeout, show_progress, should_stop)  # fmt: skip
+
+
+@torch.no_grad()
+def extract_clips(
+    share: Sequence[Clip],
+    wanted: Mapping[Clip, Sequence[Record]],
+    cache: FeatureCache,
+    tower: Callable[[torch.Tensor], torch.Tensor],
+    spec: VideoSpec,
+    processor: ProcessorSpec,
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    num_workers: int = 0,
+    timeout: float | None = CLIP_TIMEOUT,
+    show_progress: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+    pool: Pool | None = None,
+) -> list[Problem]:
+    """`extract_features` of some clips.
+
+    Args:
+        wanted: the records that name each clip, those of others too.
+        pool: processes that run `read_pixels` with this spec and processor, in place of some that are started.
+    """
     contents, unreadable = cache.contents.resolve([clip[0] for clip in share], should_stop, show_progress)
     problems = [Problem(r.source, r.id, "unreadable", unreadable[c[0]]) for c in share if c[0] in unreadable
                 for r in wanted[c]]  # fmt: skip
@@ -179,6 +226,7 @@ def extract_features(
     missing = [clip for clip in missing if keys[clip] not in cache]
     if not missing:
         return problems
+    cache.check_has(missing)
     cache.check_writable()
     say = logger.info if show_progress else logger.debug
     if hasattr(tower, "feature_shape"):
@@ -215,10 +263,10 @@ def extract_features(
             )
 
     work, done = partial(read_pixels, spec=spec, processor=processor), 0
-    running = run_tasks(work, missing, num_workers, timeout)
+    running = pool.run(missing) if pool else run_tasks(work, missing, num_workers, timeout)
     with (
         progress(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as bar,
-        closing(ahead(running, batch_size) if num_workers else running) as results,
+        closing(ahead(running, batch_size) if num_workers or pool else running) as results,
     ):
         try:
             for clip, result in results:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 
+from llava.data.columns import representatives
 from llava.data.features.content import ContentHashes
 from llava.data.records import Record
 
 
-def clip_names(records: Iterable[Record], contents: ContentHashes | None = None) -> dict[Hashable, Hashable]:
+def clip_names(records: Sequence[Record], contents: ContentHashes | None = None) -> dict[Hashable, Hashable]:
     """For what each record with a video or image names, a name that the same clip has under every path.
 
     It is the hash of the content where the feature cache knows one or can read the file, else the real path; a segment
     of a video is a clip of its own.
     """
-    clips = {(r.videos, r.images, r.split) for r in records if r.videos or r.images}
+    clips = {(r.videos, r.images, r.split) for r in representatives(records)[0] if r.videos or r.images}
     files: dict[str, str] = {}
 
     def name(path: str) -> str:

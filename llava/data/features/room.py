@@ -5,14 +5,19 @@ Letters in shapes: T frames of a clip, P patches, Dv width of the tower.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from llava.data.features.remote import is_remote
 from llava.data.features.shards import row_type
 from llava.errors import UserError
 
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""Errors of writing where there is room."""
 WORTH_SAYING = 60.0
 """Seconds that are left: a shorter wait needs no announcement."""
 
@@ -30,6 +35,8 @@ def check_room(folder: Path, videos: int, images: int, shape: tuple[int, int, in
         ValueError: when they cannot fit, with the remedies. A quota, and what others write meanwhile, is not seen.
     """
     needed = needed_bytes(videos, images, shape, dtype)
+    if is_remote(folder):
+        return f"{videos + images:,} clips to extract: {shown_bytes(needed)} in {folder}"  # A bucket has no end.
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
     count = f"{videos + images:,} clips to extract"
     if needed <= free:
@@ -41,6 +48,33 @@ def check_room(folder: Path, videos: int, images: int, shape: tuple[int, int, in
         f"{count}: their features take {shown_bytes(needed)}, and {folder} has {shown_bytes(free)} free: make room "
         f"(python -m llava.clean lists what can go), or name another disk with --feature_cache{smaller}; fewer "
         "--num_frames or a smaller tower take less too"
+    )
+
+
+def cannot_write(folder: Path, size: int, error: OSError) -> str:
+    """What to say of features that could not be written.
+
+    Args:
+        folder: of the cache, also before it is there.
+        size: bytes of what was to be written.
+    """
+    reason = error.strerror or error
+    if is_remote(folder):
+        return (
+            f"cannot write vision features to {folder} ({reason}); what was written before is kept, and the same "
+            "command goes on from there"
+        )
+    if error.errno in FORBIDDEN:
+        return (
+            f"cannot write vision features to {folder} ({reason}), and the cache lacks some that are needed: "
+            "make it writable for this user, name another folder with --feature_cache, or have its owner extract "
+            "them (python -m llava.data.extract)"
+        )
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if os.path.exists(p))).free
+    return (
+        f"cannot write {size / 1e6:.1f} MB of vision features to {folder} ({reason}; "
+        f"{free / 1e6:.1f} MB free): make room, name another disk with --feature_cache, or take half the room with "
+        "--feature_dtype int8; what was written before is kept, and the same command goes on from there"
     )
 
 

@@ -1,4 +1,7 @@
-"""Shards of features on disk: the bytes of their rows, and their indexes.
+"""Shards of features on disk or in a bucket: the bytes of their rows, and their indexes.
+
+A shard is an array (`.npy`) whose rows fill the end of the file, or a tar as WebDataset has them, with an array of
+numpy's for each clip, which any reader of such files opens; rows of both are read by their place.
 
 An index that is damaged is a `ValueError` whatever is wrong with it: what it says is believed after all of it was
 checked, and a row after its checksum was, which covers the row's bytes, its shape and the clip that it belongs to.
@@ -8,18 +11,23 @@ Letters in shapes: C clips, T frames, P patches, Dv width of the tower.
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
 import re
+import tarfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from llava.data.features.content import load_json
 from llava.data.features.quantised import dequantise
+from llava.data.features.remote import UnreachableStorage, is_remote, open_folder, read_many
 from llava.data.features.rows import read_into
 
 HEADER_BYTES = 1024
@@ -27,8 +35,8 @@ HEADER_BYTES = 1024
 
 
 class Shard(NamedTuple):
-    """A file of features: its path, its index's name without suffix, size in bytes, rows, bytes of a row, and the row's
-    shape (T, P, Dv).
+    """A file of features: its path or address, its index's name without suffix, size in bytes, rows, bytes of a row,
+    the row's shape (T, P, Dv), where the first row begins, and the bytes from there to the next.
     """
 
     file: str
@@ -37,6 +45,8 @@ class Shard(NamedTuple):
     rows: int
     row_bytes: int
     shape: tuple[int, ...]
+    first: int
+    stride: int
 
 
 class Entry(NamedTuple):
@@ -49,32 +59,43 @@ class Entry(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """The row's first byte in the file. Rows fill its end, so that its header need not be trusted."""
-        return self.shard.size - (self.shard.rows - self.row) * self.shard.row_bytes
+        """The row's first byte in the file."""
+        return self.shard.first + self.row * self.shard.stride
 
     def bytes(self) -> np.ndarray:
-        """The row as it lies on disk, (bytes,) uint8.
+        """The row as it lies on disk, (bytes,) uint8; from a bucket by a request of its own.
 
         Raises:
             OSError: when it cannot be read.
         """
-        row = np.empty(self.shard.row_bytes, np.uint8)
-        read_into(self.shard.file, self.offset, [row])
-        return row
+        shard = self.shard
+        if not is_remote(shard.file):
+            row = np.empty(shard.row_bytes, np.uint8)
+            read_into(shard.file, self.offset, [row])
+            return row
+        found = open_folder(shard.file).read_range(self.offset, shard.row_bytes)
+        if len(found) != shard.row_bytes:
+            raise OSError(errno.EIO, f"it ends before byte {self.offset + shard.row_bytes}", shard.file)
+        return np.frombuffer(found, np.uint8)
 
 
 def damage(entry: Entry) -> str:
     """What is wrong with a row on disk; empty when it is what was written for its clip."""
-    shard = entry.shard
     try:
-        size = os.stat(shard.file).st_size
-        if size != shard.size:
-            return f"the file has {size} bytes, expected {shard.size}"
-        checksum = zlib.crc32(entry.bytes())
+        # A request for the size of an object costs as much as one for the row, which would be too short.
+        size = entry.shard.size if is_remote(entry.shard.file) else os.stat(entry.shard.file).st_size
+        if size != entry.shard.size:
+            return f"the file has {size} bytes, expected {entry.shard.size}"
+        return row_damage(entry, entry.bytes())
     except OSError as error:
         return str(error)
+
+
+def row_damage(entry: Entry, row: np.ndarray) -> str:
+    """What is wrong with the bytes that were read of a row; empty when they are what was written for its clip."""
+    checksum = zlib.crc32(row)
     if entry.key is not None:
-        checksum = row_checksum(checksum, entry.key, shard.shape)
+        checksum = row_checksum(checksum, entry.key, entry.shard.shape)
     return "" if checksum == entry.checksum else f"checksum {checksum:08x}, expected {entry.checksum:08x}"
 
 
@@ -83,11 +104,23 @@ def row_checksum(bytes_checksum: int, key: str, shape: tuple[int, ...]) -> int:
     return zlib.crc32(f"{bytes_checksum:08x} {shape} {key}".encode("utf-8", "surrogatepass"))
 
 
-def read_index(path: Path, dtype: str, keyed: bool = True) -> dict[str, Entry]:
+def file_size(file: str) -> int:
+    """Bytes of a shard.
+
+    Raises:
+        OSError: when it is not there.
+    """
+    return open_folder(file).size() if is_remote(file) else os.stat(file).st_size
+
+
+def read_index(
+    path: Path, dtype: str, keyed: bool = True, size_of: Callable[[str], int] = file_size
+) -> dict[str, Entry]:
     """The entries of an index whose array is there in its full length.
 
     Args:
         keyed: whether checksums cover the keys; those of earlier commits do not.
+        size_of: bytes of a shard by its path or address.
 
     Raises:
         ValueError: when anything is amiss, however absurd.
@@ -101,12 +134,20 @@ def read_index(path: Path, dtype: str, keyed: bool = True) -> dict[str, Entry]:
         raise ValueError(f"the shape is {shape!r:.80}, expected three numbers above 0")
     if not isinstance(entries, list) or type(size) is not int:
         raise ValueError("no list of entries, or no size")
-    shard = Shard(
-        _array_of(path, index.get("array")), path.stem, size, len(entries), row_bytes(dtype, shape), (*shape,)
-    )
-    if not 0 <= size - shard.rows * shard.row_bytes <= HEADER_BYTES:
-        raise ValueError(f"{shard.rows} entries of shape {shard.shape} do not fit {size:.6g} bytes")
-    found = os.stat(shard.file).st_size
+    rows, bytes_each = len(entries), row_bytes(dtype, shape)
+    if "tar" in index:
+        tar = index["tar"] if isinstance(index["tar"], dict) else {}
+        first, stride = tar.get("first"), tar.get("stride")
+        whole = type(first) is int and type(stride) is int and first >= 0 and stride >= bytes_each
+        fits = whole and (rows == 0 or first + (rows - 1) * stride + bytes_each <= size)
+        file = str(path.with_suffix(".tar"))
+    else:
+        first, stride, file = size - rows * bytes_each, bytes_each, _array_of(path, index.get("array"))
+        fits = 0 <= first <= HEADER_BYTES
+    if not fits:
+        raise ValueError(f"{rows} entries of shape {(*shape,)} do not fit {size:.6g} bytes")
+    shard = Shard(file, path.stem, size, rows, bytes_each, (*shape,), first, stride)
+    found = size_of(shard.file)
     if found != size:
         raise ValueError(f"{Path(shard.file).name} has {found} bytes, expected {size}")
     read: dict[str, Entry] = {}
@@ -118,6 +159,39 @@ def read_index(path: Path, dtype: str, keyed: bool = True) -> dict[str, Entry]:
             raise ValueError(f"entry {row} has no key of its own and checksum: {entry!r:.80}")
         read[key] = Entry(shard, row, checksum, key if keyed else None)
     return read
+
+
+def read_indexes(folder: Any, dtype: str) -> Iterator[tuple[Path, dict[str, Entry], Exception | None]]:
+    """Every index of a cache's subfolder with its entries, or with what is wrong with it.
+
+    Raises:
+        UnreachableStorage: when a bucket does not answer: nothing is known of its shards, so that none is ignored.
+    """
+
+    def read(path: Path) -> tuple[Path, dict[str, Entry], Exception | None]:
+        try:
+            return path, read_index(path, dtype, size_of=size_of), None
+        except UnreachableStorage:
+            raise
+        except (ValueError, OSError) as error:
+            return path, {}, error
+
+    indexes = sorted(path for path in folder.glob("*.json") if path.name != "settings.json")
+    size_of = _sizes(folder) if indexes and is_remote(folder) else file_size
+    yield from read_many(indexes, read)
+
+
+def _sizes(folder: Any) -> Callable[[str], int]:
+    """As `file_size`, for a bucket: all sizes are asked for at once."""
+    sizes = folder.sizes()
+
+    def size_of(file: str) -> int:
+        name = file.rpartition("/")[2]
+        if name not in sizes:
+            raise FileNotFoundError(errno.ENOENT, "no such object", file)
+        return sizes[name]
+
+    return size_of
 
 
 def _array_of(index: Path, array: Any) -> str:
@@ -163,3 +237,26 @@ def decode(row: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     count = math.prod(shape)
     values, scale = (torch.from_numpy(part.copy()) for part in (row[:count].view("i1"), row[count:].view("<f4")))
     return dequantise(values.view(shape), scale)
+
+
+def write_tar(file: IO[bytes], rows: np.ndarray, keys: Sequence[str]) -> dict[str, int]:
+    """Rows of `row_type` as a tar of `KEY.npy`, and where they begin in it: `first` and `stride`.
+
+    Args:
+        keys: of the clips, one each; `:` becomes `_`, since a reader takes what stands before the first dot of a name
+            as the sample's key and some file systems know no colon.
+    """
+    begin = []
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for row, key in zip(rows, keys, strict=True):
+            array = io.BytesIO()
+            np.lib.format.write_array(array, np.asarray(row))
+            member = tarfile.TarInfo(f"{key.replace(':', '_')}.npy")
+            member.size = array.tell()
+            begin.append(tar.offset + tarfile.BLOCKSIZE + member.size - row.nbytes)
+            array.seek(0)
+            tar.addfile(member, array)
+    stride = begin[1] - begin[0] if len(begin) > 1 else rows[0].nbytes
+    if begin != [begin[0] + n * stride for n in range(len(rows))]:
+        raise ValueError("members of a tar do not lie at even distances")
+    return {"first": begin[0], "stride": stride}

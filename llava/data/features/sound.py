@@ -52,6 +52,6 @@ class SoundRows:
 def tag_of(entry: Entry) -> int:
     """63 bits, never 0, of all that the soundness of a row depends on."""
     shard = entry.shard
-    text = f"{entry.row} {entry.checksum} {shard.size} {shard.file} {entry.key}"
+    text = f"{entry.offset} {entry.checksum} {shard.size} {shard.file} {entry.key}"
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1 or 1

@@ -5,6 +5,8 @@ of some clips, one row of bytes each, and `NAME.json`, their index with a checks
 into place after its array is complete, so a killed extraction leaves nothing that is ever read; a row is served after
 its checksum, which covers the clip's key, was found right, so neither damage on disk nor another clip's row is ever
 trained on. An index may name an array of another subfolder, whose rows an earlier commit wrote (`old_features.py`).
+`NAME.tar` in place of `NAME.npy` is the same as a shard for storage far away; a folder may hold both, and in a bucket
+there are only tars.
 
 Letters in shapes: C clips, T frames, P patches, Dv width of the tower.
 """
@@ -16,24 +18,35 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import numpy as np
 import torch
 
 from llava.data.features.content import ContentHashes, load_json, replace_file
+from llava.data.features.remote import is_remote, open_folder
+from llava.data.features.room import cannot_write
 from llava.data.features.rows import DamagedFeatures, StoredRow
-from llava.data.features.shards import Entry, damage, decode, encode, read_index, row_checksum
+from llava.data.features.shards import (
+    Entry,
+    damage,
+    decode,
+    encode,
+    read_index,
+    read_indexes,
+    row_checksum,
+    row_damage,
+    write_tar,
+)
 from llava.data.features.sound import SoundRows
-from llava.errors import MissingFile, NotCached, UnwritableFile
+from llava.errors import MissingFile, NotCached, UnwritableFile, UserError, show
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +59,6 @@ TOLERANCES = {"float16": 0.02, "int8": 0.05}
 Kernels, batches of another size and bf16 round differently from run to run, by 0.01 at most; int8 alone errs by 0.005
 on features without outliers and 0.018 with some.
 """
-FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-"""Errors of writing where there is room."""
 
 Split = tuple[int, int] | None
 
@@ -59,23 +70,39 @@ class FeatureCache:
     """Features of one tower under one set of settings.
 
     Args:
-        root: the cache folder, shared by any number of runs.
+        root: the cache folder, shared by any number of runs; `s3://bucket/prefix` is one in a bucket.
         settings: everything that determines a feature apart from the clip itself; a difference in any of it leads to
             another subfolder. `dtype` is the type that features are stored as.
         repair: whether extraction first checks all that it would reuse, and computes damaged features again.
+        shards: whether features are written as tars; a bucket is read only without it.
         run: a name that the processes of a run have in common: they verify each row once on a machine, and not once
             each.
+
+    Raises:
+        UserError: for a bucket that does not answer, or that is only read and should be repaired.
     """
 
     def __init__(
-        self, root: str | Path, settings: dict[str, Any], repair: bool = False, run: str | None = None
+        self,
+        root: str | Path,
+        settings: dict[str, Any],
+        repair: bool = False,
+        shards: bool = False,
+        run: str | None = None,
     ) -> None:
         self.settings = {"format": FORMAT, **settings}
         self.dtype = settings.get("dtype", "float16")
         self.repair = repair
         self.fingerprint = fingerprint(self.settings)
-        self.folder = Path(root) / self.fingerprint
-        self.contents = ContentHashes(Path(root) / "contents")
+        root = open_folder(root)
+        self.folder = root / self.fingerprint
+        self.contents = ContentHashes(root / "contents")
+        self.shards = shards
+        self.read_only = is_remote(root) and not shards
+        if repair and self.read_only:
+            raise UserError(
+                f"--repair_features: {root} is only read here; {_extract(root)} --repair_features repairs it"
+            )
         self._entries: dict[str, Entry] = {}
         self._verified = SoundRows(0, run)
         self._sound: set[str] = set()
@@ -98,18 +125,15 @@ class FeatureCache:
         self.contents.reload()
         self._entries.clear()
         self._sound.clear()  # A clip that two runs extracted may now be served from the other shard.
-        for index in sorted(self.folder.glob("*.json")):
-            if index.name == "settings.json":
-                continue
-            try:
-                self._entries |= read_index(index, self.dtype)
-            except (ValueError, OSError) as error:
-                if index.name not in self._ignored:
-                    self._ignored.add(index.name)
-                    logger.warning(
-                        "%s: damaged, ignored; extraction computes its features again, and then it and %s can be "
-                        "deleted (%s: %s)", index, index.with_suffix(".npy").name, type(error).__name__, error
-                    )  # fmt: skip
+        for index, entries, error in read_indexes(self.folder, self.dtype):
+            self._entries |= entries
+            if error is not None and index.name not in self._ignored:
+                self._ignored.add(index.name)
+                logger.warning(
+                    "%s: damaged, ignored; extraction computes its features again, and then it and %s can be deleted "
+                    "(%s: %s)", index, f"{index.stem}.{'tar' if is_remote(index) else 'npy'}", type(error).__name__,
+                    error,
+                )  # fmt: skip
         self._make_room()
 
     def _make_room(self) -> None:
@@ -133,11 +157,13 @@ class FeatureCache:
 
     def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
         """Features (T, P, Dv) of a clip, in fp16 and in memory of their own; an image has T = 1. Raises as `stored`."""
-        found = self.stored(path, split, is_image).tensor()
-        return found[None] if is_image else found
+        stored = self.stored(path, split, is_image)
+        found = stored.tensor() if isinstance(stored, StoredRow) else stored
+        return found.view(-1, *found.shape[-2:])
 
-    def stored(self, path: str, split: Split, is_image: bool = False) -> StoredRow:
-        """Where the features of a clip lie, verified before anything in this run reads them.
+    def stored(self, path: str, split: Split, is_image: bool = False) -> StoredRow | torch.Tensor:
+        """Where the features of a clip lie, verified before anything in this run reads them; those in a bucket
+        themselves, (T, P, Dv), or (P, Dv) of an image.
 
         Raises:
             LookupError: when the clip as it is now was never extracted.
@@ -153,27 +179,45 @@ class FeatureCache:
             ) from error
         entry = self._entries.get(key)
         if entry is None:
-            raise NotCached(
-                f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction: start "
-                "again, which extracts it"
+            remedy = (
+                f"{_extract(self.folder.parent)} extracts it" if self.read_only else "start again, which extracts it"
             )
+            raise NotCached(
+                f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction: {remedy}"
+            )
+        shape = entry.shard.shape[1:] if is_image and entry.shard.shape[0] == 1 else entry.shard.shape
+        if is_remote(entry.shard.file):
+            return self._fetch(path, entry).view(shape)
         if key not in self._sound:
             self._verify(path, entry)
             self._sound.add(key)
-        shape = entry.shard.shape[1:] if is_image else entry.shard.shape
         return StoredRow(path, entry.shard.file, entry.offset, shape, self.dtype)
 
     def _verify(self, path: str, entry: Entry) -> None:
-        if entry in self._verified:
+        if entry not in self._verified:
+            self._refuse(path, entry, self._damage(entry))
+            self._verified.add(entry)
+
+    def _fetch(self, path: str, entry: Entry) -> torch.Tensor:
+        """A row from a bucket, by one request, and checked each time: the way is long."""
+        try:
+            row = entry.bytes()
+        except OSError as error:
+            self._refuse(path, entry, str(error))
+            raise
+        self._refuse(path, entry, row_damage(entry, row))
+        return decode(row, self.dtype, entry.shard.shape)
+
+    def _refuse(self, path: str, entry: Entry, problem: str) -> None:
+        if not problem:
             return
-        problem = self._damage(entry)
-        if problem:
-            raise DamagedFeatures(
-                f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
-                "compute them again with the flags of this run and --repair_features (training or python -m "
-                "llava.data.extract), and have the disk checked"
-            )
-        self._verified.add(entry)
+        where = f"{path}: its features in {entry.shard.file}, row {entry.row}, are damaged ({problem}); "
+        if self.read_only:
+            raise DamagedFeatures(where + f"{_extract(self.folder.parent)} --repair_features computes them again")
+        raise DamagedFeatures(
+            where + "compute them again with the flags of this run and --repair_features (training or python -m "
+            "llava.data.extract), and have the disk checked"
+        )
 
     def row(self, key: str) -> torch.Tensor:
         """Features (T, P, Dv) of a key as they lie on disk, in fp16, their checksum not looked at.
@@ -184,6 +228,20 @@ class FeatureCache:
         entry = self._entries[key]
         return decode(entry.bytes(), self.dtype, entry.shard.shape)
 
+    def check_has(self, missing: Sequence[Clip]) -> None:
+        """Where features are only read, after looking for what they lack.
+
+        Raises:
+            LookupError: naming some of the clips, when there are any.
+        """
+        if missing and self.read_only:
+            names = ", ".join(show(path) for path, _, _ in missing[:3])
+            raise NotCached(
+                f"{self.folder} lacks the features of {len(missing):,} clips ({names}{', ...' * (len(missing) > 3)}), "
+                f"and a bucket is only read here: {_extract(self.folder.parent)}, with the flags of this run for tower "
+                "and frames, extracts them"
+            )
+
     def check_writable(self) -> None:
         """Before work that fills the cache.
 
@@ -192,10 +250,15 @@ class FeatureCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if is_remote(self.folder):
+                probe = self.folder / f".{uuid.uuid4().hex}"
+                replace_file(probe, lambda f: f.write(b" "))
+                probe.unlink()
+                return
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            raise UnwritableFile(error.errno or errno.EIO, self._cannot_write(0, error)) from error
+            raise UnwritableFile(error.errno or errno.EIO, cannot_write(self.folder, 0, error)) from error
 
     def write(self, clips: Sequence[tuple[str, str]], features: np.ndarray) -> None:
         """Adds a shard: `clips` (key, path) and their features (C, T, P, Dv) in fp16.
@@ -209,15 +272,23 @@ class FeatureCache:
             {"key": key, "path": os.path.abspath(path), "crc32": row_checksum(zlib.crc32(row.tobytes()), key, shape)}
             for (key, path), row in zip(clips, rows, strict=True)
         ]
-        array = self.folder / f"{uuid.uuid4().hex}.npy"
+        array = self.folder / f"{uuid.uuid4().hex}.{'tar' if self.shards else 'npy'}"
+        index: dict[str, Any] = {"shape": shape, "entries": entries}
+
+        def write(file: IO[bytes]) -> None:
+            if self.shards:
+                index["tar"] = write_tar(file, rows, [key for key, _ in clips])
+            else:
+                np.save(file, rows)
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            size = replace_file(array, lambda f: np.save(f, rows))
-            self._publish(array.with_suffix(".json"), {"shape": shape, "size": size, "entries": entries})
+            index["size"] = replace_file(array, write)
+            self._publish(array.with_suffix(".json"), index)
         except OSError as error:
             with suppress(OSError):
                 array.unlink(missing_ok=True)
-            raise UnwritableFile(error.errno or errno.EIO, self._cannot_write(rows.nbytes, error)) from error
+            raise UnwritableFile(error.errno or errno.EIO, cannot_write(self.folder, rows.nbytes, error)) from error
 
     def adopt(self, found: Mapping[str, Entry]) -> None:
         """Serves rows of another subfolder's arrays, which stay where they lie: {key: entry with the checksum of the
@@ -237,12 +308,14 @@ class FeatureCache:
                 for n in range(shard.rows)
             ]  # fmt: skip
             index = {"shape": shard.shape, "size": shard.size, "entries": entries,
-                     "array": "/".join(Path(shard.file).parts[-2:])}  # fmt: skip
+                     "array": "/".join(PurePath(shard.file).parts[-2:])}  # fmt: skip
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._publish(self.folder / f"{uuid.uuid4().hex}.json", index)
             except OSError as error:
-                raise UnwritableFile(error.errno or errno.EIO, self._cannot_write(100 * len(entries), error)) from error
+                raise UnwritableFile(
+                    error.errno or errno.EIO, cannot_write(self.folder, 100 * len(entries), error)
+                ) from error
 
     def _publish(self, path: Path, index: dict[str, Any]) -> None:
         if not (self.folder / "settings.json").exists():
@@ -250,21 +323,6 @@ class FeatureCache:
         replace_file(path, partial(_dump, index))
         self._entries |= read_index(path, self.dtype)
         self._make_room()
-
-    def _cannot_write(self, size: int, error: OSError) -> str:
-        place = next(p for p in (self.folder, *self.folder.parents) if os.path.exists(p))
-        free, reason = shutil.disk_usage(place).free, error.strerror or error
-        if error.errno in FORBIDDEN:
-            return (
-                f"cannot write vision features to {self.folder} ({reason}), and the cache lacks some that are needed: "
-                "make it writable for this user, name another folder with --feature_cache, or have its owner extract "
-                "them (python -m llava.data.extract)"
-            )
-        return (
-            f"cannot write {size / 1e6:.1f} MB of vision features to {self.folder} ({reason}; "
-            f"{free / 1e6:.1f} MB free): make room, name another disk with --feature_cache, or take half the room with "
-            "--feature_dtype int8; what was written before is kept, and the same command goes on from there"
-        )
 
     def remove_damaged(self, keys: Iterable[str]) -> int:
         """Checks the rows of `keys` on disk and strikes the damaged ones from their indexes; returns their number."""
@@ -314,6 +372,11 @@ def join_key(content: str, split: Split, is_image: bool = False) -> str:
     """A clip's key: an image and a video of the same bytes are read by other decoders, and are two."""
     key = f"{content}:{split[0]}-{split[1]}" if split else content
     return f"image:{key}" if is_image else key
+
+
+def _extract(root: object) -> str:
+    """The command that writes into a bucket."""
+    return f"python -m llava.data.extract --shards {root}"
 
 
 def _dump(value: Any, file: IO[bytes]) -> None:

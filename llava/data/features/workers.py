@@ -45,49 +45,75 @@ class _Worker:
     started: float = field(default=0.0)
 
 
-def run_tasks(
-    work: Callable[[Task], Any], tasks: Sequence[Task], num_workers: int, timeout: float | None = None
-) -> Generator[tuple[Task, Any], None, None]:
-    """`work` on every task, in any order: pairs of a task and its result, or its `WorkerFailure`.
+class Pool:
+    """Processes that work on tasks, kept from one list of tasks to the next; leaving the context ends them.
 
     Args:
         work: can be pickled; an exception that it raises is raised here.
         num_workers: processes; 0 works in this one, without time limit.
         timeout: seconds for a task; the time that its result waits to be taken does not count.
     """
-    if num_workers < 1:
-        yield from ((task, work(task)) for task in tasks)
-        return
-    context = process_context()
-    pending = deque(tasks)
-    workers: list[_Worker] = []
-    try:
-        while pending or any(w.task is not None for w in workers):
-            while pending and len(workers) < num_workers:
-                workers.append(_start(context, work))
-            for worker in workers:
-                if worker.task is None and pending:
-                    _give(worker, pending)
-            busy = [w for w in workers if w.task is not None]
-            ready = set(wait([w.pipe for w in busy], timeout=_patience(busy, timeout)))
-            for worker in busy:
-                if worker.pipe in ready:
-                    task, result = worker.task, _take(worker)
-                    if isinstance(result, WorkerFailure):
+
+    def __init__(self, work: Callable[[Any], Any], num_workers: int, timeout: float | None = None) -> None:
+        self.work, self.num_workers, self.timeout = work, num_workers, timeout
+        self._context = process_context() if num_workers > 0 else None
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Any], None, None]:
+        """The work on every task, in any order: pairs of a task and its result, or its `WorkerFailure`.
+
+        Where it is closed before its end, the processes are ended: some of them are at a task.
+        """
+        if self.num_workers < 1:
+            yield from ((task, self.work(task)) for task in tasks)
+            return
+        pending = deque(tasks)
+        workers, timeout = self._workers, self.timeout
+        try:
+            while pending or any(w.task is not None for w in workers):
+                while len(workers) < min(self.num_workers, len(pending) + sum(w.task is not None for w in workers)):
+                    workers.append(_start(self._context, self.work))
+                for worker in workers:
+                    if worker.task is None and pending:
+                        _give(worker, pending)
+                busy = [w for w in workers if w.task is not None]
+                ready = set(wait([w.pipe for w in busy], timeout=_patience(busy, timeout)))
+                for worker in busy:
+                    if worker.pipe in ready:
+                        task, result = worker.task, _take(worker)
+                        if isinstance(result, WorkerFailure):
+                            workers.remove(worker)
+                        worker.task = None
+                        yield task, _or_raise(result)
+                    elif timeout is not None and time.monotonic() - worker.started > timeout and not worker.pipe.poll():
+                        task = worker.task
                         workers.remove(worker)
-                    worker.task = None
-                    yield task, _or_raise(result)
-                elif timeout is not None and time.monotonic() - worker.started > timeout and not worker.pipe.poll():
-                    task = worker.task
-                    workers.remove(worker)
-                    _end(worker)
-                    yield (
-                        task,
-                        WorkerFailure("took too long", f"no result after {timeout:g} s, so its process was ended"),
-                    )
-    finally:
-        for worker in workers:
-            _end(worker)
+                        _end(worker)
+                        yield (
+                            task,
+                            WorkerFailure("took too long", f"no result after {timeout:g} s, so its process was ended"),
+                        )
+        except BaseException:  # GeneratorExit too.
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        while self._workers:
+            _end(self._workers.pop())
+
+
+def run_tasks(
+    work: Callable[[Task], Any], tasks: Sequence[Task], num_workers: int, timeout: float | None = None
+) -> Generator[tuple[Task, Any], None, None]:
+    """`Pool.run` of one list of tasks."""
+    with Pool(work, num_workers, timeout) as pool:
+        yield from pool.run(tasks)
 
 
 def ahead(results: Generator[Task, None, None], depth: int) -> Iterator[Task]:

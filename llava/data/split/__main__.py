@@ -141,7 +141,7 @@ def split_file(flags: SplitFlags) -> list[str]:
     records, problems = load_records(
         flags.file, flags.image_folder, flags.video_folder, allow_absolute_paths=flags.allow_absolute_paths
     )
-    records = apply_policy(records, problems, "stop")
+    apply_policy(records, problems, "stop")
     clips = clips_of(records)
     groups, notes = find_groups(flags, records, clips)
     sizes = (flags.val_fraction, flags.val_minimum, flags.val_maximum_share)

@@ -5,7 +5,6 @@ Letters in shapes: C clips, T frames, P patches, Dv width of the tower, H and W 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from llava.config.video import VideoSpec
+from llava.data.convert.clips import IMAGES, VIDEOS
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import distinct_clips
 from llava.data.features.store import FORMAT, FeatureCache, caches_beside
@@ -24,6 +24,7 @@ from llava.data.features.workers import WorkerFailure, run_tasks
 from llava.data.json_records import DatasetError
 from llava.data.records import Record
 from llava.data.split.core import chained, connected, near_pairs, radius_of, unit_rows
+from llava.data.split.text_key import text_keys
 from llava.data.video import VideoError, read_frames, read_image
 from llava.errors import show
 
@@ -53,13 +54,13 @@ def keys_of(record: Record) -> list[str]:
     folders = (origin.video_folder, origin.image_folder) if origin else ("", "")
     keys = [clip_key(p, f) for paths, f in zip((record.videos, record.images), folders, strict=True) for p in paths]
     named = record.meta.get("clip")
-    return keys or ([clip_key(named)] if isinstance(named, str) and named else [])
+    return keys or ([_named_key(named)] if isinstance(named, str) and named else [])
 
 
-def text_key(record: Record) -> str:
-    """The key of a record without any clip: its words, so that equal texts stay together."""
-    words = "\n".join(turn["value"] for turn in record.conversations)
-    return f"text:{hashlib.sha256(words.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+def _named_key(clip: str) -> str:
+    """The key of a clip by its name, which may end in a number behind a dot (`scene.0001`) and have no extension."""
+    has_extension = os.path.splitext(clip)[1].lower() in VIDEOS | IMAGES
+    return clip_key(clip if has_extension else f"{clip}.mp4")
 
 
 @dataclass
@@ -82,7 +83,7 @@ def clips_of(records: Sequence[Record]) -> Clips:
     keys = [keys_of(r) for r in records]
     has_clips = any(keys)
     if not has_clips:
-        keys = [[text_key(r)] for r in records]
+        keys = [[key] for key in text_keys(records)]
     paths: dict[str, list[str]] = {}
     for record, named in zip(records, keys, strict=True):
         files = (*record.videos, *record.images)

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llava.config.groups import DEFAULT_SEED
+from llava.data.columns import representatives
 from llava.data.features.content import ContentHashes
 from llava.data.records import Record
 from llava.data.split.clips import Clips, clips_of, group_clips
@@ -92,7 +95,10 @@ def plan(records: Sequence[Record], fraction: float, contents: ContentHashes | N
         contents: by which copies are found, where the files can be read. They are not decoded, and not opened when so
             few clips are there that none is held out.
     """
-    clips = clips_of(records)
+    firsts, index = representatives(records)
+    clips = clips_of(firsts)
+    if not clips.has_clips:
+        clips, index = clips_of(records), np.arange(len(records))
     most = max(MAXIMUM_SHARE, fraction)
     copies: list[list[str]] = []
     by = NAME
@@ -100,8 +106,10 @@ def plan(records: Sequence[Record], fraction: float, contents: ContentHashes | N
         copies, by = _copies(clips, contents)
     groups = group_clips(clips, chained(copies))
     chosen = frozenset(split_clips(groups, fraction, maximum_share=most, seed=SEED))
-    held_out = [any(key in chosen for key in keys) for keys in clips.keys]
-    return Holdout(held_out, "clips" if clips.has_clips else "texts", len(clips.paths), chosen, fraction, by)
+    is_out = np.array([any(key in chosen for key in keys) for keys in clips.keys], dtype=bool)
+    return Holdout(
+        is_out[index].tolist(), "clips" if clips.has_clips else "texts", len(clips.paths), chosen, fraction, by
+    )
 
 
 def _copies(clips: Clips, contents: ContentHashes) -> tuple[list[list[str]], str]:

@@ -346,7 +346,8 @@ def tower_config_values(name_or_path: str) -> dict[str, Any]:
     except OSError as error:
         raise MissingFile(
             f"{where}: neither a folder with a model nor a hub name that can be reached; on a machine without network, "
-            f"fetch it elsewhere first (hf download {name_or_path}) ({said(error)})"
+            f"fetch it elsewhere first (hf download {name_or_path}), or, to try everything out, make a random tower "
+            f"(python -m llava.commands.make_model --make_vision_tower DIR) ({said(error)})"
         ) from error
     if isinstance(values.get("vision_config"), Mapping):
         check_sizes(values["vision_config"], f"{where} (vision_config)")

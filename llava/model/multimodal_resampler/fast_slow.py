@@ -48,6 +48,22 @@ def region_mask(patches: tuple[int, int], latents: tuple[int, int], extra: int, 
     return F.pad(regions, (extra, 0), value=True).to(device)
 
 
+def region_maximum(image: torch.Tensor, latents: tuple[int, int]) -> torch.Tensor:
+    """The maximum of each region of `region_mask`: (V*T, D, H, W) -> (V*T, D, rows, columns) of `latents`.
+
+    Regions overlap where they do not divide the frame, and CUDA then adds up the gradients of adaptive pooling in an
+    order that changes, which deterministic mode refuses: there, maxima are taken along one axis and then the other. At
+    equal maxima they share the gradient, which adaptive pooling gives to one of them.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_max_pool2d(image, latents)
+    for dim, parts in ((-2, latents[0]), (-1, latents[1])):
+        size = image.shape[dim]
+        edges = [(part * size // parts, -((part + 1) * size // -parts)) for part in range(parts)]
+        image = torch.stack([image.narrow(dim, start, end - start).amax(dim) for start, end in edges], dim)
+    return image
+
+
 class RegionBlock(nn.Module):
     """One pre-norm block: cross-attention of latents to the patches of their region, then an MLP."""
 
@@ -105,6 +121,11 @@ class StreamResampler(nn.Module):
             for parameter in (self.patch_row, self.patch_column):
                 nn.init.normal_(parameter, std=PATCH_POSITION_STD)
 
+    @property
+    def one_patch_each(self) -> bool:
+        """Whether the region of every latent is a single patch, so that attention without a class token is idle."""
+        return self.patches[0] <= self.grid[0] and self.patches[1] <= self.grid[1]
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(V, T, extra + P, D) projected patches -> (V, T * N, D) rows.
 
@@ -123,7 +144,7 @@ class StreamResampler(nn.Module):
             raise UserError(f"{frames} frames, but the resampler was built for {self.frame.shape[0]}")
         flat = features.flatten(0, 1)
         image = flat[:, extra:].transpose(1, 2).unflatten(-1, self.patches)
-        latents = F.adaptive_max_pool2d(image, self.grid).flatten(2).transpose(1, 2)
+        latents = region_maximum(image, self.grid).flatten(2).transpose(1, 2)
         if len(self.blocks):
             place = F.pad((self.patch_row + self.patch_column).flatten(0, 1), (0, 0, extra, 0))
             # What is traced has no values yet, and must not be kept for others.

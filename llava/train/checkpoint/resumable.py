@@ -27,6 +27,7 @@ from llava.constants import ASIDE, RUN_RECORD
 from llava.data.watch import end_on_lost_batch
 from llava.train.checkpoint.files import move_into, publish, remove, rotate, write_errors_explained
 from llava.train.checkpoint.stop import Stop, ignore_stop_signals
+from llava.train.monitor.served import shared_out
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,9 @@ class ResumableTrainer(Trainer):
                 total = torch.tensor(sums).sum(0).tolist() if sums else None
                 self.monitor.restore(progress["monitor"], total if self.args.process_index == 0 else None)
         if self.invariants is not None:
-            # With another number of processes, or data that is not skipped, nobody knows what this epoch has served.
-            known = same and not self.args.ignore_data_skip
-            self.invariants.served.restore(ranks[self.args.process_index].get("served") if known else None)
+            served = shared_out([rank.get("served") for rank in ranks], self.args.world_size)
+            # Where data is not skipped, nobody knows what this epoch will have served.
+            self.invariants.served.restore(None if self.args.ignore_data_skip else served[self.args.process_index])
         if progress["evaluation_due"]:
             self._load_rng_state(self.resumed_from)
             logger.info("step %d: the evaluation that was cut short is done again", self.state.global_step)

@@ -16,6 +16,7 @@ import torch
 from llava.config.flags import FREE_FLAGS, ModelArguments, TrainingArguments
 from llava.constants import RUN_RECORD
 from llava.data.chat_formats import PLAIN
+from llava.data.hashes import record_digest
 from llava.data.records import Record
 from llava.data.text_start import NONE
 from llava.errors import FileIsThere, MissingFile, UserError
@@ -264,24 +265,8 @@ def _check_batch(checkpoint: str, before: dict[str, Any], now: dict[str, Any]) -
 
 
 def record_digests(records: Sequence[Record]) -> np.ndarray:
-    """(N,) uint64: a hash of what each record trains with, its text and the names of its clips below their folders."""
-
-    def below(path: str, folder: str | None) -> str:
-        place = Path(path)
-        return place.relative_to(folder).as_posix() if folder and place.is_relative_to(folder) else place.as_posix()
-
-    def digest(r: Record) -> int:
-        seen = [
-            r.id,
-            [[turn["from"], turn["value"]] for turn in r.conversations],
-            [below(p, r.origin and r.origin.video_folder) for p in r.videos],
-            [below(p, r.origin and r.origin.image_folder) for p in r.images],
-            r.split,
-        ]
-        text = json.dumps(seen, ensure_ascii=False)
-        return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-
-    return np.fromiter((digest(r) for r in records), dtype=np.uint64, count=len(records))
+    """(N,) uint64: `record_digest` of every record."""
+    return np.fromiter(map(record_digest, records), dtype=np.uint64, count=len(records))
 
 
 def fingerprint(digests: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava.config.flags import TrainingArguments
+from llava.data.columns import representatives
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def kinds_in_step(model: nn.Module, *datasets: Any) -> dict[str, bool]:
     """
     found = [dataset for dataset in datasets if dataset is not None]
     pixels = any(dataset.cache is None for dataset in found)
-    records = [record for dataset in found for record in dataset.records]
+    records = [record for dataset in found for record in representatives(dataset.records)[0]]
     kinds = {"image": any(r.images for r in records), "video": any(r.videos for r in records)}
     return {kind: pixels for kind, there in kinds.items() if there and model.mm_projector is not None}
 

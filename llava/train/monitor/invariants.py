@@ -17,11 +17,14 @@ from torch import nn
 from transformers import TrainerCallback, get_scheduler
 
 from llava.constants import IGNORE_INDEX
+from llava.data.columns import RecordIds
+from llava.data.hashes import hash64
 from llava.errors import UserError
 from llava.model.builder import KEY_BIASES, parameter_groups
+from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
-from llava.train.monitor.served import Difference, Served, ServedSamples, id_hash, served_problem
+from llava.train.monitor.served import Difference, Served, ServedSamples, served_problem
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ LEAST_STEPS = 3
 """Steps with a learning rate above 0 that a tensor is given to move."""
 SEEN_WORDS, SEEN_COLUMNS = 64, 64
 """Rows of the input embeddings that are watched, of words of the first step, and columns of each."""
+QUERIES = ("latent_norm", "query")
+"""Parts of a resampler's block that choose among the patches of a region, and do nothing where there is one."""
 ONLY_DECAY = 3e-6
 """Distance of weights from a multiple of what they were, relative to their norm, that rounding explains."""
 
@@ -48,6 +53,19 @@ def owner_problems(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[s
     problems += [f"{names.get(i, 'a tensor')} is held {n} times" for i, n in held.items() if n > 1]
     foreign = sum(i not in names for i in held)
     return problems + ([f"{foreign} tensors of the optimiser are not the model's"] if foreign else [])
+
+
+def still_remedy(model: nn.Module, still: Sequence[str]) -> str:
+    """What to do about parameters that have not moved."""
+    chooseless = tuple(
+        f"{name}.blocks." for name, m in model.named_modules() if isinstance(m, StreamResampler) and m.one_patch_each
+    )
+    if all(name.startswith(chooseless) and any(part in name for part in QUERIES) for name in still):
+        return (
+            "each latent of that stream sees one patch and has none to choose, so its queries learn nothing; all else "
+            "does: lower --mm_perceiver_latents, or take a tower with more patches."
+        )
+    return "they get no gradient, or the optimiser does not change them: python -m llava.train.preflight."
 
 
 def tie_problem(model: nn.Module) -> str | None:
@@ -290,8 +308,7 @@ class Invariants(TrainerCallback):
         if still and (moved or not self.args.fp16):
             words = f"after {step - self.first} steps {len(still)} of {len(still) + moved} tensors have not moved: "
             words += f"{', '.join(still[:3])}."
-            remedy = "they get no gradient, or the optimiser does not change them: python -m llava.train.preflight."
-            self.alarm(step, "tensor without update", words, remedy)
+            self.alarm(step, "tensor without update", words, still_remedy(self.model, still))
         table = self.model.get_input_embeddings().weight
         table_moves = not any(p is table for n, p in self.model.named_parameters() if n in still)
         if moved and table_moves and self.rows_before is not None and id(table) in groups:
@@ -332,7 +349,8 @@ class Invariants(TrainerCallback):
         count, total, unknown = self.reduce(told).tolist()
         if unknown:
             return
-        wanted = sum(map(id_hash, self.ids))
+        hashes = self.ids.hashes if isinstance(self.ids, RecordIds) else map(hash64, self.ids)
+        wanted = sum(map(int, hashes))
         if count == len(self.ids) and (total - wanted) % (1 << 64) == 0:
             return
         hashes = [h for part in self.gather([served.hashes.tolist()]) for h in part]

@@ -11,7 +11,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
+from llava.data.columns import RecordIds
 from llava.data.features.quantised import dequantise
+from llava.data.hashes import hash64
 from llava.data.records import Record
 from llava.data.text_format import PlainLM
 from llava.data.video import frames_to_pixels, read_frames, read_image
@@ -46,7 +47,7 @@ class Served:
     def add(self, ids: Iterable[str]) -> None:
         for name in ids:
             if name != FILLER_ID:
-                self.hashes.append(id_hash(name))
+                self.hashes.append(hash64(name))
                 self.count += 1
                 self.total += self.hashes[-1]
         self.total %= 1 << 64
@@ -58,16 +59,26 @@ class Served:
     def restore(self, state: Sequence[int] | None) -> None:
         self.known = state is not None
         self.count, self.total = state if state is not None else (0, 0)
+        self.total %= 1 << 64
 
 
-def id_hash(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def shared_out(states: Sequence[Sequence[int] | None], processes: int) -> list[Sequence[int] | None]:
+    """The `Served.state` of each of so many processes, from those of the processes of a checkpoint.
+
+    Of another number, the first takes what all have served: nothing but the sum over the processes is looked at.
+    """
+    if len(states) == processes:
+        return list(states)
+    known = [state for state in states if state is not None]
+    if len(known) < len(states):
+        return [None] * processes
+    return [[sum(values) for values in zip(*known, strict=True)], *([[0, 0]] * (processes - 1))]
 
 
 def served_problem(ids: Sequence[str], hashes: Iterable[int]) -> str:
     """How the records that were served differ from `ids`, each of which has its turn once."""
-    wanted, found = Counter(map(id_hash, ids)), Counter(hashes)
-    names = {id_hash(name): name for name in ids}
+    wanted, found = Counter(map(hash64, ids)), Counter(hashes)
+    names = {hash64(name): name for name in ids}
     parts = []
     for what, more, fewer in (("left out", wanted, found), ("served more than once", found, wanted)):
         difference = more - fewer
@@ -90,19 +101,18 @@ class ServedSamples:
 
     def __init__(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         self.dataset, self.tokenizer = dataset, tokenizer
-        self.records: dict[str, Record] = {}
+        self.ids = RecordIds(dataset.records)
         self.text_format = getattr(dataset, "text_format", None) or PlainLM(tokenizer)
         self.ends = {*tokenizer.all_special_ids, *self.text_format.end_ids}
         self.steps = self.decoded = 0
 
     def differences(self, batches: Sequence[Mapping[str, Any]]) -> list[Difference]:
         """What is wrong with some samples of a step's batches, which are of `llava.data.packing.TrainingCollator`."""
-        if not self.records:
-            # Of an id that repeats nobody can say which record is meant.
-            count = Counter(r.id for r in self.dataset.records)
-            self.records = {r.id: r for r in self.dataset.records if count[r.id] == 1}
+        names = {name for batch in batches for name in batch["sample_ids"]}
+        # Of an id that repeats nobody can say which record is meant.
+        records = {name: self.dataset.records[int(at[0])] for name in names if len(at := self.ids.places(name)) == 1}
         places = [(b, s) for b, batch in enumerate(batches) for s in range(len(batch["sample_ids"]))]
-        known = [(b, s) for b, s in places if batches[b]["sample_ids"][s] in self.records]
+        known = [(b, s) for b, s in places if batches[b]["sample_ids"][s] in records]
         if not known:
             return []
         start = self.steps % len(known)
@@ -112,11 +122,11 @@ class ServedSamples:
         for b, s in turn[:: max(1, -(-len(turn) // WORDS))]:
             if b not in texts:
                 texts[b] = [batches[b][key].cpu().flatten() for key in ("input_ids", "labels", "segment_ids")]
-            found.append(self.words(self.records[batches[b]["sample_ids"][s]], s, *texts[b]))
+            found.append(self.words(records[batches[b]["sample_ids"][s]], s, *texts[b]))
         items = [(batch["num_videos"] + batch["num_images"]).tolist() for batch in batches]
         seen = [(b, s) for b, s in turn if items[b][s]]
         for b, s in seen[:FEATURES]:
-            found.append(self.vision(self.records[batches[b]["sample_ids"][s]], s, batches[b]))
+            found.append(self.vision(records[batches[b]["sample_ids"][s]], s, batches[b]))
         return [difference for difference in found if difference is not None]
 
     def words(

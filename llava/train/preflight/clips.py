@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from llava.config.video import VideoSpec
+from llava.data.columns import representatives
 from llava.data.records import Record, spread
 from llava.data.video import VideoError, probe_video, read_frames, select_frames
 from llava.train.preflight.data import Finding
@@ -45,10 +46,15 @@ Clip = tuple[str, tuple[int, int] | None]
 
 def check_clips(dataset: Any) -> list[Finding]:
     """Every line of the table about clips; `dataset` is a `LazySupervisedDataset`."""
-    clips = Counter((path, r.split) for r in dataset.records for path in r.videos)
+    firsts, index = representatives(dataset.records)
+    counts = np.bincount(index, minlength=len(firsts)).tolist()
+    clips: Counter[Clip] = Counter()
+    for record, count in zip(firsts, counts, strict=True):
+        for path in record.videos:
+            clips[path, record.split] += count
     if not clips:
         return []
-    findings = [check_shares(clips, sum(bool(r.videos) for r in dataset.records))]
+    findings = [check_shares(clips, sum(n for r, n in zip(firsts, counts, strict=True) if r.videos))]
     segments = check_segments(dataset.records)
     findings += [segments] if segments is not None else []
     if dataset.cache is None:
@@ -75,10 +81,15 @@ def check_shares(clips: Counter[Clip], records: int) -> Finding:
 
 def check_segments(records: Sequence[Record]) -> Finding | None:
     """Whether segments end within their clips and are their records' own; None where no record has one."""
-    named = [r for r in records if r.split is not None and r.videos]
+    firsts, index = representatives(records)
+    counts = np.bincount(index, minlength=len(firsts)).tolist()
+    named = [(r, n) for r, n in zip(firsts, counts, strict=True) if r.split is not None and r.videos]
     if not named:
         return None
-    one_a_clip = list({(r.videos[0], r.split): r for r in named}.values())
+    one_a_clip = list({(r.videos[0], r.split): r for r, _ in named}.values())
+    shares: Counter[tuple[int, int]] = Counter()
+    for record, count in named:
+        shares[record.split] += count
     beyond, lengths = [], []
     for record in spread(one_a_clip, PROBED):
         try:
@@ -93,8 +104,9 @@ def check_segments(records: Sequence[Record]) -> Finding | None:
     if beyond:
         words += f" and are cut there ({'; '.join(beyond[:3])})"
         return Finding("segments", "warning", words, f"{counting}; python -m llava.data.check names all records")
-    (first, last), often = Counter(r.split for r in named).most_common(1)[0]
-    if len(named) == len(records) == often >= ENOUGH and np.median(lengths or [0]) >= LONGER * (last - first + 1):
+    (first, last), often = shares.most_common(1)[0]
+    is_shared = sum(shares.values()) == len(records) == often >= ENOUGH
+    if is_shared and np.median(lengths or [0]) >= LONGER * (last - first + 1):
         words = f"all {often:,} records have the segment {[first, last]}, of clips of {np.median(lengths):g} frames"
         return Finding("segments", "warning", f"{words} in the median", f"{counting}, or leave it out")
     return Finding("segments", "ok", words)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -20,7 +21,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN
 from llava.data.forms import differing_forms
-from llava.data.records import Record, modality, remarks, spread
+from llava.data.records import MODALITIES, Record, by_modality, modality, modality_codes, remarks, spread
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.text_start import EOS
 from llava.errors import show
@@ -128,10 +129,9 @@ def check_labels(
     """Labels of a sample of records of each modality, before and after collation; no file is opened."""
     findings = []
     text_format = getattr(dataset, "text_format", PlainLM(tokenizer))
-    kinds = [modality(r) for r in dataset.records]
-    for kind in sorted(set(kinds)):
+    for kind, members in by_modality(dataset.records).items():
         counts = LabelCounts()
-        chosen = spread([i for i, k in enumerate(kinds) if k == kind], MAX_RECORDS)
+        chosen = spread(members.tolist(), MAX_RECORDS)
         samples = []
         for index in chosen:
             record = dataset.records[index]
@@ -177,7 +177,7 @@ def check_labels(
 
 def check_text_form(dataset: Any, tokenizer: PreTrainedTokenizerBase, visual_ids: Sequence[int]) -> Finding | None:
     """Whether records predict the same words with their videos and images as without; None when none has any."""
-    visual = [i for i, r in enumerate(dataset.records) if r.videos or r.images]
+    visual = np.flatnonzero(modality_codes(dataset.records) != MODALITIES.index("text")).tolist()
     chosen = [dataset.records[i] for i in spread(visual, MAX_RECORDS)]
     if not chosen:
         return None
@@ -341,9 +341,9 @@ def show_samples(
     dataset: Any, tokenizer: PreTrainedTokenizerBase, visual: Sequence[int], number: int
 ) -> tuple[list[Text], str]:
     """`number` samples of each modality as coloured text, and as a page of HTML (at least one)."""
-    texts, kinds = [], [modality(r) for r in dataset.records]
-    for kind in sorted(set(kinds)):
-        for index in spread([i for i, k in enumerate(kinds) if k == kind], max(number, 1)):
+    texts = []
+    for members in by_modality(dataset.records).values():
+        for index in spread(members.tolist(), max(number, 1)):
             record = dataset.records[index]
             texts.append(sample_text(record, *dataset.tokens(index), tokenizer, visual, owners_of(dataset, record)))
     with open(os.devnull, "w") as nowhere:

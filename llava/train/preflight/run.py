@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
@@ -22,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from llava.data.columns import representatives
 from llava.data.features.extract import distinct_clips
-from llava.data.packing import pack_rows
-from llava.data.records import modality, spread
+from llava.data.records import by_modality, spread
 from llava.errors import UserError
 from llava.train import run_flags
 from llava.train.console import planned_steps
@@ -226,13 +227,13 @@ def _check_kind(
 def _check_layout(trainer: LlavaTrainer) -> Finding:
     """Layouts of samples of all lengths and modalities together."""
     size = LAYOUT_SAMPLES
-    by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
+    by_length = np.argsort(trainer.lengths, kind="stable")
     while size > 2 and sum(trainer.lengths[i] for i in spread(by_length, size)) > LAYOUT_POSITIONS:
         size -= 1
     chosen = spread(by_length, size)
     lengths = [trainer.lengths[i] for i in chosen]
-    alone = not trainer.training_collator.pack or len(pack_rows(lengths)) == len(chosen)
-    if alone and len(set(trainer.modalities)) == 1:
+    alone = len(trainer.training_collator.rows_of(lengths)) == len(chosen)
+    if alone and len(np.unique(trainer.modalities)) == 1:
         words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
         return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
     plain, training = layouts(trainer, size)
@@ -266,15 +267,14 @@ def real_samples(trainer: LlavaTrainer, size: int | None = None) -> dict[str, di
     """
     dataset = trainer.train_dataset
     size = max(trainer.args.per_device_train_batch_size, QUICK_SAMPLES) if size is None else size
-    kinds = [modality(r) for r in dataset.records]
+    firsts, shown = representatives(dataset.records)
+    clips: dict[Any, int] = {}
+    clip_of = np.array([clips.setdefault((r.videos, r.images, r.split), len(clips)) for r in firsts])[shown]
     found = {}
-    for kind in sorted(set(kinds)):
-        first_of_clip: dict[Any, int] = {}
-        members = [i for i, k in enumerate(kinds) if k == kind]
-        for index in members:
-            record = dataset.records[index]
-            first_of_clip.setdefault((record.videos, record.images, record.split) if kind != "text" else index, index)
-        chosen = spread(list(first_of_clip.values()), size)
+    for kind, members in by_modality(dataset.records).items():
+        if kind != "text":
+            members = members[np.sort(np.unique(clip_of[members], return_index=True)[1])]
+        chosen = spread(members.tolist(), size)
         found[kind] = {i: dataset[i] for i in chosen}
     return found
 
@@ -295,7 +295,7 @@ def _within(samples: Sequence[dict[str, Any]], positions: int, least: int) -> li
 
 def layouts(trainer: LlavaTrainer, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A batch of training samples one a row, and in the layout of training; samples of all lengths, in one order."""
-    by_length = sorted(range(len(trainer.train_dataset)), key=lambda i: trainer.lengths[i])
+    by_length = np.argsort(trainer.lengths, kind="stable")
     return both_layouts(trainer, [trainer.train_dataset[i] for i in spread(by_length, size)])
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import vision_of
 from llava.data.positions import supervised_positions
-from llava.data.records import Record, modality, spread
+from llava.data.records import Record, by_modality, spread
 from llava.data.words import differing_words
 from llava.train.preflight.data import Finding
 
@@ -51,9 +51,8 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
     """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words."""
     findings = []
     text_format = getattr(dataset, "text_format", None)
-    kinds = [modality(r) for r in dataset.records]
-    for kind in sorted(set(kinds)):
-        chosen = spread([i for i, k in enumerate(kinds) if k == kind], READ_RECORDS)
+    for kind, members in by_modality(dataset.records).items():
+        chosen = spread(members.tolist(), READ_RECORDS)
         wrong: list[str] = []
         changed = 0
         for index in chosen:
@@ -127,7 +126,8 @@ def _collated(batch: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[
         for key, wanted in (("input_ids", sample["input_ids"]), ("labels", labels)):
             if not torch.equal(batch[key][own], wanted):
                 problems.append(f"{key} of a sample change in the training batch")
-    if not torch.equal(batch["supervised_positions"], supervised_positions(batch["labels"])):
+    targets = batch["supervised_positions"]
+    if not torch.equal(targets[targets > 0], supervised_positions(batch["labels"])):
         problems.append("the training batch names other targets than its labels")
     if bool((batch["labels"][segments < 0] != IGNORE_INDEX).any()):
         problems.append("padding of the training batch is supervised")

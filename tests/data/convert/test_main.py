@@ -82,7 +82,7 @@ def test_webvid_with_quotes_line_breaks_and_a_mark(
     assert "3 records of 2 clips" in out and "clips missing: 1" in out
     for line in ("duplicate: 1", "empty caption: 1", "row without clip: 1", "unreadable row: 1"):
         assert line in out
-    assert out.splitlines()[-1].startswith("next: python -m llava.data.split ")
+    assert out.splitlines()[-1].startswith("next: python -m llava.data.check --data_path ")
     assert (tmp_path / "out.missing.txt").read_text() == "999\tno such file\t1 captions\n"
     left_out = (tmp_path / "out.left_out.txt").read_text()
     assert "captions.csv:10: unreadable row: 6 columns where there are 5" in left_out
@@ -304,6 +304,21 @@ def test_names_are_resolved_as_they_are_on_disk(convert: Convert, tmp_path: Path
         ("p1/1001.mp4", "Uno"), ("citt\u00e0.mp4", "Due"), ("p1/due.mp4", "Tre"), ("due.mp4", "Cinque"),
     ]  # fmt: skip
     assert "empty\tis empty (0 bytes)" in (tmp_path / "out.missing.txt").read_text()
+
+
+def test_a_clip_of_the_same_name_in_another_folder_is_not_taken(convert: Convert, tmp_path: Path) -> None:
+    records = convert("video,caption\np2/1001.mp4,Uno\n./p1/1001.mp4,Due\nold\\p2\\1002,Tre\n")
+    assert captions(records) == [("p1/1001.mp4", "Due"), ("p2/1002.MKV", "Tre")]
+    assert "p2/1001.mp4\tno such file; p1/1001.mp4 is called so too" in (tmp_path / "out.missing.txt").read_text()
+
+
+def test_clips_of_two_folders_are_not_one_file(
+    convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        convert("video,caption\nsalto/video7.mp4,Uno\ncorsa/video7.mp4,Due\n")
+    assert "'corsa/video7.mp4' and 'salto/video7.mp4' are clips of two folders" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_earlier_files_are_kept(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

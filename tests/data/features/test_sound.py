@@ -19,7 +19,7 @@ CLIPS = 6
 
 
 def entry(row: int, file: str = "a.npy") -> Entry:
-    return Entry(Shard(file, "a", 1000, 10, 100, (1, 5, 10)), row, 7, "key")
+    return Entry(Shard(file, "a", 1000, 10, 100, (1, 5, 10), 0, 100), row, 7, "key")
 
 
 def filled(root: Path) -> tuple[FeatureCache, list[str]]:

@@ -26,6 +26,13 @@ def test_keys_do_not_depend_on_where_clips_lie() -> None:
     assert clip_key("citta\u0300.mp4") == clip_key("citt\u00e0.avi")
 
 
+def test_the_name_of_a_clip_may_have_a_dot_and_no_extension(tmp_path: Path) -> None:
+    names = ("scene.0001", "scene.0002", "a/b.mp4")
+    texts = load(tmp_path, [{**record(name, "Uno."), "meta": {"clip": name}} for name in names])
+    assert clips_of(texts).keys == [["scene.0001"], ["scene.0002"], ["a/b"]]
+    assert clips_of(texts).keys[0] == [clip_key("scene.0001.mp4")], "as in an experiment on video"
+
+
 def test_text_and_video_records_have_the_same_keys(tmp_path: Path) -> None:
     video = load(tmp_path, [record("a", "Uno.", "p/a.mp4"), record("b", "Due.", "b.mp4")])
     text = load(

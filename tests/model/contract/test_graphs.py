@@ -6,16 +6,18 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import expand_placeholders, preprocess_plain_lm
-from llava.model import packed
+from llava.model import loss, packed
 from tests.conftest import CAPTIONS, SPEC
 
 LAYOUTS = {"text": "tttttt", "video": "vvvvvv", "mixed": "tvtvtv"}
 KINDS = ("gpt2", "gpt_neox", "gemma2", "opt", "qwen3")
 """Learned and rotary positions, sliding windows, soft caps."""
+WAITING = {"masked_select", "masked_scatter_backward", "nonzero", "unique", "_unique2", "_local_scalar_dense", "equal"}
 
 
 def training_batch(family, kinds: str, pack: bool) -> dict:
@@ -46,6 +48,33 @@ def test_a_training_step_never_waits_for_the_device(made, name, layout, pack):
     inputs = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in batch.items()}
     model(**inputs).loss.backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_operation_of_a_step_sizes_its_result_by_values(made, layout, pack, monkeypatch):
+    """On CUDA these wait for the device to count; some have a shape on `meta` all the same."""
+    monkeypatch.setattr(loss, "_can_look", lambda values: False)  # As on CUDA, where a look costs something.
+    family = made("gpt2")
+    batch = training_batch(family, LAYOUTS[layout], pack)
+    model = family.copy().train()
+    model(**batch).loss.backward()  # What is made once and kept may take its time.
+    with Operations() as seen:
+        model(**batch).loss.backward()
+    assert "embedding_dense_backward" in seen.names
+    assert not seen.names & WAITING
+
+
+class Operations(TorchDispatchMode):
+    """The operations that a computation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("layout", "pack"), [("text", True), ("video", True), ("mixed", False)])

@@ -34,5 +34,6 @@ def test_another_model_is_refused_with_the_known_ones(tmp_path, model_type, why)
 
 
 def test_a_folder_that_is_not_there_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--vision_tower .*nothing: neither a folder .*hf download"):
+    match = "--vision_tower .*nothing: neither a folder .*hf download.*--make_vision_tower"
+    with pytest.raises(FileNotFoundError, match=match):
         load_vision_tower(str(tmp_path / "nothing"))

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from llava.data.hashes import hash64
 from llava.data.sampler import ModalityLengthSampler
 from llava.errors import message_of
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.train import train as training
 from llava.train.checkpoint.reload import ReloadError
 from llava.train.monitor.invariants import (
@@ -21,8 +23,8 @@ from llava.train.monitor.invariants import (
     has_moved,
     rate_problems,
     schedule_factor,
+    still_remedy,
 )
-from llava.train.monitor.served import id_hash
 from llava.train.trainer import LlavaTrainer
 from tests.train.runs import train
 
@@ -109,6 +111,14 @@ def test_gradients_that_are_not_zeroed(assets, tmp_path, monkeypatch):
         train(assets, tmp_path / "run", preflight="off")
 
 
+def test_queries_that_have_one_patch_each_are_told_apart_from_a_fault():
+    streams = nn.ModuleDict({"slow": StreamResampler(8, 1, 9, (3, 3), 1), "fast": StreamResampler(8, 1, 1, (3, 3), 1)})
+    query = "blocks.0.latent_norm.weight"
+    assert "lower --mm_perceiver_latents" in still_remedy(streams, [f"slow.{query}"])
+    for still in ([f"fast.{query}"], ["slow.blocks.0.mlp_in.weight"], [f"slow.{query}", "slow.norm.weight"]):
+        assert "python -m llava.train.preflight" in still_remedy(streams, still)
+
+
 def test_a_dead_vocabulary_beside_moving_positions(assets, tmp_path, monkeypatch):
     after_the_optimiser(monkeypatch, lambda model: model.transformer.wte.weight.register_hook(lambda g: g * 0))
     train(assets, tmp_path / "run", preflight="off", weight_decay=0.1)
@@ -184,7 +194,7 @@ def test_what_a_resumed_epoch_served_before_is_not_called_left_out():
         nn.Linear(1, 1), args, {}, ["a", "b", "c"], sound=found.append, reduce=lambda values: values,
         gather=lambda lists: lists, step_losses=lambda: (0, 0), told=set,
     )  # fmt: skip
-    watch.served.restore([2, sum(map(id_hash, "ab"))])
+    watch.served.restore([2, sum(map(hash64, "ab"))])
     watch.served.add(["a"])
     watch.on_epoch_end(args, SimpleNamespace(epoch=1.0, global_step=3), None)
     assert "3 samples where there are 3 records: which is not known" in found[0].message

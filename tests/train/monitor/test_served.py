@@ -11,7 +11,7 @@ from llava.constants import FILLER_ID
 from llava.data.dataset import LazySupervisedDataset
 from llava.train import run_flags
 from llava.train import train as training
-from llava.train.monitor.served import Served, ServedSamples, served_problem
+from llava.train.monitor.served import Served, ServedSamples, served_problem, shared_out
 from tests.data.features.changed import serve_other_clips
 from tests.train.runs import flags, train
 
@@ -28,6 +28,22 @@ def test_what_was_served_does_not_depend_on_its_order_and_fillers_do_not_count()
     assert served_problem(["a", "b", "c"], one.hashes) == "1 served more than once ('a')"
     resumed.restore(None)
     assert resumed.state() is None
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_an_epoch_is_followed_on_in_other_processes(processes):
+    before = [Served(), Served()]
+    before[0].add(["a", "b"])
+    before[1].add(["c"])
+    after = [Served() for _ in range(processes)]
+    for one, state in zip(after, shared_out([s.state() for s in before], processes), strict=True):
+        one.restore(state)
+    after[-1].add(["d"])
+    whole = Served()
+    whole.add("abcd")
+    assert sum(one.count for one in after) == 4
+    assert sum(one.total for one in after) % (1 << 64) == whole.total
+    assert set(shared_out([[1, 2], None], 4)) == {None}, "what one of them does not know, nobody does"
 
 
 def alarms(folder):

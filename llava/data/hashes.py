@@ -1,0 +1,42 @@
+"""Hashes of records and of their texts, the same in every process and on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava.data.records import Record
+
+
+def hash64(text: str) -> int:
+    """A number below 2**64; two of a million texts have the same one with a probability of 3e-8."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def below(path: str, folder: str | None) -> str:
+    """A path as it is below its folder, or as it is where it is not below it."""
+    place = Path(path)
+    return place.relative_to(folder).as_posix() if folder and place.is_relative_to(folder) else place.as_posix()
+
+
+def paths_below(record: Record) -> tuple[list[str], list[str]]:
+    """The videos and the images of a record below their folders."""
+    origin = record.origin
+    videos = [below(p, origin and origin.video_folder) for p in record.videos]
+    return videos, [below(p, origin and origin.image_folder) for p in record.images]
+
+
+def record_digest(record: Record, paths: tuple[list[str], list[str]] | None = None) -> int:
+    """A number below 2**64: a hash of what a record trains with, its text and the names of its clips below their
+    folders.
+
+    Args:
+        paths: `paths_below`, where they are known.
+    """
+    videos, images = paths_below(record) if paths is None else paths
+    turns = [[turn["from"], turn["value"]] for turn in record.conversations]
+    text = json.dumps([record.id, turns, videos, images, record.split], ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -1,0 +1,145 @@
+"""Parts end in time, take none along, and what became of them is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.__main__ import TINY
+from benchmarks.gpu.parts import (
+    NotHereError,
+    Part,
+    Row,
+    Setting,
+    broke,
+    compared,
+    measured,
+    not_here,
+    run_part,
+    run_parts,
+    trying,
+)
+
+LONG = 600.0
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting("cpu", tmp_path, TINY, True, 2, 2)
+
+
+def part(work, share: float = 1.0, name: str = "a") -> Part:
+    return Part(name, "A part", work, share)
+
+
+def sound(setting: Setting) -> Iterator[Row]:
+    yield measured("speed", 1.0, "m/s")
+    yield compared("a against b", 1e-6, 1e-5)
+    yield not_here("c", "there is none")
+
+
+def test_a_sound_part_is_done(setting):
+    outcome = run_part(part(sound), setting, LONG)
+    assert [row["kind"] for row in outcome.rows] == ["measured", "compared", "not here"]
+    assert outcome.failures == [] and outcome.as_dict()["status"] == "done"
+
+
+@pytest.mark.parametrize("error", [1e-4, float("nan")])
+def test_what_differs_fails(setting, error):
+    outcome = run_part(part(lambda _: iter([compared("a against b", error, 1e-5)])), setting, LONG)
+    assert "a against b: differs by" in outcome.failures[0]
+    assert outcome.as_dict()["status"] == "failed"
+
+
+def test_a_part_that_raises_keeps_its_rows_and_says_why(setting):
+    def work(_: Setting) -> Iterator[Row]:
+        yield measured("speed", 1.0, "m/s")
+        print("the last words")
+        raise ValueError("no such kernel")
+
+    outcome = run_part(part(work), setting, LONG)
+    assert [row["measure"] for row in outcome.rows] == ["speed"]
+    assert outcome.failures == ["ValueError: no such kernel"]
+    assert "the last words" in outcome.log and "Traceback" in outcome.log
+
+
+def test_one_row_that_raises_does_not_end_its_part(setting):
+    def breaks() -> Iterator[Row]:
+        raise RuntimeError("out of order")
+        yield
+
+    def absent() -> Iterator[Row]:
+        raise NotHereError("no bf16")
+        yield
+
+    def work(_: Setting) -> Iterator[Row]:
+        yield from trying("first", breaks)
+        yield from trying("second", absent)
+        yield measured("third", 1.0, "")
+
+    outcome = run_part(part(work), setting, LONG)
+    assert [(row["kind"], row["measure"]) for row in outcome.rows] == [
+        ("broke", "first"), ("not here", "second"), ("measured", "third")
+    ]  # fmt: skip
+    assert outcome.failures == ["first: RuntimeError: out of order"]
+
+
+def test_a_part_that_dies_is_told(setting):
+    def work(_: Setting) -> Iterator[Row]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield measured("never", 1.0, "")
+
+    outcome = run_part(part(work), setting, LONG)
+    assert outcome.failures == ["its process ended with status -9 and without a word"]
+
+
+def test_nothing_said_is_no_success(setting):
+    assert run_part(part(lambda _: iter([])), setting, LONG).failures == ["it ended without a single row"]
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(setting):
+    def work(setting: Setting) -> Iterator[Row]:
+        child = os.fork()
+        if not child:
+            signal.pause()
+        (setting.folder / "pids").write_text(f"{os.getpid()} {child}")
+        yield measured("before", 1.0, "")
+        signal.pause()
+
+    outcome = run_part(part(work), setting, 1.0)
+    assert [row["measure"] for row in outcome.rows] == ["before"]
+    assert outcome.failures == ["ended after its 1 s: give more --minutes, or it hangs"]
+    for pid in (setting.folder / "pids").read_text().split():
+        stat = Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z", "ended, if not yet collected"
+
+
+def test_parts_share_what_time_is_left(setting, monkeypatch):
+    """Ten minutes; the first part takes none of its share, which the others then have."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    found = run_parts([part(sound, 1), part(sound, 1), part(sound, 2)], setting, 10)
+    assert [outcome.limit for outcome in found] == [150.0, 200.0, 600.0]
+
+
+def test_without_time_a_part_is_not_begun(setting):
+    outcome = run_part(part(sound), setting, 0.5)
+    assert outcome.rows == [] and outcome.failures == ["not begun: no time was left; give more --minutes"]
+
+
+def test_later_parts_are_told_what_earlier_ones_found(setting):
+    def finds(_: Setting) -> Iterator[Row]:
+        yield measured("batch", 8, "", sets={"batch": 8})
+
+    def says(setting: Setting) -> Iterator[Row]:
+        yield measured("told", setting.batch, "")
+
+    assert run_parts([part(finds), part(says)], setting, 10)[1].rows[0]["value"] == 8
+
+
+def test_an_error_is_named_with_its_kind():
+    assert broke("x", KeyError("y"))["note"] == "KeyError: 'y'"

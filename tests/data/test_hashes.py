@@ -1,0 +1,22 @@
+"""Hashes that runs and checkpoints of earlier commits have written down stay what they are."""
+
+from __future__ import annotations
+
+from llava.data.hashes import below, hash64, paths_below, record_digest
+from llava.data.mixture import Source, Strategy
+from llava.data.records import Record
+from tests.data.test_captions import talk
+
+
+def test_the_hashes_of_earlier_commits():
+    assert hash64("r1") == 3512079124192222595
+    source = Source("a.json", "a.json", Strategy(), "/clips", "", "draw")
+    record = Record(
+        "r1", talk("<video>", "Un gatto è nero."), ("/clips/a/b.mp4",), ("c.png",), (1, 9), {}, "x", (), source
+    )
+    assert paths_below(record) == (["a/b.mp4"], ["c.png"])
+    assert record_digest(record) == record_digest(record, (["a/b.mp4"], ["c.png"])) == 10968933209960574954
+
+
+def test_a_path_outside_its_folder_stays_whole():
+    assert [below("/a/b/c", folder) for folder in ("/a/b", "/a/bc", "", None)] == ["c", "/a/b/c", "/a/b/c", "/a/b/c"]
