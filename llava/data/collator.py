@@ -1,33 +1,68 @@
 """Samples to a batch.
 
-Letters in shapes: B batch, L positions, V videos of the batch, I images of the batch.
+Letters in shapes: B batch, L positions, V videos of the batch, I images of the batch, Dv width of the tower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
+from llava.data.features.rows import StoredRow, StoredRows
 from llava.data.prompt import count_supervised
 from llava.errors import UserError
 
 VISION_KEYS = ("pixel_values_videos", "video_features", "pixel_values", "image_features")
 
 
+def vision_of(samples: Sequence[dict[str, Any]], reads: bool = True) -> dict[str, Any]:
+    """The vision tensors of samples in reading order, (V, ...) or (I, ...); beside features in int8 their scales,
+    `video_scales` (V, Dv) or `image_scales` (I, Dv).
+
+    Args:
+        reads: whether cached features are read; else they stay `StoredRows`.
+    """
+    batch: dict[str, Any] = {}
+    for key in VISION_KEYS:
+        items = [item for sample in samples for item in sample.get(key, ())]
+        if items and all(isinstance(item, StoredRow) for item in items):
+            rows = StoredRows(items)
+            batch |= rows.read(key) if reads else {key: rows}
+        elif items:
+            batch[key] = _stack([item.tensor() if isinstance(item, StoredRow) else item for item in items])
+    return batch
+
+
+def _stack(items: Sequence[torch.Tensor]) -> torch.Tensor:
+    """In a data worker, in the memory that it shares with the process that trains: nothing is copied on the way."""
+    if get_worker_info() is None:
+        return torch.stack(items)
+    shape = len(items), *items[0].shape
+    storage = torch.UntypedStorage._new_shared(len(items) * items[0].nbytes)
+    shared = torch.empty(0, dtype=items[0].dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
+    return torch.stack(items, out=shared)
+
+
 @dataclass
 class DataCollatorForSupervisedDataset:
-    """Pads on the right; the attention mask comes from the lengths, so a real EOS is seen even when `pad == eos`."""
+    """Pads on the right; the attention mask comes from the lengths, so a real EOS is seen even when `pad == eos`.
+
+    Args:
+        reads: whether cached features are read into the batch; else it names them (`llava.data.handover`).
+    """
 
     pad_token_id: int
+    reads: bool = field(default=True, kw_only=True)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` (B,), `sample_ids`, and the
-        vision tensors of all samples concatenated, (V, ...) or (I, ...), in reading order.
+        """`input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` (B,), `sample_ids`, and what
+        `vision_of` makes of the samples.
 
         The label of position 0 is never a target of next-token prediction; it is set to `IGNORE_INDEX`, so that
         counting labels counts targets.
@@ -51,11 +86,7 @@ class DataCollatorForSupervisedDataset:
             "num_videos": _counts(samples, ("pixel_values_videos", "video_features")),
             "num_images": _counts(samples, ("pixel_values", "image_features")),
         }
-        for key in VISION_KEYS:
-            tensors = [s[key] for s in samples if key in s]
-            if tensors:
-                batch[key] = torch.cat(tensors)
-        return batch
+        return batch | vision_of(samples, self.reads)
 
 
 def _counts(samples: Sequence[dict[str, Any]], keys: tuple[str, str]) -> torch.Tensor:

@@ -127,8 +127,11 @@ class LazySupervisedDataset(Dataset):
         return Spans.of(self.tokenizer, self.spec)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features`
-        (V, T, P, Dv) when there are videos; `pixel_values` (I, 3, S, S) or `image_features` (I, P, Dv) likewise.
+        """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features` when there
+        are videos; `pixel_values` (I, 3, S, S) or `image_features` likewise.
+
+        Features are named and not read: a sample holds the place of each (V or I `StoredRow`), and the collator reads
+        them into the batch.
         """
         if index == FILLER_INDEX:
             filler = torch.tensor([self.tokenizer.eos_token_id])
@@ -138,9 +141,9 @@ class LazySupervisedDataset(Dataset):
         sample: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "sample_id": record.id}
         if self.cache is not None:
             if record.videos:
-                sample["video_features"] = torch.stack([self.cache.read(p, record.split) for p in record.videos])
+                sample["video_features"] = [self.cache.stored(p, record.split) for p in record.videos]
             if record.images:
-                sample["image_features"] = torch.stack([self.cache.read(p, None, True)[0] for p in record.images])
+                sample["image_features"] = [self.cache.stored(p, None, True) for p in record.images]
             return sample
         if record.videos:
             sample["pixel_values_videos"] = torch.stack([self.read_video(p, record.split) for p in record.videos])

@@ -30,6 +30,7 @@ from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import open_cache
+from llava.data.features.quantised import dequantised
 from llava.data.positions import visual_positions
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
@@ -225,7 +226,7 @@ def control_losses(
         chunk = pairs[start : start + batch_size]
         samples = [dataset[i] for i, _ in chunk]
         swapped = [with_vision_of(s, dataset[j]) for s, (_, j) in zip(samples, chunk, strict=True)]
-        batch, other = (_to(collate(s), model.device) for s in (samples, swapped))
+        batch, other = (dequantised(_to(collate(s), model.device)) for s in (samples, swapped))
         key = next(k for k in VIDEO_KEYS if k in batch)
         conditions = {
             "true": batch,

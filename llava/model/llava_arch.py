@@ -229,7 +229,7 @@ class LlavaMetaForCausalLM:
                     raise UserError(f"the batch's text has {int(counts.sum())} {kind}(s), but {total} were given")
             if total:
                 encode = self.encode_images if kind == "image" else self.encode_videos
-                embeds = splice(embeds, positions, encode(items.pixels, items.features).flatten(0, 1), checked)
+                embeds = splice(embeds, positions, encode(*items.inputs).flatten(0, 1), checked)
             elif kind in self.in_step:
                 embeds = embeds + self._unused_rows(kind, self.in_step[kind]).sum().to(embeds.dtype)
             if total or kind in self.in_step:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llava.data.features.quantised import dequantise
 from llava.errors import UserError
 
 
@@ -21,6 +22,7 @@ class VisualItems:
     Attributes:
         kind: `image` or `video`.
         pixels, features: one of the two, with as many rows as there are items; neither where there are none.
+        scales: beside features in int8.
         counts: (B,) how many of them each sample brings; None where the text's own spans tell.
         positions: (B, L) boolean, where the rows go, when it is known and was checked already.
     """
@@ -28,6 +30,7 @@ class VisualItems:
     kind: str
     pixels: torch.Tensor | None
     features: torch.Tensor | None
+    scales: torch.Tensor | None
     counts: torch.Tensor | None
     positions: torch.Tensor | None
 
@@ -37,10 +40,17 @@ class VisualItems:
         given = self.pixels if self.pixels is not None else self.features
         return 0 if given is None else given.shape[0]
 
+    @property
+    def inputs(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Pixels and features as an encoder takes them."""
+        if self.features is None or self.scales is None:
+            return self.pixels, self.features
+        return self.pixels, dequantise(self.features, self.scales)
+
 
 NAMES = {
-    "image": ("pixel_values", "image_features", "num_images", "image_positions"),
-    "video": ("pixel_values_videos", "video_features", "num_videos", "video_positions"),
+    "image": ("pixel_values", "image_features", "image_scales", "num_images", "image_positions"),
+    "video": ("pixel_values_videos", "video_features", "video_scales", "num_videos", "video_positions"),
 }
 """The visual arguments of each kind, in the order of the fields of `VisualItems`."""
 
@@ -52,6 +62,7 @@ class VisionBatch:
     Attributes:
         pixel_values: (I, 3, S, S), the images of the batch in reading order; or `image_features` (I, P, Dv).
         pixel_values_videos: (V, T, 3, S, S), the videos likewise; or `video_features` (V, T, P, Dv).
+        image_scales, video_scales: (I, Dv) and (V, Dv), beside features in int8 (`llava.data.features.quantised`).
         num_images, num_videos: (B,) how many of them each sample brings; without them the text's own spans are
             counted and the total is checked.
         sample_ids: names of the samples for error messages.
@@ -63,6 +74,8 @@ class VisionBatch:
     pixel_values_videos: torch.Tensor | None = None
     image_features: torch.Tensor | None = None
     video_features: torch.Tensor | None = None
+    image_scales: torch.Tensor | None = None
+    video_scales: torch.Tensor | None = None
     num_images: torch.Tensor | None = None
     num_videos: torch.Tensor | None = None
     sample_ids: Sequence[str] | None = None

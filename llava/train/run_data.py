@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -216,7 +217,10 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
         if data_args.feature_cache != "auto":
             raise UserError("--feature_cache: the vision tower trains, so its features change; use auto or off")
         return None
-    cache = open_cache(_cache_root(data_args, training_args), model, data_args.repair_features)
+    run = None
+    if training_args.world_size > 1:
+        run = on_first_process(lambda: f"llava-verified-{uuid.uuid4().hex}", training_args)
+    cache = open_cache(_cache_root(data_args, training_args), model, data_args.repair_features, run)
     logger.info("%s", describe_cache(cache))
     return cache
 

@@ -21,7 +21,9 @@ from transformers.integrations import TensorBoardCallback
 
 from llava.config.commands import quiet_libraries
 from llava.constants import IGNORE_INDEX, RUN_RECORD
+from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.columns import RecordIds
+from llava.data.handover import HandingOver
 from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
@@ -129,7 +131,11 @@ class LlavaTrainer(ResumableTrainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """What collates the batches of a loader: transformers asks for each, by what it is for."""
-        return self.training_collator if description == "Training" else data_collator
+        collate = self.training_collator if description == "Training" else data_collator
+        pins = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
+        hands_over = self.args.dataloader_num_workers or pins
+        is_ours = isinstance(collate, DataCollatorForSupervisedDataset)
+        return HandingOver(collate, pins) if hands_over and is_ours else collate
 
     def _half_weights(self) -> HalfWeights | None:
         """Weights cast once a step, where autocast alone would cast them: not where weights are spread, gradients are

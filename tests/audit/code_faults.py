@@ -20,6 +20,7 @@ from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.train import run_model, setup
 from llava.train import train as training
 from llava.train.trainer import LlavaTrainer
+from tests.data.features.changed import change_features, serve_other_clips
 from tests.train.forked import flipped
 
 Patch = pytest.MonkeyPatch
@@ -254,16 +255,7 @@ def sampler_order(change: Callable[[list[int]], list[int]]) -> Callable[[Patch],
 
 def features(change: Callable[[FeatureCache, str, torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
     """`change(cache, path, features)` instead of what the cache reads."""
-
-    def plant(patch: Patch) -> None:
-        read = FeatureCache.read
-        patch.setattr(
-            FeatureCache,
-            "read",
-            lambda self, path, split, *a, **k: change(self, path, read(self, path, split, *a, **k)),
-        )
-
-    return plant
+    return lambda patch: change_features(patch, change)
 
 
 def nan_in_clip0(cache, path, found):
@@ -275,15 +267,7 @@ def nan_in_clip0(cache, path, found):
 
 def swapped_clips(first: str, second: str) -> Callable[[Patch], None]:
     """One clip gets another's features."""
-
-    def plant(patch: Patch) -> None:
-        read = FeatureCache.read
-        patch.setattr(
-            FeatureCache, "read",
-            lambda self, path, split, *a, **k: read(self, path.replace(first, second), split, *a, **k),
-        )  # fmt: skip
-
-    return plant
+    return lambda patch: serve_other_clips(patch, lambda path: path.replace(first, second))
 
 
 def rows_not_written(patch: Patch) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import damage, kernels, monitor, preflight, run, startup
+from benchmarks import damage, kernels, loader, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -117,6 +117,18 @@ def test_pre_flight_is_measured_against_another_checkout(tmp_path: Path, capfd):
     ])  # fmt: skip
     shown = capfd.readouterr().out
     assert "pre-flight takes" in shown and "CPU-s" in shown
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_features_of_a_batch_are_copied_once(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(loader, "SHAPE", (2, 64, 64))
+    (tmp_path / "tokenizer").mkdir()
+    loader.make_tokenizer(tmp_path / "tokenizer")
+    loader.fill(tmp_path, 4, dtype)
+    found = loader.measure(tmp_path, clips=4, workers=1, batch=2, epochs=2, dtype=dtype, profile=False)
+    scales = 1 + 4 * 64 / (2 * 64 * 64) if dtype == "int8" else 1
+    assert found["copies"] == pytest.approx(scales)
+    assert found["first"]["cpu"] > 0 and found["later"]["seconds"] > 0 and found["copy"] > 0
 
 
 def test_the_cost_of_the_monitor_is_measured(monkeypatch, capsys):

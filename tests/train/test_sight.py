@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import torch
+
 from llava.data.features.content import ContentHashes
 from llava.data.records import Record
 from llava.train.sight import measured_on
 from tests.conftest import CAPTIONS, record
+from tests.data.features.changed import change_features
 from tests.train.runs import train
 
 
@@ -42,10 +45,7 @@ def test_captions_of_wrong_clips_do_not_pass_for_sound(assets, tmp_path, caplog)
 
 
 def test_a_run_that_does_not_see_its_training_clips_is_blind(assets, tmp_path, monkeypatch):
-    from llava.data.features.extract import FeatureCache
-
-    read = FeatureCache.read
-    monkeypatch.setattr(FeatureCache, "read", lambda self, *clip: read(self, *clip) * 0 + 1)
+    change_features(monkeypatch, lambda cache, path, features: torch.ones_like(features))
     train(assets, tmp_path / "run", preflight="off", max_steps=50)
     (alarm,) = [a for a in lines(tmp_path / "run" / "alarms.jsonl") if a["kind"] == "blind"]
     assert "on training clips" in alarm["message"]

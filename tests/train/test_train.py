@@ -74,6 +74,15 @@ def test_cached_features_give_the_losses_of_pixels(assets, tmp_path):
     assert list((tmp_path / "feature_cache").glob("*/*.npy"))
 
 
+def test_int8_features_of_workers_give_the_losses_of_one_process(assets, tmp_path):
+    runs = {
+        workers: train(assets, tmp_path / str(workers), feature_dtype="int8", feature_cache=tmp_path / "cache",
+                       dataloader_num_workers=workers, eval_data_path=assets.video_json, eval_strategy="epoch")
+        for workers in (0, 2)
+    }  # fmt: skip
+    assert runs[0] == runs[2]
+
+
 def test_text_only_of_video_records_equals_the_text_file(assets, tmp_path):
     ours = train(assets, tmp_path / "a", 1, data_path=assets.video_json, text_only=True)
     assert ours == train(assets, tmp_path / "b", 1)

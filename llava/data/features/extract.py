@@ -20,7 +20,7 @@ from llava.data.columns import representatives, take
 from llava.data.features.old import adopt_old
 from llava.data.features.room import Forecast, check_room
 from llava.data.features.store import TOLERANCES, Clip, DamagedFeatures, FeatureCache, join_key
-from llava.data.features.workers import CLIP_TIMEOUT, Pool, WorkerFailure, run_tasks
+from llava.data.features.workers import CLIP_TIMEOUT, Pool, WorkerFailure, ahead, run_tasks
 from llava.data.records import Problem, Record
 from llava.data.video import FRAME_RULE, VideoError, frames_to_pixels, read_frames, read_image, reader_versions
 from llava.errors import Stopped, UserError
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SHARD_BYTES = 256 << 20
 
 
-def open_cache(root: str | Path, model: Any, repair: bool = False) -> FeatureCache:
+def open_cache(root: str | Path, model: Any, repair: bool = False, run: str | None = None) -> FeatureCache:
     """The cache in `root` for the attached tower and the settings of a model with vision (`llava.model.llava_arch`).
 
     A tower that is kept by reference was compared with its checksum when it was attached. One that is stored may have
@@ -48,7 +48,7 @@ def open_cache(root: str | Path, model: Any, repair: bool = False) -> FeatureCac
         model.vision_tower.precision,
         config.mm_feature_dtype,
     )
-    return FeatureCache(root, settings, repair)
+    return FeatureCache(root, settings, repair, run=run)
 
 
 def cache_settings(
@@ -263,9 +263,10 @@ def extract_clips(
             )
 
     work, done = partial(read_pixels, spec=spec, processor=processor), 0
+    running = pool.run(missing) if pool else run_tasks(work, missing, num_workers, timeout)
     with (
         progress(total=len(missing), desc="vision features", unit="clip", disable=not show_progress) as bar,
-        closing(pool.run(missing) if pool else run_tasks(work, missing, num_workers, timeout)) as results,
+        closing(ahead(running, batch_size) if num_workers or pool else running) as results,
     ):
         try:
             for clip, result in results:

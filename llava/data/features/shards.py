@@ -19,7 +19,6 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,13 +26,12 @@ import numpy as np
 import torch
 
 from llava.data.features.content import load_json
+from llava.data.features.quantised import dequantise
 from llava.data.features.remote import UnreachableStorage, is_remote, open_folder, read_many
+from llava.data.features.rows import read_into
 
 HEADER_BYTES = 1024
 """What stands before the rows of an array is shorter."""
-
-MAPPED = 256
-"""Shards that a process maps at once: each holds a file open, of which many systems allow 1,024."""
 
 
 class Shard(NamedTuple):
@@ -72,7 +70,9 @@ class Entry(NamedTuple):
         """
         shard = self.shard
         if not is_remote(shard.file):
-            return _map(shard)[self.offset : self.offset + shard.row_bytes]
+            row = np.empty(shard.row_bytes, np.uint8)
+            read_into(shard.file, self.offset, [row])
+            return row
         found = open_folder(shard.file).read_range(self.offset, shard.row_bytes)
         if len(found) != shard.row_bytes:
             raise OSError(errno.EIO, f"it ends before byte {self.offset + shard.row_bytes}", shard.file)
@@ -234,15 +234,9 @@ def decode(row: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The bytes of a stored row to features (T, P, Dv) in fp16, in memory of their own."""
     if dtype == "float16":
         return torch.from_numpy(row.copy()).view(torch.float16).view(shape)
-    count = int(np.prod(shape))
-    values, scale = row[:count].view("i1").reshape(shape), row[count:].view("<f4")
-    return torch.from_numpy(np.multiply(values, scale, dtype=np.float32)).half()
-
-
-@lru_cache(maxsize=MAPPED)
-def _map(shard: Shard) -> np.ndarray:
-    """The bytes of a shard, (size,)."""
-    return np.asarray(np.memmap(shard.file, np.uint8, "r", shape=(shard.size,)))
+    count = math.prod(shape)
+    values, scale = (torch.from_numpy(part.copy()) for part in (row[:count].view("i1"), row[count:].view("<f4")))
+    return dequantise(values.view(shape), scale)
 
 
 def write_tar(file: IO[bytes], rows: np.ndarray, keys: Sequence[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The files of a feature cache: checked shards of features, memory-mapped.
+"""The files of a feature cache: checked shards of features.
 
 A cache folder holds one subfolder for each fingerprint of settings, and in it pairs of files: `NAME.npy`, the features
 of some clips, one row of bytes each, and `NAME.json`, their index with a checksum for each row. The index is renamed
@@ -33,6 +33,7 @@ import torch
 from llava.data.features.content import ContentHashes, load_json, replace_file
 from llava.data.features.remote import is_remote, open_folder
 from llava.data.features.room import cannot_write
+from llava.data.features.rows import DamagedFeatures, StoredRow
 from llava.data.features.shards import (
     Entry,
     damage,
@@ -44,6 +45,7 @@ from llava.data.features.shards import (
     row_damage,
     write_tar,
 )
+from llava.data.features.sound import SoundRows
 from llava.errors import MissingFile, NotCached, UnwritableFile, UserError, show
 
 logger = logging.getLogger(__name__)
@@ -64,10 +66,6 @@ Clip = tuple[str, Split, bool]
 """(path, segment, is it an image)."""
 
 
-class DamagedFeatures(UserError):
-    """A row of a shard is not what was written."""
-
-
 class FeatureCache:
     """Features of one tower under one set of settings.
 
@@ -77,12 +75,21 @@ class FeatureCache:
             another subfolder. `dtype` is the type that features are stored as.
         repair: whether extraction first checks all that it would reuse, and computes damaged features again.
         shards: whether features are written as tars; a bucket is read only without it.
+        run: a name that the processes of a run have in common: they verify each row once on a machine, and not once
+            each.
 
     Raises:
         UserError: for a bucket that does not answer, or that is only read and should be repaired.
     """
 
-    def __init__(self, root: str | Path, settings: dict[str, Any], repair: bool = False, shards: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        settings: dict[str, Any],
+        repair: bool = False,
+        shards: bool = False,
+        run: str | None = None,
+    ) -> None:
         self.settings = {"format": FORMAT, **settings}
         self.dtype = settings.get("dtype", "float16")
         self.repair = repair
@@ -97,6 +104,7 @@ class FeatureCache:
                 f"--repair_features: {root} is only read here; {_extract(root)} --repair_features repairs it"
             )
         self._entries: dict[str, Entry] = {}
+        self._verified = SoundRows(0, run)
         self._sound: set[str] = set()
         self._ignored: set[str] = set()
         self.reload()
@@ -126,6 +134,12 @@ class FeatureCache:
                     "(%s: %s)", index, f"{index.stem}.{'tar' if is_remote(index) else 'npy'}", type(error).__name__,
                     error,
                 )  # fmt: skip
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """For as many verified rows as there are, before data workers are forked."""
+        if len(self._entries) > self._verified.room:
+            self._verified = SoundRows(len(self._entries), self._verified.name)
 
     def key(self, path: str, split: Split, is_image: bool = False) -> str:
         """Key of a clip: the hash of its content, the segment, and whether it is read as an image. Reads the file when
@@ -142,11 +156,18 @@ class FeatureCache:
         return entry.shard.name, entry.row
 
     def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
-        """Features (T, P, Dv) of a clip, in fp16; an image has T = 1.
+        """Features (T, P, Dv) of a clip, in fp16 and in memory of their own; an image has T = 1. Raises as `stored`."""
+        stored = self.stored(path, split, is_image)
+        found = stored.tensor() if isinstance(stored, StoredRow) else stored
+        return found.view(-1, *found.shape[-2:])
+
+    def stored(self, path: str, split: Split, is_image: bool = False) -> StoredRow | torch.Tensor:
+        """Where the features of a clip lie, verified before anything in this run reads them; those in a bucket
+        themselves, (T, P, Dv), or (P, Dv) of an image.
 
         Raises:
             LookupError: when the clip as it is now was never extracted.
-            DamagedFeatures: when what is on disk is not what was written; found when a process first reads the row.
+            DamagedFeatures: when what is on disk is not what was written.
             FileNotFoundError: when the clip is gone.
         """
         try:
@@ -164,12 +185,18 @@ class FeatureCache:
             raise NotCached(
                 f"{path}: not in the feature cache {self.folder}; the file is new or changed since extraction: {remedy}"
             )
+        shape = entry.shard.shape[1:] if is_image and entry.shard.shape[0] == 1 else entry.shard.shape
         if is_remote(entry.shard.file):
-            return self._fetch(path, entry)
+            return self._fetch(path, entry).view(shape)
         if key not in self._sound:
-            self._refuse(path, entry, self._damage(entry))
+            self._verify(path, entry)
             self._sound.add(key)
-        return self.row(key)
+        return StoredRow(path, entry.shard.file, entry.offset, shape, self.dtype)
+
+    def _verify(self, path: str, entry: Entry) -> None:
+        if entry not in self._verified:
+            self._refuse(path, entry, self._damage(entry))
+            self._verified.add(entry)
 
     def _fetch(self, path: str, entry: Entry) -> torch.Tensor:
         """A row from a bucket, by one request, and checked each time: the way is long."""
@@ -295,6 +322,7 @@ class FeatureCache:
             replace_file(self.folder / "settings.json", partial(_dump, self.settings))
         replace_file(path, partial(_dump, index))
         self._entries |= read_index(path, self.dtype)
+        self._make_room()
 
     def remove_damaged(self, keys: Iterable[str]) -> int:
         """Checks the rows of `keys` on disk and strikes the damaged ones from their indexes; returns their number."""

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import queue
 import signal
+import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, TypeVar
 
 from llava.config.groups import CLIP_TIMEOUT
 
-__all__ = ["CLIP_TIMEOUT", "WorkerFailure", "run_tasks"]
+__all__ = ["CLIP_TIMEOUT", "WorkerFailure", "ahead", "run_tasks"]
 
 Task = TypeVar("Task")
 POLL_SECONDS = 1.0
@@ -60,7 +65,7 @@ class Pool:
     def __exit__(self, *error: object) -> None:
         self._end()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Any], None, None]:
         """The work on every task, in any order: pairs of a task and its result, or its `WorkerFailure`.
 
         Where it is closed before its end, the processes are ended: some of them are at a task.
@@ -105,10 +110,63 @@ class Pool:
 
 def run_tasks(
     work: Callable[[Task], Any], tasks: Sequence[Task], num_workers: int, timeout: float | None = None
-) -> Iterator[tuple[Task, Any]]:
+) -> Generator[tuple[Task, Any], None, None]:
     """`Pool.run` of one list of tasks."""
     with Pool(work, num_workers, timeout) as pool:
         yield from pool.run(tasks)
+
+
+def ahead(results: Generator[Task, None, None], depth: int) -> Iterator[Task]:
+    """The same results, up to `depth` of them taken by a thread while the caller is at work on others: workers do not
+    wait for it. `results` is closed with it.
+    """
+    taken: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    over = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not over.is_set():
+            with contextlib.suppress(queue.Full):
+                taken.put((kind, value), timeout=POLL_SECONDS / 10)
+                return True
+        return False
+
+    def take() -> None:
+        try:
+            with contextlib.closing(results):
+                if all(put("result", result) for result in results):
+                    put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = taken.get()
+            if kind == "result":
+                yield value
+            elif kind == "error":
+                raise value
+            else:
+                return
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _without_main(work: Callable[[Any], Any]) -> Iterator[None]:
+    """While active, processes start without importing the program that runs, which takes each of them seconds; unless
+    the work is defined there.
+    """
+    function = work.func if isinstance(work, partial) else work
+    main = sys.modules["__main__"]
+    if getattr(function, "__module__", "__main__") != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def process_context() -> Any:
@@ -130,7 +188,8 @@ def _start(context: Any, work: Callable[[Any], Any]) -> _Worker:
     # which ends its workers itself.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
-        process.start()
+        with _without_main(work):
+            process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.columns import RecordIds
+from llava.data.features.quantised import dequantise
 from llava.data.hashes import hash64
 from llava.data.records import Record
 from llava.data.text_format import PlainLM
@@ -161,6 +162,8 @@ class ServedSamples:
         try:
             if cached in batch:
                 served, own = batch[cached][place], self.stored(path, record)
+                if f"{kind}_scales" in batch:
+                    served = dequantise(served, batch[f"{kind}_scales"][place])
             elif pixels in batch and self.decoded < PIXELS:
                 self.decoded += 1
                 served, own = batch[pixels][place], self.decode(path, record)

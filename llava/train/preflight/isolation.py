@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from llava.constants import IGNORE_INDEX
+from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch, Context
 
@@ -102,6 +103,7 @@ def check_apart(
         blocks: of the language model that take part; None for all.
         of: samples of a batch of the run, where these are fewer.
     """
+    batch = dequantised(batch)
     names = batch["sample_ids"]
     segments, labels = batch["segment_ids"], batch["labels"]
     device = labels.device

@@ -20,6 +20,7 @@ from torch import nn
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
+from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 
 Batch = dict[str, Any]
@@ -78,7 +79,7 @@ def check_vision_inputs(batch: Batch, kind: str, clips: int) -> list[Finding]:
     key = next((k for k in VISION_KEYS if k in batch), None)
     if key is None:
         return []
-    values = batch[key]
+    values = dequantised(batch)[key]
     if not bool(torch.isfinite(values).all()):
         rows = (~torch.isfinite(values.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
         remedy = "the vision features or pixels are broken: --feature_cache off shows whether the cache is"

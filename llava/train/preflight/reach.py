@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llava.constants import IGNORE_INDEX
+from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch
 
@@ -33,10 +34,10 @@ class Seen:
 @contextmanager
 def watched(model: Any, batch: Batch, kind: str) -> Iterator[Seen]:
     """While active, what enters the language model keeps its gradient; train on `Seen.batch`."""
-    seen = Seen(dict(batch))
+    seen = Seen(dequantised(batch))
     for key in ("video_features", "image_features"):
-        if key in batch:
-            seen.batch[key] = batch[key].detach().float().requires_grad_()
+        if key in seen.batch:
+            seen.batch[key] = seen.batch[key].detach().float().requires_grad_()
 
     def keep(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         embeds = kwargs.get("inputs_embeds")

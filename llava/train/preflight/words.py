@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
-from llava.data.collator import VISION_KEYS
+from llava.data.collator import vision_of
 from llava.data.positions import supervised_positions
 from llava.data.records import Record, by_modality, spread
 from llava.data.words import differing_words
@@ -131,8 +131,7 @@ def _collated(batch: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[
         problems.append("the training batch names other targets than its labels")
     if bool((batch["labels"][segments < 0] != IGNORE_INDEX).any()):
         problems.append("padding of the training batch is supervised")
-    for key in VISION_KEYS:
-        tensors = [s[key] for s in samples if key in s]
-        if tensors and not torch.equal(torch.cat(tensors).nan_to_num(), batch[key].nan_to_num()):
+    for key, own_vision in vision_of(samples).items():
+        if not torch.equal(own_vision.nan_to_num(), batch[key].nan_to_num()):
             problems.append(f"{key} of the training batch are not those of its samples in their order")
     return problems

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
 
-from llava.data.features.workers import WorkerFailure, _take, _Worker, run_tasks
+from llava.data.features.workers import WorkerFailure, _take, _Worker, ahead, run_tasks
 
 
 def double_or_fail(task: str) -> str:
@@ -72,3 +74,67 @@ def test_a_slow_taker_costs_no_task_its_time():
 
 def len_of_many(task: int) -> bytes:
     return bytes(task * 500_000)
+
+
+def test_results_are_taken_while_the_caller_works_on_others():
+    third, closed = threading.Event(), threading.Event()
+
+    def results():
+        try:
+            yield from (0, 1)
+            third.set()
+            yield 2
+            yield 3
+        finally:
+            closed.set()
+
+    found = ahead(results(), 2)
+    assert next(found) == 0
+    assert third.wait(60), "before the caller asked for them"
+    assert not closed.is_set() and list(found) == [1, 2, 3] and closed.is_set()
+
+
+def test_what_is_abandoned_is_closed_and_what_is_raised_is_raised():
+    closed = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    found = ahead(endless(), 2)
+    assert next(found) == 1
+    found.close()
+    assert closed.is_set()
+
+    def broken():
+        yield 1
+        raise RuntimeError("no worker")
+
+    taken = []
+    with pytest.raises(RuntimeError, match="no worker"):
+        taken.extend(ahead(broken(), 2))
+
+
+PROGRAM = """
+import os, sys
+with open(sys.argv[1], "a") as file:
+    file.write("imported ")
+from llava.data.features.workers import run_tasks
+
+def shout(task):
+    return task.upper()
+
+if __name__ == "__main__":
+    print([list(run_tasks(work, ["a/b"], 1)) for work in (os.path.basename, shout)])
+"""
+
+
+def test_a_worker_imports_the_program_only_where_its_work_is_defined_there(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "log")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == str([[("a/b", "b")], [("a/b", "A/B")]]) and shown.stderr == ""
+    assert (tmp_path / "log").read_text().split() == ["imported"] * 2, "here, and by the second worker"

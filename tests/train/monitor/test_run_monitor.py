@@ -11,11 +11,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llava.data.features.extract import FeatureCache
 from llava.model.multimodal_resampler.fast_slow import FastSlowResampler
 from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.run_monitor import RunMonitor, batch_sums
 from llava.train.trainer import LlavaTrainer
+from tests.data.features.changed import change_features
 from tests.train.runs import alarms, train
 
 
@@ -108,7 +108,7 @@ def test_a_frozen_vocabulary_sounds_the_plateau(assets, tmp_path):
 
 
 def test_a_run_that_ends_without_sight_says_so_once(assets, tmp_path, monkeypatch):
-    monkeypatch.setattr(FeatureCache, "read", lambda self, *clip: torch.ones(2, 16, 24))
+    change_features(monkeypatch, lambda cache, path, features: torch.ones_like(features))
     train(assets, tmp_path / "run", preflight="off", eval_data_path=assets.video_json, eval_strategy="steps",
           eval_steps=3)  # fmt: skip
     found = alarms(tmp_path / "run")

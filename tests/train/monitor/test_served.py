@@ -9,10 +9,10 @@ import pytest
 
 from llava.constants import FILLER_ID
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.features.store import FeatureCache
 from llava.train import run_flags
 from llava.train import train as training
 from llava.train.monitor.served import Served, ServedSamples, served_problem, shared_out
+from tests.data.features.changed import serve_other_clips
 from tests.train.runs import flags, train
 
 
@@ -93,13 +93,9 @@ def masked(*places):
 
 
 def neighbours_features(monkeypatch):
-    read = FeatureCache.read
-
-    def other(self, path, split, *args):
-        number = int(path[-5])
-        return read(self, path.replace(f"clip{number}", f"clip{(number + 1) % 6}"), split, *args)
-
-    monkeypatch.setattr(FeatureCache, "read", other)
+    serve_other_clips(
+        monkeypatch, lambda path: path.replace(f"clip{path[-5]}", f"clip{(int(path[-5]) + 1) % 6}")
+    )  # fmt: skip
 
 
 def neighbours_frames(monkeypatch):

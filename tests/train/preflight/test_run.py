@@ -12,7 +12,6 @@ from torch import nn
 
 from llava.data import text_format
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.features.extract import FeatureCache
 from llava.data.packing import TrainingCollator
 from llava.data.positions import supervised_positions
 from llava.model import llava_arch
@@ -28,6 +27,7 @@ from llava.train.train import main
 from llava.train.trainer import LlavaTrainer
 from tests.audit import code_faults as code
 from tests.conftest import record
+from tests.data.features.changed import change_features, serve_other_clips
 from tests.train.runs import flags, losses, train
 
 plain_preprocess = text_format.preprocess_plain_lm
@@ -91,27 +91,21 @@ def break_optimiser_forgets(patch):
 
 
 def break_features_nan(patch):
-    read = FeatureCache.read
-
-    def broken(self, path, split, *kind):
-        features = read(self, path, split, *kind)
+    def broken(cache, path, features):
         if path.endswith("clip0.mp4"):
             features[0, 0, 0] = float("nan")
         return features
 
-    patch.setattr(FeatureCache, "read", broken)
+    change_features(patch, broken)
 
 
 def break_features_constant(patch):
-    patch.setattr(FeatureCache, "read", lambda self, path, split, *kind: torch.ones(2, 16, 24))
+    change_features(patch, lambda cache, path, features: torch.ones_like(features))
 
 
 def break_pairing(patch):
     """Every clip gets another clip's features."""
-    read = FeatureCache.read
-    patch.setattr(
-        FeatureCache, "read", lambda self, path, split, *kind: read(self, path.replace("clip0", "clip1"), split, *kind)
-    )
+    serve_other_clips(patch, lambda path: path.replace("clip0", "clip1"))
 
 
 def break_words(patch):
@@ -204,13 +198,12 @@ def break_last_row(patch):
 
 def break_rows_of_the_cache(patch):
     """Rows are off by one, but for the first."""
-    read = FeatureCache.read
 
-    def shifted(self, path, split, *kind):
+    def shifted(path):
         number = int(path[-5])
-        return read(self, path.replace(f"clip{number}", f"clip{min(number + 1, 5)}") if number else path, split)
+        return path.replace(f"clip{number}", f"clip{min(number + 1, 5)}") if number else path
 
-    patch.setattr(FeatureCache, "read", shifted)
+    serve_other_clips(patch, shifted)
 
 
 def on_purpose(faults):
