@@ -88,3 +88,14 @@ class HalfWeights:
         finally:
             for module, name, weight in self.places:
                 module._parameters[name] = weight
+
+
+def half_weights(model: nn.Module, args: Any, spread: bool) -> HalfWeights | None:
+    """Weights cast once a step, where autocast alone would cast them: not where weights are `spread` over processes,
+    gradients are sent while others are still computed, activations are computed again, or a compiler fuses the casts.
+    """
+    if not (args.bf16 or args.fp16) or spread or args.world_size > 1:
+        return None
+    if args.gradient_checkpointing or args.torch_compile:
+        return None
+    return HalfWeights(model, torch.bfloat16 if args.bf16 else torch.float16)

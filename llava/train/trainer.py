@@ -41,7 +41,7 @@ from llava.train.checkpoint.sharding import (
     without_tied,
 )
 from llava.train.console import LogLines
-from llava.train.half_weights import HalfWeights
+from llava.train.half_weights import half_weights
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.finite_guard import FiniteGuard
 from llava.train.monitor.invariants import Invariants
@@ -93,7 +93,7 @@ class LlavaTrainer(ResumableTrainer):
         self.loaded_again = False
         self.replay: Replay | None = None
         self.guard: FiniteGuard | None = None
-        self.half = self._half_weights()
+        self.half = half_weights(self.model, self.args, self.is_deepspeed_enabled or self.is_fsdp_enabled)
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         supervised = run_record.get("data", {}).get("train", {}).get("supervised", {})
         self.entropies = {kind: found["entropy"] for kind, found in supervised.items()}
@@ -136,16 +136,6 @@ class LlavaTrainer(ResumableTrainer):
         hands_over = self.args.dataloader_num_workers or pins
         is_ours = isinstance(collate, DataCollatorForSupervisedDataset)
         return HandingOver(collate, pins) if hands_over and is_ours else collate
-
-    def _half_weights(self) -> HalfWeights | None:
-        """Weights cast once a step, where autocast alone would cast them: not where weights are spread, gradients are
-        sent while others are still computed, activations are computed again, or a compiler fuses the casts.
-        """
-        args = self.args
-        together = args.world_size > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if not (args.bf16 or args.fp16) or together or args.gradient_checkpointing or args.torch_compile:
-            return None
-        return HalfWeights(self.model, torch.bfloat16 if args.bf16 else torch.float16)
 
     def _write_text(self, tag: str, text: str, step: int) -> None:
         for callback in self.callback_handler.callbacks:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.kernels import Kernels
 from llava.data.packing import TrainingCollator
 from llava.model.builder import set_trainable
 from llava.train import half_weights
 from llava.train.half_weights import HalfWeights
-from llava.train.trainer import LlavaTrainer
 from tests.data.test_packing import samples_of
 from tests.train.runs import alarms, train
 
@@ -109,7 +109,7 @@ def test_a_run_in_bf16_uses_them_and_its_losses_are_those_without(assets, tmp_pa
     losses = train(assets, tmp_path / "half", gradient_accumulation_steps=2, **settings)
     passes = len(used)
     assert passes >= 3
-    monkeypatch.setattr("llava.train.trainer.LlavaTrainer._half_weights", lambda self: None)
+    monkeypatch.setattr("llava.train.trainer.half_weights", lambda *args: None)
     assert train(assets, tmp_path / "autocast", gradient_accumulation_steps=2, **settings) == losses
     assert len(used) == passes
 
@@ -127,5 +127,7 @@ def test_each_pass_of_a_replayed_step_casts_for_itself(assets, tmp_path, monkeyp
 def test_others_leave_the_casts_to_autocast(setting):
     args = SimpleNamespace(**{"bf16": True, "fp16": False, "world_size": 1, "gradient_checkpointing": False,
                               "torch_compile": False} | setting)  # fmt: skip
-    trainer = SimpleNamespace(args=args, is_deepspeed_enabled=False, is_fsdp_enabled=False, model=None)
-    assert LlavaTrainer._half_weights(trainer) is None
+    assert half_weights.half_weights(nn.Linear(2, 2), args, spread=False) is None
+    usual = SimpleNamespace(bf16=True, fp16=False, world_size=1, gradient_checkpointing=False, torch_compile=False)
+    assert half_weights.half_weights(nn.Linear(2, 2), usual, spread=True) is None
+    assert half_weights.half_weights(nn.Linear(2, 2), usual, spread=False) is not None
