@@ -134,8 +134,8 @@ def test_from_a_table_to_two_files_each_command_prints_the_next(
     (tmp_path / "captions.csv").write_text(f"videoid,name\n{rows}")
     argv = [str(tmp_path / "captions.csv"), "--video_folder", str(data), "--output", str(tmp_path / "all.json")]
     assert convert(argv) == 0
-    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python -m llava.data.split ")
-    assert main([*shlex.split(command), "--num_workers", "0"]) == 0
+    named = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python -m llava.data.check ")
+    assert main([*shlex.split(named), "--num_workers", "0"]) == 0, "files are named to each command in one way"
     settings = dict(word.split("=", 1) for word in capsys.readouterr().out.splitlines()[-1].split() if "=" in word)
     assert settings == {
         "DATA_PATH": str(tmp_path / "all_train.json"),
