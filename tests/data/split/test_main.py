@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.data.check import main as check
 from llava.data.convert.__main__ import main as convert
 from llava.data.features.extract import distinct_clips
 from llava.data.features.store import FeatureCache
@@ -127,15 +128,14 @@ def test_earlier_files_are_kept(data: Path, capsys: pytest.CaptureFixture[str]) 
     assert "exist already" in capsys.readouterr().err and (data / "data_val.json").read_text() == "mine"
 
 
-def test_from_a_table_to_two_files_each_command_prints_the_next(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_table_to_two_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{i},Testo {i}.\n" for i in range(12))
     (tmp_path / "captions.csv").write_text(f"videoid,name\n{rows}")
     argv = [str(tmp_path / "captions.csv"), "--video_folder", str(data), "--output", str(tmp_path / "all.json")]
     assert convert(argv) == 0
-    named = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python -m llava.data.check ")
-    assert main([*shlex.split(named), "--num_workers", "0"]) == 0, "files are named to each command in one way"
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python -m llava.data.check ")
+    assert check([*shlex.split(command), "--num_workers", "0"]) == 0
+    assert main([str(tmp_path / "all.json"), "--video_folder", str(data), "--num_workers", "0"]) == 0
     settings = dict(word.split("=", 1) for word in capsys.readouterr().out.splitlines()[-1].split() if "=" in word)
     assert settings == {
         "DATA_PATH": str(tmp_path / "all_train.json"),
