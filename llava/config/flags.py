@@ -191,11 +191,12 @@ class TrainingArguments(transformers.TrainingArguments):
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
     mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Learning rate of the tower."})
-    group_by_modality_length: bool = field(
-        default=False,
+    group_by_modality_length: bool | None = field(
+        default=None,
         metadata={
             "help": "Batches of one modality and of similar lengths: less padding where samples cannot share rows, but "
-            "batches of like captions, from which short runs learn less."
+            "batches of like captions, from which short runs learn less. By default not; a run that goes on keeps what "
+            "it began with."
         },
     )
     packing: bool = field(

@@ -55,6 +55,7 @@ def run_all(settings: Settings, stop: Stop) -> None:
         Stopped: when it was told to stop; the same command goes on.
     """
     start, training_args = time.monotonic(), settings.training
+    resume.keep_order(training_args)
     run_record = run_flags.make_run_record(settings)
     if resume.on_first_process(lambda: is_finished(training_args, run_record), training_args):
         return

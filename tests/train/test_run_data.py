@@ -125,7 +125,7 @@ def test_training_and_evaluation_lose_their_bad_records_alike(assets, tmp_path):
     trainer = prepare(parse_arguments(flags(assets, tmp_path / "run", **options))).trainer
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         assert [r.id for r in dataset.records] == ["r0", "r3", "r4", "r5"] and dataset.num_cut == 1
-    assert trainer.lengths == [len(trainer.train_dataset.tokens(i)[0]) for i in range(4)]
+    assert list(trainer.lengths) == [len(trainer.train_dataset.tokens(i)[0]) for i in range(4)]
     summaries = trainer.run_record["data"]
     assert summaries["train"].items() <= summaries["eval"].items() and "targets" in summaries["eval"]
     assert summaries["train"]["longest"] == max(trainer.lengths) == 64

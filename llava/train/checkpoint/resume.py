@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,6 +219,25 @@ def raised_steps(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]]) -> li
         return []
     more = {name: now for name, (was, now) in changed.items() if name in STEP_FLAGS and now > max(was, 0)}
     return [name for name, now in more.items() if name != "max_steps" or now > steps]
+
+
+def keep_order(training_args: TrainingArguments) -> None:
+    """Sets `--group_by_modality_length` where nobody named it: as the run began that goes on, else False. Earlier
+    commits had another default.
+    """
+    if training_args.group_by_modality_length is not None:
+        return
+    training_args.group_by_modality_length = False
+    asked, folder = str(training_args.resume_from_checkpoint or "none"), Path(training_args.output_dir)
+    places = [path for _, path in list_checkpoints(folder)] + [folder]
+    if asked.lower() in ("false", "none"):
+        places = []
+    elif asked.lower() not in ("true", "auto"):
+        places = [Path(asked)]
+    for place in places:
+        with suppress(OSError, ValueError, KeyError):  # Whoever resumes says what is wrong with it.
+            training_args.group_by_modality_length = bool(recorded(place)["flags"]["group_by_modality_length"])
+            return
 
 
 def recorded(checkpoint: str | Path) -> dict[str, Any]:

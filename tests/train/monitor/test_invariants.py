@@ -205,7 +205,7 @@ def test_a_checkpoint_that_is_another_model(assets, tmp_path, monkeypatch):
     save = LlavaGPT2ForCausalLM.save_pretrained
 
     def forget(self, folder, state_dict=None, **kwargs):
-        state = {k: torch.zeros_like(v) if k == "mm_projector.0.weight" else v for k, v in self.state_dict().items()}
+        state = {k: torch.zeros_like(v) if k == "transformer.ln_f.weight" else v for k, v in self.state_dict().items()}
         return save(self, folder, state_dict=state, **kwargs)
 
     monkeypatch.setattr(LlavaGPT2ForCausalLM, "save_pretrained", forget)
