@@ -158,9 +158,7 @@ def open_records(
     try:
         files = [identify(origin.path) for origin in origins]
     except OSError:  # Reading it says what is wrong.
-        return load_records(
-            data_path, image_folder, video_folder, reserved, allow_absolute_paths, seed, is_chat
-        )  # fmt: skip
+        return load_records(data_path, image_folder, video_folder, reserved, allow_absolute_paths, seed, is_chat)
     identity = {
         "code": code_digest(*CODE),
         "sources": [[o.name, o.path, str(o.strategy), o.video_folder, o.image_folder, o.draw] for o in origins],

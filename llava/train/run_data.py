@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_length
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.features.remote import open_folder
+from llava.data.hashes import below
 from llava.data.record_table import RecordTable
 from llava.data.records import (
     Problem,
@@ -161,15 +161,12 @@ def hold_out(
 def write_held_out(records: Sequence[Record], settings: Settings) -> None:
     """Writes records into `held_out.json` of the run's folder, for captioning: paths below the folders of the flags."""
     folders = {"video": settings.data.video_folder, "image": settings.data.image_folder}
-
-    @functools.cache
-    def below(path: str, folder: str | None) -> str:
-        return os.path.relpath(path, folder) if folder and Path(path).is_relative_to(folder) else path
+    name_of = functools.cache(below)  # Clips have several captions.
 
     def row(record: Record) -> dict[str, Any]:
         made: dict[str, Any] = {"id": record.id, "conversations": record.conversations}
         for kind, paths in (("video", record.videos), ("image", record.images)):
-            named = [below(p, folders[kind]) for p in paths]
+            named = [name_of(p, folders[kind]) for p in paths]
             made |= {kind: named[0] if len(named) == 1 else named} if named else {}
         return made | ({"meta": record.meta} if record.meta else {})
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ class LlavaTrainer(ResumableTrainer):
         self,
         *args: Any,
         training_collator: TrainingCollator,
-        lengths: list[int],
-        modalities: list[str],
+        lengths: Sequence[int],
+        modalities: Sequence[Any],
         run_record: dict[str, Any],
         record_digests: np.ndarray | None = None,
         **kwargs: Any,
