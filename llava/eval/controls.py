@@ -35,7 +35,7 @@ from llava.data.positions import visual_positions
 from llava.data.prompt import pad_token_id, video_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
-from llava.errors import UserError, run_command
+from llava.errors import UserError, run_command, show
 from llava.eval.clip_gains import clips_that_help_less
 from llava.eval.data import device_of, read_for_evaluation
 from llava.eval.loss import caption_losses
@@ -304,12 +304,9 @@ def format_controls(summary: Mapping[str, Any]) -> str:
             line += f"{_interval(units['per_caption']):>28} ({units['per_token'][0]:+.3f})"
         lines.append(line)
     less = summary["help_less"]
-    lines.append(
-        f"  {less['less']} of {less['clips']} clips help their own captions less than another clip does"
-        + "".join(
-            f"\n    {clip['path']} ({', '.join(clip['ids'])}): {clip['gain']:+.2f}" for clip in less["listed"][:5]
-        )
-    )
+    lines.append(f"  {less['less']} of {less['clips']} clips help their own captions less than another clip does")
+    for clip in less["listed"][:5]:
+        lines.append(f"    {show(clip['path'])} ({show(', '.join(clip['ids']))}): {clip['gain']:+.2f}")
     return "\n".join(lines)
 
 

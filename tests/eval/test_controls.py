@@ -186,6 +186,13 @@ def test_summary_and_table():
     assert alone["gains"]["video"]["per_caption"] == [1.0, None, None] and "one clip" in format_controls(alone)
 
 
+def test_a_clip_that_helps_less_cannot_forge_a_line():
+    listed = [{"path": "a\nno problem\x1b[2J.mp4", "ids": ["v\nno problem"], "gain": -1.0}]
+    less = {"less": 1, "clips": 2, "listed": listed}
+    text = format_controls({"captions": 2, "clips": 2, "losses": {}, "gains": {}, "help_less": less})
+    assert "a\\nno problem" in text and text.count("\n") == 3 and "\x1b" not in text
+
+
 def test_common_targets_of_text_and_video(data, tokenizer):
     model, dataset, collate = data
     ids = list(model.config.visual_token_ids.values())
