@@ -180,7 +180,7 @@ class Study:
         took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest if of[run.arm] is not None) / 3600
         about = "nobody knows how many" if math.isnan(took) else f"about {took:.2g}"
         say(
-            f"{len(rest)} runs of {steps:,} steps are left: {about} hours of training (measured on {how}; starts, "
+            f"{count(len(rest), 'run')} of {steps:,} steps left: {about} hours of training (measured on {how}; starts, "
             "checks and evaluation come on top)"
         )
 
@@ -190,7 +190,7 @@ class Study:
         task = self.environ.get("SLURM_ARRAY_TASK_ID") if flags.only is None else None
         mine = chosen(self.runs, flags.only, task)
         say(
-            f"{len(self.runs)} runs in {flags.output}: {self.seeds} seed{"s" * (self.seeds > 1)} of {', '.join(flags.listed)}"
+            f"{len(self.runs)} runs in {flags.output}: {count(self.seeds, 'seed')} of {', '.join(flags.listed)}"
             + ("" if len(mine) == len(self.runs) else f"; this command makes {len(mine)} of them")
         )
         if len(mine) == len(self.runs) and any(state_of(run.folder).kind != FINISHED for run in mine):
@@ -214,6 +214,10 @@ class Study:
             finish.test_run(run, self.flags_of(run), self.command)
         say(f"\n{finish.write_answer(flags.output, self.runs)}\n\nwritten to {flags.output}")
         return 0
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def say(text: str) -> None:

@@ -73,7 +73,7 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
         patch.setattr(Stop, "requested", requested)
         main(words)
     said = capsys.readouterr().out
-    assert f"3 runs in {output}: 1 seed of T, V, M" in said and "3 runs of 4 steps are left: about" in said
+    assert f"3 runs in {output}: 1 seed of T, V, M" in said and "3 runs of 4 steps left: about" in said
     assert "measured on 12 steps of T and of V" in said and not (output / ".trial").exists()
     main(["--status", "--output", str(output)])
     said = capsys.readouterr().out
