@@ -18,9 +18,10 @@ from typing import Any
 import llava
 from llava.config.commands import Parser, refuse
 from llava.config.hardware import hardware
+from llava.config.known_flags import known_flags
 from llava.config.ranges import COUNT, Range, out_of_range
 from llava.config.recipe import as_arguments
-from llava.errors import UserError, run_command, show
+from llava.errors import FLAGS, UserError, run_command, show
 from llava.study import finish
 from llava.study.design import (
     ARMS,
@@ -101,6 +102,7 @@ def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, list[str]]:
     about = cleandoc(__doc__ or "") + "\n\nVariables and recipes are those of train_italian_video.sh."
     parser = Parser((StudyFlags,), prog=PROG, description=about)
     values, rest = parser.parse_known_args(None if argv is None else list(argv))
+    FLAGS.update(f"--{name}" for name in known_flags())  # Messages may name these too.
     problems = list(out_of_range(vars(values), StudyFlags.ranges).values())
     if problems:
         refuse(problems[0], PROG)
