@@ -156,7 +156,11 @@ class Study:
         self.jobs.run([*words, *as_arguments(flags)], str(run), folder, variables)
 
     def estimate(self) -> None:
-        """Says about how long all runs take, from those that there are, or from a few steps of one of each kind."""
+        """Says about how long all runs take, from those that there are, or from a few steps of one of each kind.
+
+        Raises:
+            UserError: when these few steps show that the runs would be no pair.
+        """
         seconds: dict[str, float] = {}
         steps, how = 0, "the runs so far"
         for run in self.runs:
@@ -169,11 +173,13 @@ class Study:
             folder = self.flags.output / TRIAL
             try:
                 self.make(0)
-                for run in (r for r in runs_of(folder, 1, kinds)):
+                trials = runs_of(folder, 1, kinds)
+                for run in trials:
                     say(f"timing {TRIAL_STEPS} steps: {run}")
                     self.train(run, self.flags_of(run) | TRIAL_FLAGS)
                     seconds[run.arm] = step_seconds(run.folder)
                     steps = planned_steps(run.folder, self.flags_of(run))
+                check_paired(trials)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         sees = seconds.get(OWN, seconds.get(OTHER))

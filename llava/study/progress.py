@@ -18,7 +18,8 @@ from llava.train.checkpoint.lock import LOCK_FILE, is_held
 from llava.train.checkpoint.resumable import TRAINER_STATE_FILE
 from llava.train.console import duration
 
-NOT_BEGUN, CUT, RUNNING, FINISHED = "not begun", "cut", "running", "finished"
+NOT_BEGUN, BEGUN, RUNNING, FINISHED = "not begun", "cut", "running", "finished"
+CUT = "records that --model_max_length cuts"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def state_of(folder: Path) -> State:
     last = list_checkpoints(folder)[-1:]
     state = _json(last[0][1] / TRAINER_STATE_FILE) if last else {}
     at = int(state.get("global_step", 0)), int(state.get("max_steps", 0))
-    kind = RUNNING if is_held(folder / LOCK_FILE) else CUT if last or folder.is_dir() else NOT_BEGUN
+    kind = RUNNING if is_held(folder / LOCK_FILE) else BEGUN if last or folder.is_dir() else NOT_BEGUN
     return State(kind, *at)
 
 
@@ -122,14 +123,20 @@ def check_paired(runs: Sequence[StudyRun]) -> None:
         for what, value in {
             "the training records, in their order": (data.get("train") or {}).get("ids"),
             "the number of training records": (data.get("train") or {}).get("records"),
+            CUT: (data.get("train") or {}).get("cut"),
             "the words of the evaluation set": (data.get("eval") or {}).get("targets"),
             "samples of a step": (record.get("batch") or {}).get("global"),
             "steps": state.get("global_step"),
         }.items():
             other, expected = first.setdefault(what, (run, value))
             if value != expected:
+                remedy = (
+                    "a text alone keeps more of its words: raise --model_max_length (and the model's positions), or "
+                    "split the captions, in a new --output"
+                    if what == CUT
+                    else "the data have changed since the first: remove the folder of the one that is wrong, and the "
+                    "same command trains it again"
+                )
                 raise UserError(
-                    f"{other.folder} and {run.folder} are no pair: {what} differ ({expected} and {value}); the data "
-                    "have changed since the first: remove the folder of the one that is wrong, and the same command "
-                    "trains it again"
+                    f"{other.folder} and {run.folder} are no pair: {what} differ ({expected} and {value}); {remedy}"
                 )

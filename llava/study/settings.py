@@ -62,12 +62,13 @@ def read_study_file(output: Path) -> dict[str, Any]:
     path = output / STUDY_FILE
     if not path.is_file():
         raise MissingFile(f"--output {output} holds no study ({STUDY_FILE}): start it first, without --status")
+    remedy = "it is not what a study wrote; choose another --output"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"seeds", "arms", "blind_share", "flags"} <= found.keys():
-            raise ValueError("settings are missing")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not what a study wrote ({error}); choose another --output") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {remedy}") from error
+    if not isinstance(found, dict) or not {"seeds", "arms", "blind_share", "flags"} <= found.keys():
+        raise UserError(f"{path}: settings are missing; {remedy}")
     return found
 
 

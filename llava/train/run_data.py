@@ -281,7 +281,7 @@ def make_data(
         logger.warning("record %r has other tokens than were prepared for it: all are made anew in this run", name)
         dataset.prepared = prepared = None
     served = np.minimum(whole, limit)
-    summary = summarise(kept, served)
+    summary = summarise(kept, served) | {"cut": dataset.num_cut}
     report_sources(split.name, summary)
     digests = record_digests(kept) if prepared is None else prepared.digests(kept.rows)
     return SplitData(dataset, served, summary, digests)

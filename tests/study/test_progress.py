@@ -15,9 +15,9 @@ from llava.study.progress import check_paired, planned_steps, state_of, step_sec
 LOG = [{"step": 2, "loss": 1.0, "samples_per_second": 8.0}, {"step": 4, "train_runtime": 10.0}]
 
 
-def finished(folder: Path, ids: str = "a", steps: int = 4, targets: str = "b") -> Path:
+def finished(folder: Path, ids: str = "a", steps: int = 4, targets: str = "b", cut: int = 0) -> Path:
     folder.mkdir(parents=True)
-    data = {"train": {"ids": ids, "records": 12}, "eval": {"targets": targets}}
+    data = {"train": {"ids": ids, "records": 12, "cut": cut}, "eval": {"targets": targets}}
     record = {"flags": {"run_report": True}, "data": data, "batch": {"global": 4}}
     (folder / "llava_run.json").write_text(json.dumps(record))
     state = {"global_step": steps, "max_steps": steps, "log_history": LOG}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from llava.errors import UserError
@@ -32,10 +30,11 @@ def test_seeds_are_added_and_never_taken_away(tmp_path):
     assert read_study_file(tmp_path)["seeds"] == 5
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "holds no study"), ("[]", "not what"), ("{}", "settings are")])
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "holds no study"), ("{", "not what"), ("{}", "settings are"), ("[]", "settings are")]
+)
 def test_a_folder_without_a_study_is_said(text, words, tmp_path):
     if text is not None:
         (tmp_path / STUDY_FILE).write_text(text)
     with pytest.raises((UserError, FileNotFoundError), match=words):
         read_study_file(tmp_path)
-    assert text is None or json.loads((tmp_path / STUDY_FILE).read_text()) is not None
