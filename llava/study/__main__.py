@@ -167,7 +167,7 @@ class Study:
             state = state_of(run.folder)
             if state.steps and run.arm not in seconds:
                 seconds[run.arm], steps = step_seconds(run.folder), state.steps
-        kinds = [arm for arm in (TEXT, OWN) if arm in self.flags.listed]
+        kinds = [arm for arm in (OWN, TEXT) if arm in self.flags.listed]
         if not set(seconds) & {OWN, OTHER}:
             how = f"{TRIAL_STEPS} steps of {' and of '.join(kinds)}"
             folder = self.flags.output / TRIAL

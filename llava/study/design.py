@@ -20,7 +20,8 @@ from llava.data.text_start import EOS
 from llava.errors import UserError
 
 TEXT, OWN, OTHER = "T", "V", "M"
-ARMS = (TEXT, OWN, OTHER)
+ARMS = (OWN, OTHER, TEXT)
+"""In the order in which they train: what is wrong with clips is found first."""
 ABOUT = {TEXT: "text alone", OWN: "each clip's own video", OTHER: "another clip's video"}
 SET_HERE = {
     "seed": "--seeds says how many",

@@ -17,7 +17,7 @@ FLAGS = {"video_folder": "clips", "feature_cache": "cache", "image_folder": None
 @pytest.fixture
 def run(tmp_path: Path) -> StudyRun:
     """A run of the arm V that held captions out."""
-    found = runs_of(tmp_path, 1)[1]
+    found = runs_of(tmp_path, 1)[0]
     found.folder.mkdir(parents=True)
     (found.folder / "llava_run.json").write_text(json.dumps({"flags": {}, "split": {"held_out": 2}}))
     (found.folder / "held_out.json").write_text("[]")

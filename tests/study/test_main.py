@@ -64,7 +64,7 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
     asked = []
 
     def requested(self: Stop) -> bool:
-        if self.output_dir == output / "seed0" / "V":
+        if self.output_dir == output / "seed0" / "M":
             asked.append(1)
             self.reason = "signal SIGINT" if len(asked) > 4 else None
         return self.reason is not None
@@ -73,19 +73,19 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
         patch.setattr(Stop, "requested", requested)
         main(words)
     said = capsys.readouterr().out
-    assert f"3 runs in {output}: 1 seed of T, V, M" in said and "3 runs of 4 steps left: about" in said
-    assert "measured on 12 steps of T and of V" in said and not (output / ".trial").exists()
+    assert f"3 runs in {output}: 1 seed of V, M, T" in said and "3 runs of 4 steps left: about" in said
+    assert "measured on 12 steps of V and of T" in said and not (output / ".trial").exists()
     main(["--status", "--output", str(output)])
     said = capsys.readouterr().out
     assert "cut at step" in said and "1 of 3 runs are finished" in said and "not begun" in said
 
     number = len(ran)
     main(words)
-    assert ran[number:] == ["seed 0, V (each clip's own video)", "seed 0, M (another clip's video)"]
+    assert ran[number:] == ["seed 0, M (another clip's video)", "seed 0, T (text alone)"]
     said = capsys.readouterr().out
     assert "measured on the runs so far" in said and "Nothing can be shown: no captions were held out" in said
     assert "Nothing can be shown" in (output / finish.PAGE).read_text()
-    state = json.loads((output / "seed0" / "V" / "trainer_state.json").read_text())
+    state = json.loads((output / "seed0" / "M" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4], "each step once"
     kept = {arm: json.loads((output / "seed0" / arm / "llava_run.json").read_text()) for arm in "TVM"}
     assert kept["T"]["flags"]["text_only"] and kept["T"]["flags"]["vision_tower"] is None

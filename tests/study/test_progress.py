@@ -38,7 +38,7 @@ def test_how_far_runs_are(tmp_path):
         "finished, 0:10", "cut at step 3 of 4", "cut", "not begun",
     ]  # fmt: skip
     lines = table(runs, {runs[0]: "blind_words"}).splitlines()
-    assert lines[1].split() == ["0", "0", "T", "text", "alone", "finished,", "0:10", "blind_words"]
+    assert lines[1].split() == ["0", "0", "V", "each", "clip's", "own", "video", "finished,", "0:10", "blind_words"]
     assert lines[-1] == "1 of 6 runs are finished" and len(lines) == 8
 
 
@@ -70,5 +70,5 @@ def test_runs_on_other_data_or_steps_are_no_pair(change, words, tmp_path):
     finished(runs[1].folder)
     check_paired(runs)
     finished(runs[2].folder, **change)
-    with pytest.raises(UserError, match=f"seed0/T and .*seed0/M are no pair: {words}"):
+    with pytest.raises(UserError, match=f"seed0/V and .*seed0/T are no pair: {words}"):
         check_paired(runs)
