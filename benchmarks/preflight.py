@@ -141,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:
+        # Files beside this one have names of packages that libraries look for, as `kernels`.
+        sys.path.remove(str(Path(__file__).parent))
         print(json.dumps(measure(json.loads(args.measure), args.profile)))
         return
     with tempfile.TemporaryDirectory() as temporary:

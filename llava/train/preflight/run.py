@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,9 @@ PREFLIGHT_FILE = "preflight.json"
 SAMPLES_FILE = "preflight_samples.html"
 LAYOUT_SAMPLES, LAYOUT_POSITIONS = 8, 1600
 """Samples of all lengths whose layouts are compared, and positions that they may take."""
-QUICK_SAMPLES, QUICK_POSITIONS, GRADIENT_POSITIONS = 4, 800, 400
-"""Samples of a modality that go through the whole model, and positions that they may take, two samples at least; and
-positions of the backward pass, one sample at least."""
+QUICK_SAMPLES, QUICK_POSITIONS, WHOLE_POSITIONS = 4, 800, 400
+"""Samples of a modality that a quick pre-flight sends through the model's first blocks, and the positions that they may
+take, two samples at least; and positions that go through the whole model, there and back, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
@@ -157,7 +157,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
         found = _check_kind(trainer, kind, samples, fresh, parts)
         findings += found
         if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
-            some = _within(list(samples.values())[:QUICK_SAMPLES], GRADIENT_POSITIONS, least=1)
+            some = _within(list(samples.values())[:QUICK_SAMPLES], WHOLE_POSITIONS, least=1)
             gradient_batches[kind] = _on_device(trainer, trainer.data_collator(some))
     if not any(f.status == "FAIL" for f in findings):
         findings.append(_check_layout(trainer))
@@ -188,6 +188,7 @@ def _check_kind(
 ) -> list[Finding]:
     """The checks of one modality that need no gradient; `samples` by their index in the training set."""
     model, context, full = trainer.model, trainer.accelerator.autocast, trainer.args.preflight == "full"
+    blocks = None if full else preflight_isolation.quick_blocks(model)
     served = list(samples.values())
     findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator, kind)]
     if findings[0].status == "FAIL":
@@ -197,20 +198,24 @@ def _check_kind(
     if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
         return findings
     some = served[: QUICK_SAMPLES * 4] if full else _within(served[:QUICK_SAMPLES], QUICK_POSITIONS, least=2)
-    plain, training = both_layouts(trainer, some)
-    numerics, reference = on_model.check_numerics(model, plain, kind, context)
+    whole = some if full else _within(some, WHOLE_POSITIONS, least=1)
+    numerics, reference = on_model.check_numerics(model, both_layouts(trainer, whole)[0], kind, context)
     findings.append(numerics)
     if numerics.status == "FAIL":
         return findings
-    layout, loss = on_model.check_layout(model, reference, training, context)
-    findings += [layout] if layout.status == "FAIL" else []
-    # All logits of a long sample of a large vocabulary would fill the memory.
-    alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
-    findings.append(on_model.check_own_loss(model, alone, kind, context))
-    start = on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size)
-    findings.append(replace(start, nats=loss))
-    if kind != "text":
-        findings += on_model.check_use_of_video(model, reference, kind, context)
+    with preflight_isolation.shallow(model, blocks):
+        plain, training = both_layouts(trainer, some)
+        seen = reference if full else on_model.look(model, plain, context)
+        layout, loss = on_model.check_layout(model, seen, training, context)
+        findings += [layout] if layout.status == "FAIL" else []
+        findings += on_model.check_loss(seen, loss, kind)
+        # All logits of a long sample of a large vocabulary would fill the memory.
+        alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
+        findings.append(on_model.check_own_loss(model, alone, kind, context))
+        used = on_model.check_use_of_video(model, seen, kind, context) if kind != "text" else []
+    start = float(reference.loss)
+    findings.append(on_model.check_start(start, kind, fresh, parts, model.config.vocab_size))
+    findings += used
     if any(f.status == "FAIL" for f in findings):
         return findings
     own = trainer.args.per_device_train_batch_size
@@ -218,9 +223,8 @@ def _check_kind(
     if not full:
         number = preflight_isolation.samples_within(model, max(len(s["input_ids"]) for s in batch), number)
     findings += preflight_isolation.check_apart(
-        model, both_layouts(trainer, batch[:number])[1], kind, context,
-        None if full else preflight_isolation.QUICK_BLOCKS, own,
-    )  # fmt: skip
+        model, both_layouts(trainer, batch[:number])[1], kind, context, blocks, own
+    )
     return findings
 
 
@@ -237,8 +241,11 @@ def _check_layout(trainer: LlavaTrainer) -> Finding:
         words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
         return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
     plain, training = layouts(trainer, size)
-    context = trainer.accelerator.autocast
-    return on_model.check_layout(trainer.model, on_model.look(trainer.model, plain, context), training, context)[0]
+    model, context = trainer.model, trainer.accelerator.autocast
+    with preflight_isolation.shallow(
+        model, None if trainer.args.preflight == "full" else preflight_isolation.quick_blocks(model)
+    ):
+        return on_model.check_layout(model, on_model.look(model, plain, context), training, context)[0]
 
 
 def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:

@@ -389,6 +389,25 @@ def test_dropout_is_replayed(assets, tmp_path, options):
     assert "samples apart, video" in {c["check"] for c in result["checks"]}
 
 
+@pytest.mark.parametrize(("mode", "least", "most"), [("quick", 2, 2), ("full", 10, 10**6)])
+def test_a_quick_one_runs_the_whole_model_twice(assets, tmp_path, monkeypatch, mode, least, most):
+    """Once forward, for numerics and the start of the loss, and once forward and backward."""
+    runs = []
+    run = preflight._check_model
+
+    def counted(trainer, *args):
+        last = trainer.model.transformer.h[-1]
+        handle = last.register_forward_hook(lambda *_: runs.append(1))
+        try:
+            return run(trainer, *args)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(preflight, "_check_model", counted)
+    train(assets, tmp_path / "run", preflight=mode)
+    assert least <= len(runs) <= most
+
+
 def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):
     seen = []
     run = preflight._check_model
