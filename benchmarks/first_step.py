@@ -6,8 +6,8 @@
     python -m benchmarks.first_step --against ../old            in turns with the code of another checkout
     python -m benchmarks.first_step --profile                   also prints where the time goes
 
-One thread, fresh processes, imports included. Before it is measured, a first run of each checkout fills the cache, makes
-what is made once of the data files, and is killed in its second step, after a checkpoint.
+One thread, fresh processes, imports included. Before, a first run of each checkout fills the cache, makes what is made
+once of the data files, and is killed in its second step, after a checkpoint.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import damage, kernels, loader, monitor, preflight, run, startup
+from benchmarks import damage, first_step, kernels, loader, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -117,6 +117,17 @@ def test_pre_flight_is_measured_against_another_checkout(tmp_path: Path, capfd):
     ])  # fmt: skip
     shown = capfd.readouterr().out
     assert "pre-flight takes" in shown and "CPU-s" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_way_to_the_first_step_is_measured(tmp_path: Path, capsys):
+    first_step.main([
+        "--clips", "4", "--layers", "2", "--width", "64", "--vocabulary", "600", "--keep", str(tmp_path / "data")
+    ])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "fresh" in shown and "goes on" in shown
+    assert [p.name for p in (tmp_path / "data").glob("*/here/killed/run/checkpoint-*")] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])

@@ -24,7 +24,7 @@ from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch, Context
 
-QUICK_WORK = {"cpu": 3.5e10}
+QUICK_WORK = {"cpu": 2e10}
 """Multiplications and additions of a quick pre-flight here, by kind of device; of a batch that takes more, a part is
 checked."""
 QUICK_WORK_ELSEWHERE = 1e12

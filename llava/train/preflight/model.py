@@ -2,7 +2,7 @@
 
 One forward pass of a few samples in evaluation mode, one a row and without labels, is what the others are compared
 with: the same samples as training lays them out and with labels, and with other features in each stream. A quick
-pre-flight compares in a model of its first blocks, and looks at numerics and the start of the loss in the whole one.
+pre-flight compares in a model of its first blocks.
 
 Letters in shapes: B batch, L positions, K positions before a target, V vocabulary.
 """
@@ -101,32 +101,42 @@ def check_vision_inputs(batch: Batch, kind: str, clips: int) -> list[Finding]:
     return [Finding(f"features, {kind}", "ok", f"differ between clips: spread {between:.2g} of {within:.2g} in all")]
 
 
-def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> tuple[Finding, Reference]:
-    """Whether every module's output and the loss are finite; names the first that is not."""
+@contextmanager
+def watched_outputs(model: nn.Module) -> Iterator[list[str]]:
+    """While active, notes the first module whose output is not finite; yields a list that holds its name then."""
     broken: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             real = isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel()
             # Either end is NaN where a value is; all values at once would be copied as booleans.
-            if real and not broken and not all(map(math.isfinite, map(float, output.aminmax()))):
+            if real and not broken and not all(map(math.isfinite, map(float, output.detach().aminmax()))):
                 broken.append(name)
 
         return hook
 
     handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n and not list(m.children())]
     try:
-        reference = look(model, batch, context)
+        yield broken
     finally:
         for handle in handles:
             handle.remove()
-    loss = reference.loss
+
+
+def numerics(broken: Sequence[str], loss: float, kind: str) -> Finding:
+    """Whether every module's output and the loss are finite; names the first that is not."""
     if broken or not math.isfinite(loss):
         words = f"the output of {broken[0]} is not finite" if broken else f"the loss is {loss}"
         remedy = "train in --bf16 or fp32, or look for broken weights in that module"
-        return Finding(f"numerics, {kind}", "FAIL", words, remedy), reference
-    words = f"features, activations and loss are finite (loss {loss:.2f})"
-    return Finding(f"numerics, {kind}", "ok", words), reference
+        return Finding(f"numerics, {kind}", "FAIL", words, remedy)
+    return Finding(f"numerics, {kind}", "ok", f"features, activations and loss are finite (loss {loss:.2f})")
+
+
+def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> tuple[Finding, Reference]:
+    """`numerics` in the forward pass that others are compared with."""
+    with watched_outputs(model) as broken:
+        reference = look(model, batch, context)
+    return numerics(broken, reference.loss, kind), reference
 
 
 def check_loss(reference: Reference, loss: float, kind: str) -> list[Finding]:

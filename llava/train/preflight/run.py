@@ -57,7 +57,7 @@ PREFLIGHT_FILE = "preflight.json"
 SAMPLES_FILE = "preflight_samples.html"
 LAYOUT_SAMPLES, LAYOUT_POSITIONS = 8, 1600
 """Samples of all lengths whose layouts are compared, and positions that they may take."""
-QUICK_SAMPLES, QUICK_POSITIONS, WHOLE_POSITIONS = 4, 800, 400
+QUICK_SAMPLES, QUICK_POSITIONS, GRADIENT_POSITIONS = 4, 800, 400
 """Samples of a modality that a quick pre-flight sends through the model's first blocks, and the positions that they may
 take, two samples at least; and positions that go through the whole model, there and back, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
@@ -154,10 +154,10 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
         findings.append(preflight_features.check_cache(dataset, model.vision_tower.to(args.device)))
     gradient_batches = {}
     for kind, samples in real_samples(trainer).items():
-        found = _check_kind(trainer, kind, samples, fresh, parts)
+        found = _check_kind(trainer, kind, samples)
         findings += found
         if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
-            some = _within(list(samples.values())[:QUICK_SAMPLES], WHOLE_POSITIONS, least=1)
+            some = _within(list(samples.values())[:QUICK_SAMPLES], GRADIENT_POSITIONS, least=1)
             gradient_batches[kind] = _on_device(trainer, trainer.data_collator(some))
     if not any(f.status == "FAIL" for f in findings):
         findings.append(_check_layout(trainer))
@@ -170,7 +170,11 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
                 return trainer.compute_loss(model, batch)
 
         scale = 1024.0 if args.fp16 else 1.0
-        findings += on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+        found, losses = on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+        quick = args.preflight != "full"
+        findings += [f for f in found if quick or f.status == "FAIL" or not f.check.startswith("numerics")]
+        vocabulary = model.config.vocab_size
+        findings += [on_model.check_start(loss, kind, fresh, parts, vocabulary) for kind, loss in losses.items()]
     findings += _check_optimizer(trainer)
     if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
         for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():
@@ -183,9 +187,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     return findings
 
 
-def _check_kind(
-    trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str, Any]], fresh: bool, parts: Sequence[str]
-) -> list[Finding]:
+def _check_kind(trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str, Any]]) -> list[Finding]:
     """The checks of one modality that need no gradient; `samples` by their index in the training set."""
     model, context, full = trainer.model, trainer.accelerator.autocast, trainer.args.preflight == "full"
     blocks = None if full else preflight_isolation.quick_blocks(model)
@@ -198,24 +200,21 @@ def _check_kind(
     if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
         return findings
     some = served[: QUICK_SAMPLES * 4] if full else _within(served[:QUICK_SAMPLES], QUICK_POSITIONS, least=2)
-    whole = some if full else _within(some, WHOLE_POSITIONS, least=1)
-    numerics, reference = on_model.check_numerics(model, both_layouts(trainer, whole)[0], kind, context)
-    findings.append(numerics)
-    if numerics.status == "FAIL":
-        return findings
     with preflight_isolation.shallow(model, blocks):
         plain, training = both_layouts(trainer, some)
-        seen = reference if full else on_model.look(model, plain, context)
-        layout, loss = on_model.check_layout(model, seen, training, context)
+        numerics, reference = on_model.check_numerics(model, plain, kind, context)
+        # A quick pre-flight says so of the whole model, with the gradients.
+        findings += [numerics] if full or numerics.status == "FAIL" else []
+        if numerics.status == "FAIL":
+            return findings
+        layout, loss = on_model.check_layout(model, reference, training, context)
         findings += [layout] if layout.status == "FAIL" else []
-        findings += on_model.check_loss(seen, loss, kind)
+        findings += on_model.check_loss(reference, loss, kind)
         # All logits of a long sample of a large vocabulary would fill the memory.
         alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
         findings.append(on_model.check_own_loss(model, alone, kind, context))
-        used = on_model.check_use_of_video(model, seen, kind, context) if kind != "text" else []
-    start = float(reference.loss)
-    findings.append(on_model.check_start(start, kind, fresh, parts, model.config.vocab_size))
-    findings += used
+        if kind != "text":
+            findings += on_model.check_use_of_video(model, reference, kind, context)
     if any(f.status == "FAIL" for f in findings):
         return findings
     own = trainer.args.per_device_train_batch_size
