@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import damage, first_step, kernels, loader, monitor, preflight, run, startup
+from benchmarks import damage, decoding, first_step, kernels, loader, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -152,6 +152,12 @@ def test_clips_are_asked_for_where_they_are_needed(capsys):
     with pytest.raises(SystemExit):
         run.main(["--only", "decode"])
     assert "--clips" in capsys.readouterr().err
+
+
+def test_clips_without_a_cache_are_measured(assets: SimpleNamespace, capsys):
+    pytest.importorskip("torchcodec")
+    decoding.main(["--clips", str(assets.clips), "--repeats", "1"])
+    assert "read_frames, later epochs" in capsys.readouterr().out
 
 
 def test_damage_counts_what_is_found(tmp_path, capsys):

@@ -101,6 +101,11 @@ def _known(path: str, size: int, changed: int) -> VideoInfo:
     return info
 
 
+def forget() -> None:
+    """Drops what `known_video` keeps."""
+    _known.cache_clear()
+
+
 def presentation_times(pts: Sequence[int | None], time_base: Fraction | None) -> np.ndarray | None:
     """(N,) seconds from the first of `pts`, in order; None where one of them has no time."""
     if any(p is None for p in pts) or (pts and not time_base):
