@@ -14,7 +14,8 @@ from llava.train.monitor.spikes import Spikes
 WAVE = [2.0 + 0.2 * math.sin(i) for i in range(300)]
 DEMO = json.loads((Path(__file__).parents[2] / "assets" / "demo_steps.json").read_text(encoding="utf-8"))
 """Loss and gradient norm of every step of the built-in demo, of three seeds: Muon, clipped at 1, batches of 32 and at
-the end of an epoch of 4."""
+the end of an epoch of 4; and of 50 steps of seed 0 after its checkpoint of step 225, at 30 times the learning rate from
+step 240."""
 
 
 def told(losses, norms=None, targets=None, spikes=None):
@@ -72,6 +73,16 @@ def test_spikes_of_uneven_data_fill_no_log():
 def test_the_demo_is_silent(seed):
     """Norms of 6.3 times the usual at a full batch and 8.1 times at one of 4 samples, and the loss does not move."""
     assert told(*demo(seed)) == []
+
+
+def test_a_learning_rate_that_explodes_the_demo_sounds_at_the_next_step():
+    """Clipping and Muon do not keep the loss from it; step 237 before it is one of 4 samples."""
+    exploded = DEMO["exploded"]
+    steps = range(exploded["from"], exploded["from"] + len(exploded["loss"]))
+    changed = {what: dict(zip(steps, exploded[key], strict=True)) for what, key in
+               (("loss", "loss"), ("norm", "grad_norm"))}  # fmt: skip
+    first, *_ = told(*demo("0", **changed))
+    assert first[0] + 1 == 241 and first[1].startswith("the loss is 1.81")
 
 
 @pytest.mark.parametrize(
