@@ -1,10 +1,10 @@
 """Steps whose loss or gradient norm leaves what is usual, told apart from the tail that sound runs have.
 
 A loss is judged by itself. A gradient norm is not: norms of single steps are heavy-tailed (Zhang et al. 2020, "Why are
-adaptive methods good for attention models?"). Near its end a run has nothing to learn from most batches, and one word
-that is wrong makes the norm six times that of the batches before; clipping, and optimisers that divide by the norm
-(AdamW, Muon), keep the step at its usual size, and the loss does not move. So a high norm is trouble when it is
-beyond such a tail, when the loss moves with it, or when it stays.
+adaptive methods good for attention models?"). Where most batches have little left to teach, one that has something
+makes a norm of several times theirs; clipping, and optimisers that divide by the norm (AdamW, Muon), keep the step at
+its usual size, and the loss does not move. So a high norm is trouble when it is beyond such a tail, when the loss
+moves with it, or when it stays.
 """
 
 from __future__ import annotations
