@@ -54,11 +54,11 @@ class Verdict:
 
 
 def decimals_of(estimate: Estimate, unit: Unit) -> int:
-    """So many that the half width of the interval has two figures."""
-    half = (estimate.high - estimate.low) / 2 * unit.scale
+    """So many that the half width of the interval has at least two figures."""
+    half, fewest = (estimate.high - estimate.low) / 2 * unit.scale, 3 if unit.scale == 1 else 1
     if not math.isfinite(half) or half <= 0:
-        return 3 if unit.scale == 1 else 1
-    return min(max(1 - math.floor(math.log10(half)), 1), 6)
+        return fewest
+    return min(max(1 - math.floor(math.log10(half)), fewest), 6)
 
 
 def signed(value: float, decimals: int = 3) -> str:
