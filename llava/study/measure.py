@@ -89,7 +89,11 @@ def classes_of(table: Table) -> list[Result]:
 def slopes_of(table: Table) -> tuple[list[Result], list[str]]:
     """The slope of V − M on each norm, for one standard deviation of it over the words that have it; and remarks."""
     found, remarks = [], []
-    held = {n: np.log1p(v) if n == FREQUENCY else v for n, v in table.covariates.items() if n in (FREQUENCY, LENGTH)}
+    held = {
+        name: np.log1p(values) if name == FREQUENCY else values
+        for name, values in table.covariates.items()
+        if name in (FREQUENCY, LENGTH) and np.isfinite(values).any()  # Nobody counted, where no word has it.
+    }
     every = table.values[SEEING[0]] - table.values[SEEING[1]]
     words = np.array([word.casefold() for word in table.words], dtype=object)
     for name, norm in table.covariates.items():

@@ -247,8 +247,9 @@ def _word(row: Mapping[str, str], where: str) -> list[Value]:
 
 
 def _caption(row: Mapping[str, str], where: str) -> list[Value]:
-    words, nats = number(row, "words", where, above=0), number(row, "nats", where)
-    return [Value(SIGHTED, row["item"], row["cluster"], "", "", "", words, nats, NATS)]
+    words, nats = number(row, "words", where), number(row, "nats", where)
+    # What is asked is nats a word: a caption of marks alone has none.
+    return [] if words == 0 else [Value(SIGHTED, row["item"], row["cluster"], "", "", "", words, nats, NATS)]
 
 
 def _pair(row: Mapping[str, str], where: str) -> list[Value]:

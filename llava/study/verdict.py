@@ -126,7 +126,7 @@ def _reasons(measured: Measured, blind_share: float | None) -> list[str]:
             "one seed cannot say how far the difference moves from one training to the next"
             if estimate.seeds == 1
             else "two seeds say too little of how far the difference moves from one training to the next (where "
-            "nothing was to be found, such intervals found something in up to 10 % of simulated studies)"
+            "nothing was to be found, such intervals found something in up to 12 % of simulated studies)"
         )
         reasons.append(f"{unknown}; train at least {FEWEST_SEEDS}, better five to eight")
     if estimate.clusters < FEWEST_CLUSTERS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llava.study.measure import adjusted, difference, measure
+from llava.study.measure import adjusted, difference, measure, slopes_of
 from llava.study.results import Table
 
 
@@ -45,3 +45,11 @@ def test_everything_beside_the_primary_is_one_family():
     with pytest.raises(KeyError, match="captions, pairs_x"):
         measure([table(), table("pairs_x", "correct")], "blimp", "captions")
     assert adjusted([[], []]) == [[], []]
+
+
+def test_a_covariate_that_no_word_has_is_left_out():
+    made = table()
+    made.covariates["length"] = np.full(72, np.nan)
+    assert [r.part for r in slopes_of(made)[0]] == ["seen"]
+    made.covariates["frequency"] = np.full(72, np.nan)
+    assert [r.part for r in slopes_of(made)[0]] == ["seen", "same"]

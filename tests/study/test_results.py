@@ -46,6 +46,13 @@ def test_a_pair_counts_by_the_sum_and_by_the_mean_and_a_tie_half(study):
     assert sums.values["V"].tolist() == [[1.0, 0.5]] * 2 and means.values["V"].tolist() == [[0.0, 0.5]] * 2
 
 
+def test_a_caption_without_a_word_has_no_nats_a_word(study):
+    for path in study.glob("seed*/*/tests/sighted_captions.csv"):
+        change(study, path.relative_to(study), lambda lines: [*lines, "dots,clip0,0,2,1.5"])
+    table = next(t for t in read_study(study) if t.test == "sighted_captions")
+    assert "dots" not in table.items and len(table.items) == 8
+
+
 def test_conditions_are_tests_of_their_own_and_text_has_none(study):
     for path in study.glob("seed*/[VM]/tests/pairs_colour.csv"):
         change(study, path.relative_to(study), lambda lines: [*lines, "p,n,colour,9.0,10.0,3,5,own"])
