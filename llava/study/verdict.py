@@ -15,8 +15,8 @@ from llava.study.measure import Measured, Result
 from llava.study.results import CORRECT, NATS
 
 HELPS, HARMS, NO_DIFFERENCE, NO_VERDICT = "helps", "harms", "no difference shown", "no verdict"
-FEWEST_SEEDS, CLAIM_SEEDS = 3, 8
-"""Below the first there is no verdict; below the second it is a pilot."""
+FEWEST_SEEDS, PILOT_SEEDS, CLAIM_SEEDS = 3, 5, 8
+"""From the first on there is a verdict, from the second on it is a pilot, from the third on it can be a claim."""
 FEWEST_CLUSTERS = 10
 """Fewer clips or items say too little of others."""
 SURE = 0.05
@@ -166,7 +166,8 @@ def _facts(measured: Measured, unit: Unit, smallest: float, answered: bool) -> l
     if estimate.seeds < FEWEST_SEEDS:
         return sentences
     if estimate.seeds < CLAIM_SEEDS and answered:
-        sentences.append(f"{_count(estimate.seeds, 'seed')} are a pilot; a claim takes {CLAIM_SEEDS} or more.")
+        pilot = "a pilot" if estimate.seeds >= PILOT_SEEDS else f"less than a pilot, which takes {PILOT_SEEDS}"
+        sentences.append(f"{_count(estimate.seeds, 'seed')} are {pilot}; a claim takes {CLAIM_SEEDS} or more.")
     sentences.append(f"For these items alone (Student's t over seeds): {interval(alone, unit)}.")
     if estimate.spread is not None and estimate.standard_error > 0:
         sentences.append(_power(estimate, estimate.spread, unit, smallest, places))

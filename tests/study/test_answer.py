@@ -36,6 +36,7 @@ def test_a_planted_harm_is_found_and_five_seeds_are_a_pilot(tmp_path):
 def test_nothing_is_found_where_nothing_is_and_it_says_what_could_have_been(tmp_path):
     verdict = kind(tmp_path, seeds=3, spread=0.03)
     assert verdict.kind == "no difference shown"
+    assert "3 seeds are less than a pilot, which takes 5; a claim takes 8 or more" in verdict.text
     assert "not ruled out" in verdict.text and "3 seeds see an effect of 0." in verdict.text
     assert "to see one of 0.02 you would need about" in verdict.text
 
