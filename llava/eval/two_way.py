@@ -102,9 +102,10 @@ def paired(
     for name, values in (("first", first), ("second", second)):
         if len(wrong := np.argwhere(~np.isfinite(values))):
             seed, item = wrong[0]
+            called = show(items[item] if items is not None else item)
             raise UserError(
                 f"{len(wrong)} values of the {name} arm are not finite: the first is {values[seed, item]} of item "
-                f"{show(items[item] if items is not None else item)} in seed {seeds[seed]}; look why that run measured it"
+                f"{called} in seed {seeds[seed]}; look why that run measured it"
             )
     counted = np.ones(len(clusters)) if units is None else np.asarray(units, dtype=float)
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
