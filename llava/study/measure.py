@@ -24,8 +24,9 @@ FREQUENCY, LENGTH = "frequency", "length"
 class Result:
     """One difference of two arms.
 
-    `part` is "" for a whole test, a word class, or a norm whose slope it is; `items` counts captions, lines or pairs
-    and `units` words (or pairs); `p` is the two-way t's, adjusted for all that were looked at beside it.
+    `part` is "" for a whole test, a word class (of pairs: a phenomenon), or a norm whose slope it is; `items` counts
+    captions, lines or pairs and `units` words (or pairs); `p` is the two-way t's, adjusted for all that were looked at
+    beside it.
     """
 
     test: str
@@ -80,7 +81,7 @@ def difference(table: Table, arms: tuple[str, str], where: np.ndarray | None = N
 
 
 def classes_of(table: Table) -> list[Result]:
-    """V − M of each word class, the most frequent first."""
+    """V − M of each word class, or phenomenon of pairs, the most frequent first."""
     kinds = np.array(table.kinds)
     names, counts = np.unique(kinds[kinds != ""], return_counts=True)
     return [difference(table, SEEING, kinds == names[i], str(names[i])) for i in np.argsort(-counts, kind="stable")]
@@ -134,7 +135,7 @@ def measure(tables: Iterable[Table], primary: str, by_word: str) -> Measured:
         raise KeyError(", ".join(sorted(named)))
     both = [t for t in named.values() if set(SEEING) <= set(t.values)]
     others = [difference(t, SEEING) for t in both if t.test not in (primary, SIGHTED)]
-    classes = classes_of(named[by_word]) if by_word in named else []
+    classes = [r for test in dict.fromkeys((by_word, primary)) if test in named for r in classes_of(named[test])]
     slopes, remarks = slopes_of(named[by_word]) if by_word in named else ([], [])
     others, classes, slopes = adjusted([others, classes, slopes])
     (costs,) = adjusted([[difference(t, VIDEO) for t in named.values() if set(VIDEO) <= set(t.values)]])

@@ -121,7 +121,7 @@ def read_study(study: Path, out: Any = None, within: str = "tests", only: str | 
     extra = _extra_columns([path for found in paths.values() for path in found])
     writer = csv.writer(out) if out is not None else None
     if writer:
-        writer.writerow([*COLUMNS, *extra])
+        writer.writerow([*COLUMNS, *(f"norm_{c}" if c in COLUMNS else c for c in extra)])
     tables: dict[str, _Growing] = {}
     for (arm, seed), found in paths.items():
         name = f"{runs[arm, seed].relative_to(study)}" + ("" if within == "tests" else f"/{Path(within).parent}")
@@ -181,12 +181,12 @@ def _check_complete(study: Path, runs: Mapping[tuple[str, str], Path], paths: Ma
 
 
 def _extra_columns(paths: Sequence[Path]) -> list[str]:
-    """Covariates and norms of all files, in the order in which they come."""
+    """Covariates and norms of all files, in the order in which they come; any may be called as a column is."""
     extra: dict[str, None] = {}
     for path in paths:
         with path.open(encoding="utf-8", newline="") as file:
             header = next(csv.reader(file), [])
-        extra |= dict.fromkeys(c for c in header if c not in _needed(path) and c not in COLUMNS)
+        extra |= dict.fromkeys(c for c in header if c not in _needed(path))
     return list(extra)
 
 

@@ -101,15 +101,21 @@ def _tests(measured: Measured) -> Section:
 
 
 def _classes(measured: Measured) -> Section | None:
-    if not measured.classes:
+    found = measured.classes
+    if not found:
         return None
+    tests = list(dict.fromkeys(r.test for r in found))
+
+    def name(result: Result) -> str:
+        return result.part if len(tests) == 1 else f"{result.test}: {result.part}"
+
     return Section(
         "classes",
-        "By word class",
-        [f"V − M of the words of each class, on {measured.classes[0].test}, by clip. A class alone is a smaller test."],
+        "By word class" if found[0].unit == NATS else "By phenomenon",
+        [f"V − M of each word class (of pairs: phenomenon), on {' and '.join(tests)}. A part is a smaller test."],
         COMPARED,
-        [row(r) for r in measured.classes],
-        forest("V − M by word class", measured.classes, NATS),
+        [row(r, name) for r in found],
+        [*forest("V − M by word class", found, NATS, name), *forest("V − M by phenomenon", found, CORRECT, name)],
     )
 
 

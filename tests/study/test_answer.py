@@ -72,6 +72,8 @@ def test_two_runs_that_are_one_are_no_null_result(tmp_path):
 def test_pairs_can_be_the_primary_test(tmp_path):
     answer = write_answer(make_study(tmp_path, effect=-0.3, seeds=3, clips=20), primary="pairs_colour")
     assert answer.verdict.kind == "helps" and "percentage points, 3 seeds, 40 pairs" in answer.text
+    assert {r.part for r in answer.measured.classes} == {"adjective", "noun", "verb", "colour"}
+    assert "pairs_colour: colour" in answer.page.read_text()
     with pytest.raises(UserError, match="no test blimp of both V and M; the tests are captions, pairs_colour"):
         write_answer(tmp_path, primary="blimp")
 

@@ -113,3 +113,12 @@ def test_the_long_csv_has_a_mean_a_word(study):
     header, *rows = [line.split(",") for line in out.getvalue().splitlines()]
     sighted = [dict(zip(header, row, strict=True)) for row in rows if row[0] == "sighted_captions"]
     assert all(1 < float(row["value"]) < 2.5 and float(row["weight"]) >= 4 for row in sighted)
+
+
+def test_a_norm_may_be_called_as_a_column_is(study):
+    for path in study.glob("seed*/*/tests/blind_words.csv"):
+        path.write_text(path.read_text().replace("visual_strength", "weight"))
+    out = io.StringIO()
+    (table,) = (t for t in read_study(study, out) if t.test == "captions")
+    header = out.getvalue().splitlines()[0].split(",")
+    assert "weight" in table.covariates and header.count("weight") == 1 and header[-1] == "norm_weight"
