@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from llava.constants import FILLER_INDEX
+from llava.data.blind import BlindDraw
 from llava.data.sampler import ModalityLengthSampler
 from tests.conftest import CAPTIONS, record
 from tests.train.forked import follow, served
@@ -56,14 +58,17 @@ def test_the_samples_of_a_step_depend_on_the_global_batch_and_not_on_its_divisio
     def steps(processes: int, accumulated: int) -> list[list[int]]:
         size = whole // processes // accumulated
         share = size * processes if processes > 1 else 1
-        sampler = ModalityLengthSampler(lengths, kinds, whole, 7, grouped, share, drop_last)
+        blind = BlindDraw(np.arange(len(kinds), dtype=np.uint64), np.array(kinds, dtype=object) != "text", 0.5, 7)
+        sampler = ModalityLengthSampler(lengths, kinds, whole, 7, grouped, share, drop_last, blind)
         sampler.set_epoch(epoch)
         return step_samples(sampler, processes, accumulated, size)
 
     expected = steps(1, 1)
     assert all(steps(p, a) == expected for p, a in DIVISIONS)
     kept = len(samples) - (len(samples) % whole if drop_last else 0)
-    assert len({i for step in expected for i in step}) == sum(map(len, expected)) == kept
+    places = [i % len(samples) for step in expected for i in step]
+    assert len(set(places)) == len(places) == kept, "with its video or without, each has one turn"
+    assert all(kinds[i - len(samples)] != "text" for step in expected for i in step if i >= len(samples))
 
 
 @pytest.fixture(scope="module")
