@@ -7,6 +7,7 @@ and others group them. White space around a sentence is taken off, and a run of 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Pair:
     bad: str
     place: str
     clip: str | None = None
+    split: tuple[int, int] | None = None
+    """First and last frame of the segment of the clip, as `meta.split` of a record."""
 
 
 @dataclass
@@ -115,7 +118,8 @@ def pairs_of(table: Table, columns: Columns) -> tuple[list[Pair], list[str]]:
         if not all(tidy):
             raise DatasetError(f"{show(place)}: a sentence is empty; write it, or delete the row")
         kind = " ".join(value for c in phenomenon if (value := row[c]))
-        pairs.append(Pair(name, cluster, kind, *tidy, place, row[clip] or None if clip else None))
+        split = _split(row["split"], place) if clip and row.get("split") else None
+        pairs.append(Pair(name, cluster, kind, *tidy, place, row[clip] or None if clip else None, split))
     if not pairs:
         raise DatasetError(f"{show(table.path)}: holds no pair")
     if spaces:
@@ -127,6 +131,13 @@ def pairs_of(table: Table, columns: Columns) -> tuple[list[Pair], list[str]]:
             f"{show(table.path)}: the item {show(twice[0])} stands there twice; leave --item out, or mend it"
         )
     return pairs, remarks
+
+
+def _split(text: str, place: str) -> tuple[int, int]:
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    if len(numbers) != 2 or numbers[0] > numbers[1]:
+        raise DatasetError(f"{show(place)}: split is {text!r:.40}; it is [first frame, last frame]")
+    return numbers[0], numbers[1]
 
 
 def _names_of_rows(table: Table, columns: Columns) -> list[str]:

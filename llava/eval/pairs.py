@@ -74,7 +74,7 @@ def records_of(pairs: Sequence[Pair], video_folder: str | None, allow_absolute_p
         for which, sentence in (("good", pair.good), ("bad", pair.bad)):
             turns = [{"from": "human", "value": DEFAULT_VIDEO_TOKEN}, {"from": "gpt", "value": sentence}]
             records.append(
-                Record(f"{number} {which}", turns, (place(clip, video_folder),), (), None, {}, pair.place)
+                Record(f"{number} {which}", turns, (place(clip, video_folder),), (), pair.split, {}, pair.place)
             )  # fmt: skip
     return records
 
