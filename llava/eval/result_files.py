@@ -100,10 +100,13 @@ class Results:
             "summary": clean(summary),
         }
         for path, text in ((table, csv_text(columns, rows)), (table.with_suffix(".json"), _json(facts))):
-            # A name that is not UTF-8 is kept by its escape.
-            data = text.encode("utf-8", "backslashreplace")
-            replace_file(path, lambda file, data=data: file.write(data))
+            _write(path, text)
         return table
+
+
+def _write(path: Path, text: str) -> None:
+    # A name that is not UTF-8 is kept by its escape.
+    replace_file(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _json(value: Any) -> str:

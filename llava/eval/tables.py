@@ -60,7 +60,8 @@ def read_table(path: str | Path) -> Table:
 
 
 def _json_lines(path: str, text: str) -> Table:
-    rows, places = [], []
+    rows: list[dict[str, str]] = []
+    places: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -79,7 +80,8 @@ def _json_lines(path: str, text: str) -> Table:
 def _separated(path: str, text: str) -> Table:
     header = text.splitlines()[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;", key=header.count), strict=True)
-    rows, places = [], []
+    rows: list[dict[str, str]] = []
+    places: list[str] = []
     columns: list[str] = []
     try:
         for cells in reader:

@@ -184,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{count} {reason}: left out")
     if not pairs:
         raise DatasetError(
-            f"{show(data.data_path)}: no caption has a word of --exchanges {show(flags.exchanges)} as a whole word, once"
+            f"{show(data.data_path)}: no caption has a word of --exchanges {show(flags.exchanges)} (as a whole word, "
+            "and once)"
         )
     numbers: Counter[Any] = Counter()
     lines = []

@@ -31,7 +31,8 @@ def test_rows_of_a_text_by_hand():
     text = Text("t", "1", "c", "L'uomo dorme.", "t.txt:1")
     nats = TextNats([1.0, 2.0, 4.0, 8.0], 16.0, [(0, 1), (1, 4), (4, 6), (6, 13)])
     words, marks, reaching = rows_of(text, nats, Classes({"dorme": "verb"}), [Norm("visual", {"uomo": 3.0})])
-    assert [(r["word"], r["class"], r["tokens"], r["nats"], r["length"], r["visual"], r["position"]) for r in words] == [
+    names = ("word", "class", "tokens", "nats", "length", "visual", "position")
+    assert [tuple(map(r.get, names)) for r in words] == [
         ("l'", "function", 2, 3.0, 2, None, 0), ("uomo", "content", 1, 4.0, 4, 3.0, 1),
         ("dorme", "verb", 1, 8.0, 5, None, 2),
     ]  # fmt: skip
