@@ -333,7 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip_folder = args.output_dir / "clips"
     clips = [clip for split in splits.values() for clip in split]
     missing = [clip for clip in clips if not (clip_folder / clip.path).exists()]
-    if set(splits) <= set(manifest["complete"]) and not missing:
+    table = args.output_dir / "exchanges.tsv"
+    if set(splits) <= set(manifest["complete"]) and not missing and table.exists():
         print(f"demo data: {len(clips)} clips in {args.output_dir}, made before")
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -345,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.output_dir / f"{split}_t_it.json", [record(clip, with_video=False) for clip in members])
     write_json(args.output_dir / "attributes.json", lexicon())
     rows = ["kind\tword\tother", *map("\t".join, exchanges())]
-    write_text(args.output_dir / "exchanges.tsv", "\n".join(rows) + "\n")
+    write_text(table, "\n".join(rows) + "\n")
     write_json(args.output_dir / "manifest.json", manifest | {"complete": sorted([*kept, *splits])})
     size = sum((clip_folder / clip.path).stat().st_size for clip in clips)
     print(f"demo data: {len(clips)} clips in {args.output_dir}, {size / len(clips) / 1024:.1f} KiB a clip")

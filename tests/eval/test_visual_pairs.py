@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -17,9 +17,7 @@ from llava.eval.pair_files import read_pairs
 from llava.eval.visual_pairs import Exchange, exchanged, main, read_exchanges, visual_pairs
 from tests.conftest import record
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
-import demo_captions
-
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TABLE = [("noun", "cane", "gatto"), ("noun", "cane", "topo"), ("colour", "palla rossa", "palla verde"),
          ("direction", "verso l'alto", "verso il basso")]  # fmt: skip
 EXCHANGES = [Exchange(*row) for row in TABLE]
@@ -108,9 +106,11 @@ def test_tables_that_are_none(tmp_path, text, said):
         read_exchanges(str(tmp_path / "x.tsv"))
 
 
-def test_the_demos_exchanges_give_captions_of_other_scenes():
+def test_the_demos_exchanges_give_captions_of_other_scenes(monkeypatch):
     """Every wrong caption is one that the grammar makes for a scene that differs in the one attribute, and each
     attribute of a scene can be exchanged in every phrasing."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    demo_captions = importlib.import_module("demo_captions")
     names = list(demo_captions.ATTRIBUTES)
     scenes = {
         demo_captions.render_caption(dict(zip(names, values, strict=True)), phrasing): (values, phrasing)
