@@ -35,16 +35,6 @@ class RunFlags(ModelFlags):
     )
     output: Path | None = field(default=None, metadata={"help": f"Folder for the results; {FOLDER} in RUN by default."})
 
-    @property
-    def folder(self) -> Path:
-        """Where the results go, made if it is not there."""
-        folder = self.output or Path(self.model_path) / FOLDER
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnwritableFile(f"{folder}: {error.strerror}; name another folder with --output") from error
-        return folder
-
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as RFC 4180 with one header: numbers as `repr` gives them, nothing for None and NaN."""
@@ -72,6 +62,20 @@ class Results:
     folder: Path
     run: Path
     started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, flags: RunFlags) -> Results:
+        """Of a run that is there: the folder is made, so that nothing is measured that could not be written.
+
+        Raises:
+            UnwritableFile: where it cannot be made.
+        """
+        folder = flags.output or Path(flags.model_path) / FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnwritableFile(f"{folder}: {error.strerror}; name another folder with --output") from error
+        return cls(folder, Path(flags.model_path))
 
     def write(
         self,

@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, data, flags = parse(
         main.__doc__, RunFlags, DataFlags, SightedFlags, argv=argv, prog="python -m llava.eval.sighted"
     )
-    results = Results(run.folder, run.model_path)
     tokenizer, model = load_pretrained_model(run.model_path, device_of(run.device), run.vision_tower)
+    results = Results.of(run)
     form = plain_format(model, tokenizer, run.model_path)
     cache = open_seeing_cache(flags.feature_cache, model, run.model_path)
     records = read_for_evaluation(

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -218,7 +219,7 @@ class SurprisalFlags(FolderFlags):
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many records."})
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder of vision features, which knows the contents of clips; none are needed."},
+        metadata={"help": "Folder of vision features, which knows the contents of clips and keeps them."},
     )
     seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of what a YAML mixture takes at random."})
 
@@ -232,7 +233,7 @@ class SurprisalFlags(FolderFlags):
             raise UserError(f"--column {taken[0]}: the results have a column of that name; rename it in the table")
 
 
-def captions_of(flags: SurprisalFlags, reserved: Sequence[str], folder: Path) -> tuple[list[Text], list[str]]:
+def captions_of(flags: SurprisalFlags, reserved: Sequence[str]) -> tuple[list[Text], list[str]]:
     """The words of held-out records, and what is to be said of their clusters.
 
     Raises:
@@ -242,8 +243,9 @@ def captions_of(flags: SurprisalFlags, reserved: Sequence[str], folder: Path) ->
         flags.data_path, flags.image_folder, flags.video_folder, reserved, flags.allow_absolute_paths, flags.seed
     )  # fmt: skip
     records = apply_policy(records, problems, "stop")[: flags.limit]
-    contents = ContentHashes(Path(flags.feature_cache or folder) / "contents")
-    clusters, unread = clusters_of(records, contents)
+    with TemporaryDirectory() as nowhere:
+        contents = ContentHashes(Path(flags.feature_cache or nowhere) / "contents")
+        clusters, unread = clusters_of(records, contents)
     remarks = []
     if unread:
         remarks.append(
@@ -270,12 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.frequency
         else training_frequencies(run.model_path)
     )
-    results = Results(run.folder, run.model_path)
     tokenizer, model = load_without_tower(run.model_path, device_of(run.device))
+    results = Results.of(run)
     form_of_text = plain_format(model, tokenizer, run.model_path)
     texts, remarks = [], [said]
     if flags.data_path is not None:
-        captions, more = captions_of(flags, reserved_tokens(tokenizer), run.folder)
+        captions, more = captions_of(flags, reserved_tokens(tokenizer))
         texts, remarks = captions, remarks + more
     for path in flags.text:
         texts += read_texts(path)

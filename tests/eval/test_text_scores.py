@@ -92,11 +92,11 @@ def test_batches_have_few_positions_and_all_sequences():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("un <video> qui", "'<vid"), ("a<|endoftext|>", "endoftext"), (" ", "no text")]
+    ("text", "said"),
+    [("un <video>", "'<video>'"), ("<vid_end>", "'<vid_end>'"), ("a<|endoftext|>", "endoftext"), (" ", "no text")],
 )
 def test_a_text_that_is_none_is_refused(build, tokenizer, text, said):
     model = build(vision=False)
-    text = text.replace("<video>", "<vid_start>")
     with pytest.raises(UserError, match=rf"f\.txt:3: .*{said}"):
         scorer(model, tokenizer).score(["Sì.", text], ["f.txt:2", "f.txt:3"])
 
