@@ -120,7 +120,17 @@ def _sentence(nats: np.ndarray, has_start: bool) -> Score:
 def rows_of(
     pairs: Sequence[Pair], clusters: Sequence[str], scores: Sequence[tuple[Score, Score]], condition: str
 ) -> list[dict[str, Any]]:
-    """Rows of the CSV, by `COLUMNS`."""
+    """Rows of the CSV, by `COLUMNS`.
+
+    Raises:
+        ValueError: naming a pair of which a sentence has no token that is measured.
+    """
+    for pair, score in zip(pairs, scores, strict=True):
+        if not all(tokens for _, tokens in score):
+            raise UserError(
+                f"{show(pair.place)}: a sentence is a single token, which a checkpoint without a text start is not "
+                "asked for: take the pair out"
+            )
     return [
         dict(zip(COLUMNS, (p.item, c, p.phenomenon, good[0], bad[0], good[1], bad[1], condition), strict=True))
         for p, c, (good, bad) in zip(pairs, clusters, scores, strict=True)

@@ -28,7 +28,7 @@ from llava.data.mixture import split_paths
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records, text_alone
 from llava.errors import UserError, run_command, show
-from llava.eval.data import device_of
+from llava.eval.data import device_of, trained_on
 from llava.eval.italian import MARK, class_of, form, owners, sums, units
 from llava.eval.result_files import Results, RunFlags, file_name
 from llava.eval.sighted import clusters_of
@@ -37,6 +37,7 @@ from llava.eval.text_scores import TextNats, TextScorer, load_without_tower, pla
 from llava.eval.word_tables import (
     Classes,
     Norm,
+    is_table,
     read_classes,
     read_frequencies,
     read_norms,
@@ -66,7 +67,7 @@ def read_texts(path: str) -> list[Text]:
         DatasetError: naming a file that cannot be read, or holds nothing.
     """
     try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise DatasetError(f"--text {show(path)}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -106,15 +107,20 @@ def rows_of(
 
 
 def summarise(
-    words: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]], norms: Sequence[str]
+    words: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]], norms: Sequence[str], floor: bool = False
 ) -> dict[str, Any]:
     """What the rows of one test say.
+
+    Args:
+        norms: the names of the columns of numbers.
+        floor: whether frequencies are those of the training words, so that there is a floor.
 
     Returns:
         `texts`, `clusters`, `words`, `unmeasured` (words without nats), `nats_per_word` with the ends of its 95 %
         interval over clusters, `classes` and `apart` (marks and ends), each with its number and mean; `norms`, each
         with the words and different forms that have a value, Spearman's correlation of the value with the mean nats
-        over forms, and the mean nats of the words below and above the median form.
+        over forms, and the mean nats of the words below and above the median form; `unigram`, the mean nats of the
+        words that occur in training, and those of who knows nothing but how often each of them does.
 
     Raises:
         DatasetError: where no word was measured.
@@ -133,6 +139,7 @@ def summarise(
         ),
         "classes": _means(known),
         "apart": _means([row for row in marks if not math.isnan(row["nats"])]),
+        "unigram": _unigram(known) if floor else None,
         "norms": {},
     }
     for name in norms:
@@ -155,6 +162,14 @@ def summarise(
     return summary
 
 
+def _unigram(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    seen = [row for row in rows if row["frequency"]]
+    if not seen:
+        return None
+    floor = [-math.log(row["frequency"] / 1e6) for row in seen]
+    return {"words": len(seen), "model": float(np.mean([r["nats"] for r in seen])), "unigram": float(np.mean(floor))}
+
+
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     groups: dict[str, list[float]] = {}
     for row in rows:
@@ -174,6 +189,12 @@ def format_summary(test: str, found: Mapping[str, Any]) -> str:
         lines.append(f"  {found['unmeasured']} words NOT MEASURED: nothing stands before the first token of a text")
     for name, group in {**found["classes"], **found["apart"]}.items():
         lines.append(f"  {name:<12}{group['number']:>8}  {group['nats']:.4f}")
+    if found["unigram"]:
+        part = found["unigram"]
+        lines.append(
+            f"  of {part['words']} words that occur in training: {part['model']:.4f}; by their frequencies alone "
+            f"{part['unigram']:.4f}"
+        )
     for name, norm in found["norms"].items():
         line = f"  {name}: {norm['words']} of {found['words']} words, {norm['forms']} forms"
         if norm["high"] is not None:
@@ -288,6 +309,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for text, found in zip(texts, nats, strict=True):
         of_words, of_marks, count = rows_of(text, found, classes, covariates)
         words, marks, reaching = words + of_words, marks + of_marks, reaching + count
+    if flags.data_path is not None and trained_on(run.model_path, flags.data_path):
+        remarks.append(f"{show(flags.data_path)} is what the run TRAINED on: its captions are not held out")
+    if unknown := sum(n.unknown for n in nats):
+        remarks.append(f"{unknown} tokens are the tokenizer's unknown token, which is no word: their nats mean little")
     if reaching:
         remarks.append(f"{reaching} tokens reach into the next word or mark, and are counted for the first")
     if windowed := sum(n.windows > 1 for n in nats):
@@ -297,10 +322,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     names = [n.name for n in norms]
     summary: dict[str, Any] = {"remarks": remarks, "text_start": form_of_text.text_start, "context": scorer.context}
-    tests = dict.fromkeys(t.test for t in texts)
+    # A table's frequencies may be of anything.
+    floor = frequency is not None and not is_table(flags.frequency)
     summary["tests"] = {
-        test: summarise(*([r for r in rows if r["test"] == test] for rows in (words, marks)), ["frequency", *names])
-        for test in tests
+        test: summarise(
+            *([r for r in rows if r["test"] == test] for rows in (words, marks)), ["frequency", *names], floor
+        )
+        for test in dict.fromkeys(t.test for t in texts)
     }
     files = [*(split_paths(flags.data_path) if flags.data_path else []), *flags.text]
     path = results.write("blind_words", [*COLUMNS, *names], words, files, summary, {"norms": flags.norms})

@@ -62,7 +62,7 @@ def read_table(path: str | Path) -> Table:
 def _json_lines(path: str, text: str) -> Table:
     rows: list[dict[str, str]] = []
     places: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # A text within it may hold other marks of a line's end.
         if not line.strip():
             continue
         try:
@@ -78,7 +78,7 @@ def _json_lines(path: str, text: str) -> Table:
 
 
 def _separated(path: str, text: str) -> Table:
-    header = text.splitlines()[0]
+    header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;", key=header.count), strict=True)
     rows: list[dict[str, str]] = []
     places: list[str] = []

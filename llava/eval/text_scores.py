@@ -45,6 +45,8 @@ class TextNats:
     offsets: list[tuple[int, int]]
     windows: int = 1
     """Pieces that the text was read in, more than one where it is longer than the context."""
+    unknown: int = 0
+    """Tokens that stand for what the tokenizer does not know."""
 
     @property
     def measured(self) -> tuple[float, int]:
@@ -169,9 +171,14 @@ class TextScorer:
             distinct, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
         found = self._nats(encoded["input_ids"], [called[t] for t in distinct], shown)
+        unknown = self.tokenizer.unk_token_id
         known = {
-            text: TextNats(nats[:-1], float(nats[-1]), [(int(a), int(b)) for a, b in offsets], count)
-            for text, (nats, count), offsets in zip(distinct, found, encoded["offset_mapping"], strict=True)
+            text: TextNats(
+                nats[:-1], float(nats[-1]), [(int(a), int(b)) for a, b in offsets], count, ids.count(unknown)
+            )
+            for text, (nats, count), offsets, ids in zip(
+                distinct, found, encoded["offset_mapping"], encoded["input_ids"], strict=True
+            )
         }
         return [known[text] for text in texts]
 

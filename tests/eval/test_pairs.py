@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.data.json_records import DatasetError
 from llava.errors import UserError
+from llava.eval.pair_files import Pair
 from llava.eval.pairs import COLUMNS, accuracies, main
+from llava.eval.pairs import rows_of as rows_of_scores
 from llava.train.text_format import make_format
 from tests.conftest import CAPTIONS
 
@@ -97,6 +99,12 @@ def test_scores_are_those_of_lm_eval(build, tokenizer, tmp_path):
     found = [-value for value, _ in scorer.loglikelihood(asked, disable_tqdm=True)]
     ours = [float(row[f"{side}_nats"]) for row in rows_of(run) for side in ("good", "bad")]
     assert ours == pytest.approx(found, abs=1e-4)
+
+
+def test_a_sentence_of_which_nothing_is_measured_is_refused():
+    pair = Pair("1", "1", "x", "Sì", "No no", "a.csv:2")
+    with pytest.raises(UserError, match=r"a\.csv:2: a sentence is a single token"):
+        rows_of_scores([pair], ["1"], [((0.0, 0), (2.0, 1))], "none")
 
 
 def test_shares_by_phenomenon_by_hand():

@@ -54,6 +54,10 @@ def test_a_summary_by_hand():
     assert found["classes"] == {"content": {"number": 5, "nats": 4.0}} and found["apart"]["end"]["nats"] == 0.5
     low = pytest.approx(7 / 3)
     assert found["norms"]["visual"] == {"words": 4, "forms": 3, "spearman": pytest.approx(1), "low": low, "high": 5.0}
+    assert found["unigram"] is None
+    often = [{**r, "frequency": f} for r, f in zip(words, (1e5, 1e5, 0.0, 0.0, 1e4, 0.0), strict=True)]
+    floor = summarise(often, [], [], floor=True)["unigram"]
+    assert floor == {"words": 2, "model": 3.0, "unigram": pytest.approx((math.log(10) + math.log(100)) / 2)}
     with pytest.raises(DatasetError, match="no word could be measured"):
         summarise(words[:1], [], [])
 
@@ -88,7 +92,10 @@ def test_the_command_on_captions_and_a_text(assets, run, tmp_path, capsys):
     assert len(facts["files"]) == 2
     printed = capsys.readouterr().out
     assert "captions: " in printed and "VISUAL: 3 of" in printed and "(6 clusters), no video" in printed
+    assert "of 37 words that occur in training: " in printed and "TRAINED" not in printed
+    (run / "llava_run.json").write_text(json.dumps({"flags": {"data_path": str(assets.video_json)}}))
     assert main([*argv, "--batch_size", "1"]) == 0
+    assert "video.json is what the run TRAINED on" in capsys.readouterr().out
     for one, other in zip(rows, rows_in(run), strict=True):
         assert float(one["nats"]) == pytest.approx(float(other["nats"]), abs=1e-5) and one["word"] == other["word"]
 
@@ -125,6 +132,8 @@ def test_what_is_no_text_is_refused(run, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Sì.\nUn <vid_patch> qui.\n")
     with pytest.raises(UserError, match=r"a\.txt:2: the text contains '<vid_patch>'"):
         main([str(run), "--text", str(tmp_path / "a.txt")])
+    (tmp_path / "odd.txt").write_text("Uno\u2028due.\r\n\r\nTre.\n", newline="")
+    assert [(t.item, t.text) for t in read_texts(str(tmp_path / "odd.txt"))] == [("1", "Uno\u2028due."), ("3", "Tre.")]
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(DatasetError, match=r"empty\.txt: holds no text"):
         read_texts(str(tmp_path / "empty.txt"))

@@ -101,6 +101,14 @@ def test_a_text_that_is_none_is_refused(build, tokenizer, text, said):
         scorer(model, tokenizer).score(["Sì.", text], ["f.txt:2", "f.txt:3"])
 
 
+def test_unknown_tokens_are_counted(build, tokenizer, monkeypatch):
+    made = scorer(build(vision=False), tokenizer)
+    last = tokenizer("gatto", add_special_tokens=False)["input_ids"][-1]
+    monkeypatch.setattr(type(tokenizer), "unk_token_id", last, raising=False)
+    one, other = made.score(["un gatto, un gatto", "Sì."])
+    assert (one.unknown, other.unknown) == (2, 0)
+
+
 def test_broken_weights_are_no_score(build, tokenizer):
     model = build(vision=False)
     with torch.no_grad():
