@@ -160,6 +160,15 @@ def test_segments_of_a_clip_are_seen_apart_and_are_one_cluster(assets, run, tmp_
     assert "1 pairs have no video: measured without one alone" in capsys.readouterr().out
 
 
+def test_without_a_text_start_first_tokens_are_left_out_after_a_video_too(assets, build, tokenizer, tmp_path):
+    run = written(build(), tokenizer, tmp_path / "run", "none")
+    path = file_of(tmp_path, [(CAPTIONS[0], CAPTIONS[1], "x")], video=["clip0.mp4"])
+    main([str(run), path, "--video_folder", str(assets.clips), "--feature_cache", str(tmp_path / "cache"),
+          "--num_workers", "0", "--conditions", "none", "own"])  # fmt: skip
+    (blind, seen), tokens = rows_of(run), tokenizer(CAPTIONS[0], add_special_tokens=False)["input_ids"]
+    assert int(blind["good_tokens"]) == int(seen["good_tokens"]) == len(tokens) - 1
+
+
 def test_nothing_is_made_where_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json; RUN is the folder"):
         main([str(tmp_path / "typo"), file_of(tmp_path)])
