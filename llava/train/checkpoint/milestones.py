@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from llava.config.ranges import amount
 from llava.constants import FILLER_ID, FILLER_INDEX
 from llava.data.columns import RecordIds, RecordView
 from llava.data.records import Record
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 MILLION = 1_000_000
 BABYLM = tuple(MILLION * n for n in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)))
 """Every million words to 10 million, ten million to 100 million, hundred million to a billion."""
-UNITS = {"": 1, "k": 1_000, "m": MILLION, "b": 1_000 * MILLION}
 MILESTONE_FILE = "milestone.json"
 
 
@@ -44,13 +43,7 @@ def parse_words(text: str) -> tuple[int, ...]:
     """
     if text.strip().casefold() == "babylm":
         return BABYLM
-    found = set()
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", part.casefold())
-        words = float(match[1]) * UNITS[match[2]] if match else 0.0
-        if words < 1 or words != int(words):
-            raise UserError(f"--save_words {text}: {part!r} is no number of words; write babylm, or 100k,2.5M,10M")
-        found.add(int(words))
+    found = {amount(part, "--save_words") for part in filter(None, (p.strip() for p in text.split(",")))}
     if not found:
         raise UserError(f"--save_words {text}: names no number of words; write babylm, or 100k,2.5M,10M")
     return tuple(sorted(found))

@@ -43,7 +43,7 @@ def test_every_number_of_words_has_a_name_of_its_own(words):
 
 @pytest.mark.parametrize("text", ["", ",", "0", "1.5", "0.0001k", "ten", "5x", "-3", "nan"])
 def test_what_is_no_number_of_words_is_refused(text):
-    with pytest.raises(ValueError, match="--save_words .*babylm"):
+    with pytest.raises(ValueError, match="--save_words"):
         parse_words(text)
 
 
