@@ -5,6 +5,7 @@ Reads every record, opens every file as training would, and prints all problems 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -294,7 +295,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"not checked: {unseen} videos were decoded only as far as the frames that training sees need it; damage "
             "that a decoder conceals, or in frames that are not read, would be found with --thorough"
         )
+    print(f"next: {_next_command(data)}")
     return 0
+
+
+def _next_command(data: DataFlags) -> str:
+    """The run on what was found to be right."""
+    named = {"DATA_PATH": data.data_path, "VIDEO_FOLDER": data.video_folder, "IMAGE_FOLDER": data.image_folder}
+    settings = [f"{name}={shlex.quote(str(value))}" for name, value in named.items() if value]
+    return " ".join([*settings, "bash train_italian_video.sh"])
 
 
 def _summary(num_records: int, reports: dict[Clip, FileReport], spec: VideoSpec) -> str:

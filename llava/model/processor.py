@@ -94,8 +94,8 @@ class VisionCausalLMProcessor(ProcessorMixin):
             (V, T, 3, S, S), the last two where there are any; `offset_mapping` (B, L, 2) where it is asked for.
 
         Raises:
-            ValueError: when placeholders and files are not the same number, for what is neither path nor pixels, and
-                where `max_length` would cut a video or image.
+            ValueError: when placeholders and files are not the same number, for no text at all, for what is neither
+                path nor pixels, and where `max_length` would cut a video or image.
             TypeError: naming other arguments, which would have no effect.
             VideoError: naming a file that cannot be read.
         """
@@ -103,6 +103,8 @@ class VisionCausalLMProcessor(ProcessorMixin):
         images, videos = _listed(images, 3), _listed(videos, 4)
         given_texts = texts = [text] if isinstance(text, str) else list(text) if text is not None else [""] * max(
             len(videos), len(images), 1)  # fmt: skip
+        if not texts:
+            raise UserError("text: an empty list; give a text for each sample, or leave it out for files alone")
         for placeholder, given in ((DEFAULT_VIDEO_TOKEN, videos), (DEFAULT_IMAGE_TOKEN, images)):
             found = sum(t.count(placeholder) for t in texts)
             if given and not found and len(given) == len(texts):

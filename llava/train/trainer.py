@@ -51,6 +51,7 @@ from llava.train.monitor.replay import Replay
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import make_optimizer, part_learning_rates
+from llava.train.unwrap import spare_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ class LlavaTrainer(ResumableTrainer):
                 every, rank = self.args.replay_every, self.args.process_index
                 self.replay = Replay(self.model, every, monitor, gather_object, rank)
                 self.add_callback(self.replay)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        spare_deepspeed(self.accelerator)
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """What collates the batches of a loader: transformers asks for each, by what it is for."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -190,7 +191,7 @@ def test_records_of_a_chat_have_its_rules_and_lengths(
     for version in ("plain", "chatml"):
         arguments = [*flags(assets.clips, write_records(tmp_path, good)), "--version", version]
         assert check.main([*arguments, "--model_name_or_path", str(assets.gpt2)]) == 0
-        tokens.append(int(capsys.readouterr().out.split(", ")[-1].split()[0]))
+        tokens.append(int(re.search(r"(\d+) tokens", capsys.readouterr().out)[1]))
     assert tokens[1] > tokens[0]
     with pytest.raises(SystemExit):
         check.main([*arguments, "--version", "v0"])
@@ -202,7 +203,10 @@ def test_main_says_what_it_read(assets: SimpleNamespace, capsys: pytest.CaptureF
     assert check.main([*arguments, "--model_name_or_path", str(assets.gpt2), "--force_sample"]) == 0
     output = capsys.readouterr().out
     assert output.startswith("no problem in 6 records: 6 videos, 0 images, 12 distinct frames read, ")
-    assert output.strip().endswith(" tokens")
+    summary, after = output.strip().splitlines()
+    assert summary.endswith(" tokens")
+    clips = f"VIDEO_FOLDER={assets.clips} IMAGE_FOLDER={assets.clips}"
+    assert after == f"next: DATA_PATH={assets.video_json} {clips} bash train_italian_video.sh"
     assert check.main([*arguments, "--video_fps", "0.1"]) == 0
     assert "6 clips have fewer than 2 frames to choose from" in capsys.readouterr().out
 

@@ -59,6 +59,7 @@ def test_frames_are_spread_evenly():
         ({"text": ["Un", "gatto"], "images": ["a.png"]}, "0 <image> in the text and 1 given"),
         ({"videos": np.zeros((2, 8, 8, 3), np.float32)}, "uint8 in RGB"),
         ({"videos": [[]]}, "without frames"),
+        ({"text": []}, "an empty list"),
     ],
 )
 def test_what_does_not_fit_is_named(saved, given, message):

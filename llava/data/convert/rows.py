@@ -76,6 +76,11 @@ def decode_lines(path: Path, data: Iterable[bytes], encoding: str) -> Iterator[s
     for number, line in enumerate(data, 1):
         if number == 1:
             line = _without_mark(path, line, encoding)
+            if b"\r" in line.rstrip(b"\r") and not line.endswith(b"\n"):
+                raise DatasetError(
+                    f"{show(path)}: its lines end with a carriage return alone, as those of old Macs; save it with "
+                    "Unix line ends (tr '\\r' '\\n' < OLD > NEW)"
+                )
         try:
             yield line.decode(encoding)
         except UnicodeDecodeError as error:

@@ -267,6 +267,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
     [
         (b"video,caption\nvideo0,perch\xe8 no\n", (), "line 2 is not UTF-8.*perch\u00e8.*--encoding latin-1"),
         (b"\xff\xfev\x00i\x00", (), "is UTF-16"),
+        (b"video,caption\rvideo0,a\r", (), r"old Macs.*tr '.r' '.n'"),
         (b"", (), "is empty"),
         (b"PK\x03\x04", (), "ZIP archive"),
         (b"solo testo\nsenza colonne\n", (), "no table"),
