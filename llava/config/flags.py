@@ -22,7 +22,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "replay_every", "confirm_changes", "video_decoder", "use_plain_lm", "recipe", "packed_attention",
+    "replay_every", "save_words", "confirm_changes", "video_decoder", "use_plain_lm", "recipe", "packed_attention",
     "pad_to_multiple_of",
 }  # fmt: skip
 
@@ -123,6 +123,21 @@ class DataArguments:
     )
     text_only: bool = field(
         default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
+    )
+    other_clips: int | None = field(
+        default=None,
+        metadata={
+            "help": "Show each record another clip's video, by an exchange of clips of different content that is drawn "
+            "from this number and stays: the same positions and compute, and nothing that belongs to the caption. "
+            "Evaluation shows records their own clips."
+        },
+    )
+    blind_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the records with a video that an epoch shows without it, as text alone; drawn by --seed, "
+            "record and epoch. Without it a model has never seen the text at the positions of a text without video."
+        },
     )
     image_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' image paths."})
     video_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' video paths."})
@@ -240,6 +255,13 @@ class TrainingArguments(transformers.TrainingArguments):
     controls_samples: int = field(default=256, metadata={"help": "Evaluation records that the controls use at most."})
     confirm_changes: bool = field(
         default=False, metadata={"help": "Resume with the flags or training records that changed, where that can work."}
+    )
+    save_words: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the model as chck_... whenever the run has served so many words, repetitions counted: babylm "
+            "(every million to 10 million, ten to 100, hundred to a billion) or a list such as 100k,2.5M,10M."
+        },
     )
     run_report: bool = field(default=True, metadata={"help": "Write report.html into output_dir at the end."})
     experiment_faults: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})

@@ -7,9 +7,13 @@ trains no step, a length of -1 drops the last word of every caption.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+
+from llava.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,22 @@ class Range:
         return words + (f", or {self.also:g}" if self.also is not None else "")
 
 
+UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+
+
+def amount(text: str, flag: str) -> int:
+    """A number such as 1500, 100k, 2.5M or 1B.
+
+    Raises:
+        UserError: naming the flag, for anything else and for less than one.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().casefold(), re.ASCII)
+    number = Decimal(match[1]) * UNITS[match[2]] if match else Decimal(0)
+    if number < 1 or number != int(number):
+        raise UserError(f"{flag} {text}: no number; write 1500, 100k, 2.5M or 1B")
+    return int(number)
+
+
 COUNT = Range(1, whole=True)
 AMOUNT = Range(0, whole=True)
 RATE = Range(0)
@@ -77,6 +97,8 @@ RANGES: dict[str, Range] = {
     "frames_upbound": AMOUNT,
     "clip_timeout": Range(0, above=True),
     "val_fraction": Range(0, 1, below=True),
+    "other_clips": SEED,
+    "blind_share": Range(0, 1, below=True),
     "model_max_length": Range(2, whole=True),
     "pad_to_multiple_of": COUNT,
     # The batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import tempfile
@@ -16,10 +17,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.config.flags import DataArguments, Settings, TrainingArguments
+from llava.config.flags import Settings, TrainingArguments
 from llava.constants import HELD_OUT_FILE
 from llava.data.check import check_files
-from llava.data.columns import representatives, standing_at, take
+from llava.data.columns import RecordIds, representatives, standing_at, take
 from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
@@ -177,9 +178,9 @@ def write_held_out(records: Sequence[Record], settings: Settings) -> None:
 
 
 def _plan(named: Sequence[Record], settings: Settings) -> Holdout:
-    _, data_args, training_args = settings
+    data_args = settings.data
     with tempfile.TemporaryDirectory() as nowhere:
-        root = Path(nowhere) if data_args.feature_cache == "off" else _cache_root(data_args, training_args)
+        root = Path(nowhere) if data_args.feature_cache == "off" else cache_root(settings)
         return plan(named, data_args.val_fraction, ContentHashes(root / "contents"))
 
 
@@ -192,8 +193,11 @@ def read_records(
 
 
 def _taught(records: Sequence[Record], settings: Settings) -> Sequence[Record]:
-    if not settings.data.text_only:
-        return records
+    return texts_of(records) if settings.data.text_only else records
+
+
+def texts_of(records: Sequence[Record]) -> Sequence[Record]:
+    """The records as text alone."""
     return records.as_text() if isinstance(records, RecordTable) else [text_alone(r) for r in records]
 
 
@@ -217,15 +221,16 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
     run = None
     if training_args.world_size > 1:
         run = on_first_process(lambda: f"llava-verified-{uuid.uuid4().hex}", training_args)
-    cache = open_cache(_cache_root(data_args, training_args), model, data_args.repair_features, run)
+    cache = open_cache(cache_root(settings), model, data_args.repair_features, run)
     logger.info("%s", describe_cache(cache))
     return cache
 
 
-def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Any:
-    """A `Path`, or a folder in a bucket."""
-    beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
-    return beside if data_args.feature_cache == "auto" else open_folder(data_args.feature_cache)
+def cache_root(settings: Settings) -> Any:
+    """The folder of the feature cache: a `Path`, or a folder in a bucket."""
+    asked = settings.data.feature_cache
+    beside = Path(settings.training.output_dir).absolute().parent / "feature_cache"
+    return beside if asked == "auto" else open_folder(asked)
 
 
 def make_data(
@@ -276,7 +281,7 @@ def make_data(
         logger.warning("record %r has other tokens than were prepared for it: all are made anew in this run", name)
         dataset.prepared = prepared = None
     served = np.minimum(whole, limit)
-    summary = summarise(kept, served)
+    summary = summarise(kept, served) | {"cut": dataset.num_cut}
     report_sources(split.name, summary)
     digests = record_digests(kept) if prepared is None else prepared.digests(kept.rows)
     return SplitData(dataset, served, summary, digests)
@@ -360,9 +365,12 @@ def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
 
 
 def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
-    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample."""
+    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample; and
+    `ids`, a hash of the records' ids in their order, which experiments on text and on video have in common.
+    """
     return {
         "records": len(records),
+        "ids": hashlib.sha256(RecordIds(records).hashes.astype("<u8").tobytes()).hexdigest()[:32],
         "by_modality": {kind: len(places) for kind, places in by_modality(records).items()},
         "clips": len({(r.videos, r.images, r.split) for r in representatives(records)[0] if r.videos or r.images}),
         "longest": int(max(lengths, default=0)),

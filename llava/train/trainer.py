@@ -51,6 +51,7 @@ from llava.train.monitor.replay import Replay
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import make_optimizer, part_learning_rates
+from llava.train.unwrap import spare_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class LlavaTrainer(ResumableTrainer):
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         supervised = run_record.get("data", {}).get("train", {}).get("supervised", {})
         self.entropies = {kind: found["entropy"] for kind, found in supervised.items()}
+        if getattr(self.train_dataset, "alone", None) is not None and "captions" in self.entropies:
+            self.entropies.setdefault("text", self.entropies["captions"])  # The same words, without their videos.
         self.seen = Seen(getattr(self.train_dataset, "records", ()), run_record)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)
@@ -130,6 +133,10 @@ class LlavaTrainer(ResumableTrainer):
                 self.replay = Replay(self.model, every, monitor, gather_object, rank)
                 self.add_callback(self.replay)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        spare_deepspeed(self.accelerator)
+
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """What collates the batches of a loader: transformers asks for each, by what it is for."""
         collate = self.training_collator if description == "Training" else data_collator
@@ -155,7 +162,7 @@ class LlavaTrainer(ResumableTrainer):
         if self.monitor is not None and self.invariants is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
             with self.monitor.timed():
-                self.invariants.add_batches(batches)
+                self.invariants.add_batches(batches, self.sampler.epoch)
         return batches, items
 
     def compute_loss(
@@ -240,7 +247,7 @@ class LlavaTrainer(ResumableTrainer):
         share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         self.sampler = ModalityLengthSampler(
             self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share,
-            args.dataloader_drop_last,
+            args.dataloader_drop_last, getattr(self.train_dataset, "blind", None),
         )  # fmt: skip
         return self.sampler
 
