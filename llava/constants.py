@@ -42,6 +42,8 @@ ALARMS_FILE = "alarms.jsonl"
 HELD_OUT_FILE = "held_out.json"
 """The records that a run holds out by itself."""
 REPORT_FILE = "report.html"
+MILESTONE_FILE = "milestone.json"
+"""In a model that was kept after so many words, and beside the last one: after how many, and at which step."""
 
 ASIDE = ".tmp-"
 """Start of the names of folders that are being written or removed; what a kill leaves of them is worth nothing."""

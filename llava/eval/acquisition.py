@@ -80,15 +80,15 @@ class Sigmoid(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """Of two columns: pairs, and each coefficient with the ends of its 95 % interval; NaN where there is none."""
+    """Of two columns: pairs of values, and each coefficient with the ends of its 95 % interval, NaN without one."""
 
-    count: int
+    pairs: int
     spearman: tuple[float, float, float]
     pearson: tuple[float, float, float]
 
 
-def _curve(words: Sequence[float], nats: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """x = log10 of words, and nats, of the milestones that were measured.
+def _curve(words: Sequence[float], nats: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Words, their log10, and nats, of the milestones that were measured.
 
     Raises:
         ValueError: for words that do not rise from above 0, and curves of other lengths.
@@ -99,7 +99,7 @@ def _curve(words: Sequence[float], nats: Sequence[float]) -> tuple[np.ndarray, n
     if len(served) and not (served[0] > 0 and (np.diff(served) > 0).all()):
         raise ValueError("words of milestones must rise, from above 0")
     known = np.isfinite(values)
-    return np.log10(served[known]), values[known]
+    return served[known], np.log10(served[known]), values[known]
 
 
 def words_to(target: float, words: Sequence[float], nats: Sequence[float]) -> Crossing:
@@ -108,13 +108,13 @@ def words_to(target: float, words: Sequence[float], nats: Sequence[float]) -> Cr
     Args:
         words: (M,) rising; nats: (M,), NaN where it was not measured.
     """
-    x, values = _curve(words, nats)
+    served, x, values = _curve(words, nats)
     reached = np.flatnonzero(values <= target)
     if not len(reached):
         return Crossing(math.nan, NEVER)
     i = int(reached[0])
     if i == 0:
-        return Crossing(float(10 ** x[0]), BEFORE)
+        return Crossing(float(served[0]), BEFORE)
     share = (values[i - 1] - target) / (values[i - 1] - values[i])
     return Crossing(float(10 ** (x[i - 1] + share * (x[i] - x[i - 1]))), PASSED)
 
@@ -124,7 +124,7 @@ def fit_sigmoid(words: Sequence[float], nats: Sequence[float], chance: float) ->
 
     Its high end is not fitted: what nobody has trained yet knows nothing, and milestones seldom reach back to there.
     """
-    x, values = _curve(words, nats)
+    _, x, values = _curve(words, nats)
     if len(x) < LEAST_MILESTONES:
         return None
     span, narrowest = float(x[-1] - x[0]), float(np.diff(x).min()) / 20
@@ -163,7 +163,7 @@ def age_of(words: Sequence[float], nats: Sequence[float], chance: float) -> Age:
         Without any crossing for a word that never gets `LEAST_FALL` below chance. A sigmoid that is at the half-way
         level before the first milestone counts as there: what was not measured is not extrapolated.
     """
-    x, values = _curve(words, nats)
+    served, x, values = _curve(words, nats)
     nothing = Crossing(math.nan, NEVER)
     if not len(x):
         return Age(chance, math.nan, nothing, nothing, math.nan)
@@ -174,14 +174,14 @@ def age_of(words: Sequence[float], nats: Sequence[float], chance: float) -> Age:
         return Age(chance, lowest, nothing, nothing, residual)
     half = (chance + lowest) / 2
     i = int(np.flatnonzero(values <= half)[0])
-    first = Crossing(float(10 ** x[i]), PASSED if i else BEFORE)
+    first = Crossing(float(served[i]), PASSED if i else BEFORE)
     if sigmoid is None:
         return Age(chance, lowest, first, Crossing(math.nan, NOT_FITTED), residual)
     place = sigmoid.crossing(half)
     if math.isnan(place) or place > x[-1]:
         fitted = Crossing(math.nan, NOT_FITTED)
     else:
-        fitted = Crossing(float(10 ** max(place, x[0])), PASSED if place > x[0] else BEFORE)
+        fitted = Crossing(float(10**place), PASSED) if place > x[0] else Crossing(float(served[0]), BEFORE)
     return Age(chance, lowest, first, fitted, residual)
 
 

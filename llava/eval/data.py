@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import RUN_RECORD
+from llava.constants import HELD_OUT_FILE, RUN_RECORD
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.mixture import DEFAULT_SEED, split_paths
@@ -40,6 +40,19 @@ def trained_on(model_path: str | Path, path: str) -> bool:
         return any(os.path.realpath(p) in known for p in split_paths(path))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def held_out_of(run: Path, model: Path | None = None) -> Path | None:
+    """The records that a run is evaluated on: those that it was given, or held out; None without any.
+
+    Args:
+        model: where the run's record is, if not beside its last model: one of its checkpoints or milestones.
+    """
+    record = json.loads(((model or run) / RUN_RECORD).read_text(encoding="utf-8"))
+    if record["flags"].get("eval_data_path"):
+        return Path(record["flags"]["eval_data_path"])
+    file = run / HELD_OUT_FILE
+    return file if (record.get("split") or {}).get("held_out") and file.is_file() else None
 
 
 def read_for_evaluation(

@@ -280,7 +280,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, flags, columns = parse(
         main.__doc__, RunFlags, PairFlags, Columns, argv=argv, prog="python -m llava.eval.pairs"
     )
-    files = {path: read_pairs(path, columns) for path in flags.files}
+    measure(run, flags, columns, {path: read_pairs(path, columns) for path in flags.files})
+    return 0
+
+
+def measure(
+    run: RunFlags, flags: PairFlags, columns: Columns, files: Mapping[str, tuple[list[Pair], list[str]]]
+) -> None:
+    """Measures one checkpoint, writes the files of each file of pairs, and prints what they say.
+
+    Raises:
+        ValueError: from the scorers.
+    """
     device = device_of(run.device)
     if flags.sees:
         tokenizer, model = load_pretrained_model(run.model_path, device, run.vision_tower)
@@ -299,10 +310,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         table = results.write(
             f"pairs_{file_name(path)}", COLUMNS, rows, [path], {"remarks": remarks, "accuracy": summary},
-            {"text_start": form.text_start, "conditions": flags.conditions, "seed": flags.seed, **asdict(columns)},
+            {"text_start": form.text_start, **settings_of(flags, columns)},
         )  # fmt: skip
         print(f"{format_accuracies(summary)}\nwritten to {show(table)}")
-    return 0
+
+
+def settings_of(flags: PairFlags, columns: Columns) -> dict[str, Any]:
+    """What else the results follow from than model and file: kept with them."""
+    return {
+        "conditions": flags.conditions, "seed": flags.seed, "longest": flags.context, **asdict(columns)
+    }  # fmt: skip
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, form: TextFormat, pairs: Sequence[Pair]) -> list[str]:

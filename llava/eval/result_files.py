@@ -18,10 +18,12 @@ from typing import Any
 
 import llava
 from llava.config.groups import ModelFlags
+from llava.constants import MILESTONE_FILE
 from llava.data.features.content import replace_file
 from llava.errors import UnwritableFile
 
 FOLDER = "tests"
+TRAINER_STATE = "trainer_state.json"
 NO_NAME = frozenset("*?[]:\\/")
 
 
@@ -127,11 +129,13 @@ def clean(value: Any) -> Any:
 
 
 def step_of(run: str | Path) -> int | None:
-    """The optimiser step of a run or checkpoint, by its trainer's state; None where there is none."""
-    try:
-        return int(json.loads((Path(run) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The optimiser step of a run, checkpoint or milestone, by its own files; None where there is none."""
+    for name, key in ((TRAINER_STATE, "global_step"), (MILESTONE_FILE, "step")):
+        try:
+            return int(json.loads((Path(run) / name).read_text(encoding="utf-8"))[key])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ from llava.data.records import apply_policy, load_records, text_alone
 from llava.errors import UserError, run_command, show
 from llava.eval.data import device_of, trained_on
 from llava.eval.italian import MARK, class_of, form, owners, sums, units
-from llava.eval.result_files import Results, RunFlags, file_name
+from llava.eval.result_files import Results, RunFlags, file_name, sha256
 from llava.eval.sighted import clusters_of
 from llava.eval.statistics import bootstrap_ratio
 from llava.eval.text_scores import TextNats, TextScorer, load_without_tower, plain_format
@@ -45,6 +45,7 @@ from llava.eval.word_tables import (
 )
 
 CAPTIONS = "captions"
+BLIND = "blind_words"
 COLUMNS = ("test", "item", "cluster", "position", "word", "class", "tokens", "nats", "frequency", "length")
 END = "end"
 
@@ -279,6 +280,52 @@ def captions_of(flags: SurprisalFlags, reserved: Sequence[str]) -> tuple[list[Te
     ], remarks  # fmt: skip
 
 
+class BlindTest:
+    """What is measured of every checkpoint alike; its tables are read once.
+
+    Args:
+        run: the folder whose record says which data were trained on, for frequencies.
+
+    Raises:
+        DatasetError: for tables that cannot be read, or lack a column.
+    """
+
+    def __init__(self, flags: SurprisalFlags, run: str) -> None:
+        self.flags = flags
+        self.norms = read_norms(flags.norms, flags.column, flags.word_column)
+        self.classes = read_classes(flags.classes) if flags.classes else Classes()
+        self.frequency, self.said = (
+            (read_frequencies(flags.frequency), f"frequency: by {show(flags.frequency)}")
+            if flags.frequency
+            else training_frequencies(run)
+        )
+        self.files = [*(split_paths(flags.data_path) if flags.data_path else []), *flags.text]
+        self._texts: tuple[list[Text], list[str]] | None = None
+
+    @property
+    def tests(self) -> list[str]:
+        """Names of the tests, captions first."""
+        return [CAPTIONS] * (self.flags.data_path is not None) + [file_name(path) for path in self.flags.text]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else the results follow from than model and files: kept with them."""
+        flags = self.flags
+        tables = {"norms": flags.norms, "classes": [flags.classes], "frequency": [flags.frequency]}
+        return {
+            **{name: [sha256(path) for path in paths if path] for name, paths in tables.items()},
+            "columns": [n.name for n in self.norms], "word_column": flags.word_column, "limit": flags.limit,
+            "longest": flags.context, "seed": flags.seed,
+        }  # fmt: skip
+
+    def texts(self, reserved: Sequence[str]) -> tuple[list[Text], list[str]]:
+        """All texts, and what is to be said of them; read once, since a run's checkpoints share their tokenizer."""
+        if self._texts is None:
+            found, remarks = captions_of(self.flags, reserved) if self.flags.data_path is not None else ([], [])
+            self._texts = [*found, *(t for path in self.flags.text for t in read_texts(path))], remarks
+        return self._texts
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Nats of every word of held-out captions and of texts, with no video.
 
@@ -286,28 +333,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     each with its .json, into the run's folder tests.
     """
     run, flags = parse(main.__doc__, RunFlags, SurprisalFlags, argv=argv, prog="python -m llava.eval.surprisal")
-    norms = read_norms(flags.norms, flags.column, flags.word_column)
-    classes = read_classes(flags.classes) if flags.classes else Classes()
-    frequency, said = (
-        (read_frequencies(flags.frequency), f"frequency: by {show(flags.frequency)}")
-        if flags.frequency
-        else training_frequencies(run.model_path)
-    )
+    measure(run, BlindTest(flags, run.model_path))
+    return 0
+
+
+def measure(run: RunFlags, test: BlindTest) -> None:
+    """Measures one checkpoint, writes its files and prints what they say.
+
+    Raises:
+        ValueError: from records, texts and `TextScorer`.
+    """
+    flags = test.flags
     tokenizer, model = load_without_tower(run.model_path, device_of(run.device))
     results = Results.of(run)
     form_of_text = plain_format(model, tokenizer, run.model_path)
-    texts, remarks = [], [said]
-    if flags.data_path is not None:
-        captions, more = captions_of(flags, reserved_tokens(tokenizer))
-        texts, remarks = captions, remarks + more
-    for path in flags.text:
-        texts += read_texts(path)
+    texts, remarks = test.texts(reserved_tokens(tokenizer))
+    remarks = [test.said, *remarks]
     scorer = TextScorer(tokenizer, model, form_of_text, flags.batch_size, flags.context)
     nats = scorer.score([t.text for t in texts], [t.place for t in texts])
+    norms, frequency = test.norms, test.frequency
     covariates = [*([frequency] if frequency else []), *norms]
     words, marks, reaching = [], [], 0
     for text, found in zip(texts, nats, strict=True):
-        of_words, of_marks, count = rows_of(text, found, classes, covariates)
+        of_words, of_marks, count = rows_of(text, found, test.classes, covariates)
         words, marks, reaching = words + of_words, marks + of_marks, reaching + count
     if flags.data_path is not None and trained_on(run.model_path, flags.data_path):
         remarks.append(f"{show(flags.data_path)} is what the run TRAINED on: its captions are not held out")
@@ -321,7 +369,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{n.name}: {n.repeated} words have several rows, of which the mean is taken" for n in norms if n.repeated
     ]
     names = [n.name for n in norms]
-    summary: dict[str, Any] = {"remarks": remarks, "text_start": form_of_text.text_start, "context": scorer.context}
+    summary: dict[str, Any] = {
+        "remarks": remarks, "text_start": form_of_text.text_start, "context": scorer.context,
+        "vocabulary": model.get_output_embeddings().weight.shape[0],
+    }  # fmt: skip
     # A table's frequencies may be of anything.
     floor = frequency is not None and not is_table(flags.frequency)
     summary["tests"] = {
@@ -330,13 +381,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for test in dict.fromkeys(t.test for t in texts)
     }
-    files = [*(split_paths(flags.data_path) if flags.data_path else []), *flags.text]
-    path = results.write("blind_words", [*COLUMNS, *names], words, files, summary, {"norms": flags.norms})
-    results.write("blind_marks", COLUMNS[:8], marks, files, summary)
+    path = results.write(BLIND, [*COLUMNS, *names], words, test.files, summary, test.settings)
+    results.write("blind_marks", COLUMNS[:8], marks, test.files, summary, test.settings)
     for test, found in summary["tests"].items():
         print(format_summary(test, found))
     print("\n".join([*(show(r) for r in remarks), f"written to {show(path)}"]))
-    return 0
 
 
 if __name__ == "__main__":

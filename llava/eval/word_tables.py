@@ -167,8 +167,8 @@ def training_frequencies(run: str | Path) -> tuple[Norm | None, str]:
         return None, f"frequency is NOT MEASURED: {show(run)} has no {RUN_RECORD}; give --frequency FILE"
     try:
         path = json.loads((home / RUN_RECORD).read_text(encoding="utf-8"))["flags"]["data_path"]
-        held_out = home / HELD_OUT_FILE
-        left_out = {r.id for r in load_records(held_out)[0]} if held_out.is_file() else set()
+        held_out = next((f for f in (home / HELD_OUT_FILE, home.parent / HELD_OUT_FILE) if f.is_file()), None)
+        left_out = {r.id for r in load_records(held_out)[0]} if held_out else set()
         return _of_records(path, left_out), f"frequency: occurrences in a million words of {show(path)}"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return None, f"frequency is NOT MEASURED: the run's data cannot be read ({show(error)}); give --frequency FILE"

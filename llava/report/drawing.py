@@ -7,7 +7,7 @@ between the axes. Colours of curves are CSS variables of the page, so that one d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,10 +49,10 @@ class Axis:
             values = np.log10(np.where(values > 0, values, np.nan))
         return (values - self.low) / (self.high - self.low) * self.length
 
-    def ticks(self) -> list[Tick]:
-        """At most eight round values, and their places."""
+    def ticks(self, text: Callable[[float], str] | None = None) -> list[Tick]:
+        """At most eight round values, and their places; `text` writes them, `tick_text` by default."""
         values = log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
-        return [Tick(float(p), tick_text(v)) for v, p in zip(values, self.place(values), strict=True)]
+        return [Tick(float(p), (text or tick_text)(v)) for v, p in zip(values, self.place(values), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Drawing:
 def draw(panel: Panel) -> Drawing:
     """The panel on its axes."""
     # A dot at step 0 would be cut in half by the edge.
-    starts = any(s.steps[0] == 0 for s in panel.series)
-    x = axis_of([np.append(s.steps, 0) for s in panel.series], WIDTH, margin=0.02 if starts else 0)
+    starts = panel.log_x or any(s.steps[0] == 0 for s in panel.series)
+    x = axis_of([np.append(s.steps, 0) for s in panel.series], WIDTH, panel.log_x, 0.02 if starts else 0)
     log = panel.log and _spans_decades(panel.series)
     drawn = [v for s in panel.series for v in (s.values, s.low, s.high) if v is not None]
     levels = [(value, text) for value, text in panel.levels if math.isfinite(value) and (value > 0 or not log)]
@@ -98,7 +98,7 @@ def draw(panel: Panel) -> Drawing:
     return Drawing(
         panel,
         [_curve(s, x, y) for s in panel.series],
-        x.ticks(),
+        x.ticks(amount_text if panel.log_x else tick_text),
         [Tick(HEIGHT - t.at, t.text) for t in y.ticks()],
         HEIGHT - float(y.place(0)) if panel.zero and not log else None,
         [(HEIGHT - float(y.place(value)), text) for value, text in levels],
@@ -203,3 +203,11 @@ def tick_text(value: float) -> str:
     if value and not 1e-4 <= abs(value) < 1e4:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") if abs(value) < 1 else f"{value:,.0f}"
     return f"{value:.6g}".replace("-", "−")
+
+
+def amount_text(value: float) -> str:
+    """A number of words in short: 500, 10k, 1.5M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"

@@ -55,7 +55,7 @@ class Panel:
     """A drawing with its title and remarks; `log` asks for a logarithmic axis, where the values allow it.
 
     `levels` are values that curves are compared with, each with its name; NaN where it is not known. `x` names the
-    other axis.
+    other axis, which is logarithmic too where `log_x`: for drawings without `curves.js`, which does not know of it.
     """
 
     title: str
@@ -66,6 +66,7 @@ class Panel:
     zero: bool = False
     levels: Sequence[tuple[float, str]] = ()
     x: str = "optimiser step"
+    log_x: bool = False
 
     @property
     def notes(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.config.recipe import as_arguments
-from llava.constants import HELD_OUT_FILE, RUN_RECORD
+from llava.constants import RUN_RECORD
+from llava.eval.data import held_out_of
 from llava.study.design import TEXT, StudyRun
 
 BLIND, SIGHTED = "blind_words", "sighted_captions"
@@ -23,15 +23,6 @@ TOLD = ("video_folder", "image_folder", "allow_absolute_paths", "feature_cache")
 
 Command = Callable[[Sequence[str], str], None]
 """Runs a command, which is named in words for messages."""
-
-
-def held_out_of(folder: Path) -> Path | None:
-    """The records that a finished run was evaluated on: those that it was given, or held out; None without any."""
-    record = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
-    if record["flags"].get("eval_data_path"):
-        return Path(record["flags"]["eval_data_path"])
-    file = folder / HELD_OUT_FILE
-    return file if (record.get("split") or {}).get("held_out") and file.is_file() else None
 
 
 def tests_of(run: StudyRun, flags: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -59,7 +59,7 @@ def test_of_a_curve_that_falls_the_first_milestone_is_below_and_the_one_before_a
     if age.lowest > CHANCE - LEAST_FALL:
         assert (age.first.kind, age.fitted.kind) == (NEVER, NEVER)
         return
-    i = words.tolist().index(pytest.approx(age.first.words))
+    i = words.tolist().index(age.first.words)
     assert nats[i] <= age.half and (age.first.kind == BEFORE if i == 0 else nats[i - 1] > age.half)
     if age.fitted.is_known:
         assert words[0] * 0.999 <= age.fitted.words <= words[-1] * 1.001
@@ -117,7 +117,7 @@ def test_what_is_no_curve_is_refused(words, nats):
 
 def test_correlations_by_hand_and_their_intervals_cover():
     found = correlation([1, 2, 3, 4, math.nan], [1, 4, 9, 16, 5])
-    assert found.count == 4 and found.spearman[0] == 1 and found.pearson[0] == pytest.approx(0.98437, abs=1e-5)
+    assert found.pairs == 4 and found.spearman[0] == 1 and found.pearson[0] == pytest.approx(0.98437, abs=1e-5)
     assert math.isnan(correlation([1, 2, 3], [1, 2, 3]).pearson[0]), "too few"
     assert math.isnan(correlation([1, 2, 3, 4], [1, 1, 1, 1]).spearman[0])
     generator, inside, true = np.random.default_rng(0), np.zeros(2), 0.6

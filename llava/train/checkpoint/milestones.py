@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from llava.config.ranges import amount
-from llava.constants import FILLER_ID, FILLER_INDEX
+from llava.constants import FILLER_ID, FILLER_INDEX, MILESTONE_FILE
 from llava.data.columns import RecordIds, RecordView
 from llava.data.records import Record
 from llava.data.sources import words_of
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 MILLION = 1_000_000
 BABYLM = tuple(MILLION * n for n in (*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)))
 """Every million words to 10 million, ten million to 100 million, hundred million to a billion."""
-MILESTONE_FILE = "milestone.json"
 
 
 def parse_words(text: str) -> tuple[int, ...]:
@@ -129,6 +128,11 @@ class Milestones(TrainerCallback):
         for milestone in passed:
             self._keep(milestone, state)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Says beside the last model how many words it was served."""
+        if self.trainer.is_world_process_zero():
+            self._write(Path(args.output_dir), state)
+
     def _words_of(self, step: int) -> int:
         """Words that a step, from 1, serves."""
         sampler = self.trainer.sampler
@@ -159,9 +163,12 @@ class Milestones(TrainerCallback):
         trainer, folder = self.trainer, Path(self.trainer.args.output_dir) / milestone_name(milestone)
         trainer.save_model(str(folder))
         if trainer.is_world_process_zero():
-            kept = {
-                "milestone": milestone, "words": self.served, "step": state.global_step, "epoch": state.epoch,
-                "words_of_an_epoch": int(self.words.sum()), "seed": trainer.args.seed,
-            }  # fmt: skip
-            (folder / MILESTONE_FILE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            self._write(folder, state, milestone)
             logger.info("%s: kept after %s words, at step %d", folder.name, f"{self.served:,}", state.global_step)
+
+    def _write(self, folder: Path, state: Any, milestone: int | None = None) -> None:
+        kept = {
+            "milestone": milestone, "words": self.served, "step": state.global_step, "epoch": state.epoch,
+            "words_of_an_epoch": int(self.words.sum()), "seed": self.trainer.args.seed,
+        }  # fmt: skip
+        (folder / MILESTONE_FILE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
