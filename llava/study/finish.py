@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from llava.config.recipe import as_arguments
-from llava.constants import RUN_RECORD
+from llava.constants import MILESTONE_FILE, RUN_RECORD
 from llava.eval.data import held_out_of
 from llava.study.design import TEXT, StudyRun
 
 BLIND, SIGHTED = "blind_words", "sighted_captions"
 MODULES = {BLIND: "llava.eval.surprisal", SIGHTED: "llava.eval.sighted"}
 """Each test by the name of its results, `RUN/tests/NAME.csv` and `NAME.json`, and the command that makes it."""
+MILESTONES = "milestones/milestones.md"
+"""What `llava.eval.milestones` writes last into the folder of a run."""
 PAGE, ANSWER = "study.md", "llava.study.answer"
 TOLD = ("video_folder", "image_folder", "allow_absolute_paths", "feature_cache")
 """Flags of a run that its tests are told too."""
@@ -48,10 +50,20 @@ def is_tested(run: StudyRun, name: str) -> bool:
 
 
 def test_run(run: StudyRun, flags: Mapping[str, Any], command: Command) -> None:
-    """Makes the tests of a finished run that are not there yet."""
+    """Makes the tests of a finished run, and of the models that it kept, that are not there yet."""
     for name, words in tests_of(run, flags).items():
         if not is_tested(run, name):
             command([sys.executable, *words], f"the test {name} of {run}")
+    test_milestones(run, command)
+
+
+def test_milestones(run: StudyRun, command: Command) -> None:
+    """Tests the models that a run kept after so many words, where there are any, and not yet."""
+    table, record = run.folder / MILESTONES, run.folder / RUN_RECORD
+    if not any(run.folder.glob(f"chck_*/{MILESTONE_FILE}")) or held_out_of(run.folder) is None:
+        return
+    if not table.is_file() or table.stat().st_mtime < record.stat().st_mtime:
+        command([sys.executable, "-m", "llava.eval.milestones", str(run.folder)], f"the milestones of {run}")
 
 
 def tested(run: StudyRun, flags: Mapping[str, Any]) -> str:

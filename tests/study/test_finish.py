@@ -58,6 +58,27 @@ def test_a_test_is_made_once_for_a_model(run, there):
     assert finish.tested(run, FLAGS) == "blind_words (not yet), sighted_captions (not yet)", "the model is newer"
 
 
+def test_milestones_of_a_run_are_tested_once(run, there):
+    asked: list[list[str]] = []
+
+    def command(words, what):
+        asked.append(words[1:])
+        (run.folder / "milestones").mkdir(exist_ok=True)
+        (run.folder / finish.MILESTONES).write_text("")
+
+    finish.test_milestones(run, command)
+    assert not asked, "it kept no model"
+    (run.folder / "chck_1M").mkdir()
+    (run.folder / "chck_1M" / "milestone.json").write_text("{}")
+    for _ in range(2):
+        finish.test_milestones(run, command)
+    assert asked == [["-m", "llava.eval.milestones", str(run.folder)]]
+    (run.folder / finish.MILESTONES).unlink()
+    (run.folder / "llava_run.json").write_text(json.dumps({"flags": {}, "split": {"held_out": 0}}))
+    finish.test_milestones(run, command)
+    assert len(asked) == 1, "nothing was held out to test them on"
+
+
 def test_without_held_out_captions_nothing_can_be_shown(run, tmp_path):
     (run.folder / "llava_run.json").write_text(json.dumps({"flags": {}, "split": {"held_out": 0}}))
     assert finish.tests_of(run, FLAGS) == {} and finish.tested(run, FLAGS) == "none"
