@@ -74,6 +74,9 @@ def test_frequencies_of_a_table_and_of_the_runs_records(tmp_path):
     assert found.of("cane", {}) == pytest.approx(2.5e5) and said.endswith("train.json")
     table(run.parent, "held_out.json", json.dumps([record("b", "Un cane.")]))
     assert training_frequencies(run)[0].of("cane", {}) == 0, "what the run held out by itself was not trained on"
+    (run / "llava_run.json").write_text(json.dumps({"flags": {"data_path": data}}))
+    assert training_frequencies(run)[0].of("cane", {}) == 0, "a checkpoint has a record, and the run what it held out"
+    (run / "llava_run.json").unlink()
     (run.parent / "llava_run.json").write_text(json.dumps({"flags": {"data_path": "gone.json"}}))
     assert training_frequencies(run)[0] is None
 

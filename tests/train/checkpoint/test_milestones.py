@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from llava.constants import FILLER_INDEX
 from llava.data.sampler import ModalityLengthSampler
+from llava.eval.result_files import step_of
 from llava.model.builder import load_pretrained_model
 from llava.train.checkpoint import milestones
 from llava.train.checkpoint.milestones import BABYLM, milestone_name, parse_words, step_words
@@ -92,6 +93,9 @@ def test_models_are_kept_where_the_words_pass_and_no_rotation_takes_them(counted
     final = load_file(folder / "model.safetensors")
     assert all((last[name] == final[name]).all() for name in final)
     load_pretrained_model(folder / f"chck_{words}")
+    end = json.loads((folder / "milestone.json").read_text())
+    assert (end["milestone"], end["words"], end["step"]) == (None, 3 * words, 9), "the last model, beside its weights"
+    assert (step_of(folder), step_of(folder / f"chck_{words}")) == (9, 3)
 
 
 def test_a_run_that_goes_on_counts_on(counted, assets, tmp_path, caplog):
