@@ -176,7 +176,7 @@ class Study:
                 trials = runs_of(folder, 1, kinds)
                 for run in trials:
                     say(f"timing {TRIAL_STEPS} steps: {run}")
-                    self.train(run, self.flags_of(run) | TRIAL_FLAGS)
+                    self.train(run, {k: v for k, v in self.flags_of(run).items() if k != "save_words"} | TRIAL_FLAGS)
                     seconds[run.arm] = step_seconds(run.folder)
                     steps = planned_steps(run.folder, self.flags_of(run))
                 check_paired(trials)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             train(list(command)[2:])
         elif "llava.commands.make_model" in command:
             make_model.main(list(command)[3:])
+        elif command[2].startswith("llava.eval."):
+            import_module(command[2]).main(list(command)[3:])
         else:
             raise AssertionError(command)
 
@@ -103,6 +106,24 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
     main([*words, "--seeds", "2", "--only", "seed=1,arm=T"])
     assert ran[number:] == ["seed 1, T (text alone)"]
     assert "4 of 6 runs are finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_models_that_all_arms_keep_are_tested_and_shown(assets, data, tmp_path, ran, capsys):
+    output = tmp_path / "study"
+    words = command(assets, data, output, controls="False", save_words="20,50", eval_data_path=assets.video_json,
+                    preflight="off")  # fmt: skip
+    for arm in "VM":  # One by one, no steps are timed before.
+        main([*words, "--arms", "V,M", "--only", f"arm={arm}"])
+    kept = {arm: sorted(p.name for p in (output / "seed0" / arm).glob("chck_*")) for arm in "VM"}
+    assert kept == {arm: ["chck_20", "chck_50"] for arm in "VM"}
+    assert ran.count("the milestones of seed 0, M (another clip's video)") == 1
+    page = (output / finish.PAGE).read_text()
+    assert "## At other budgets" in page and "| 20 words | " in page and "| 50 words | " in page
+    assert (output / "seed0" / "V" / "milestones" / "milestones.svg").is_file()
+    number = len(ran)
+    main([*words, "--arms", "V,M"])
+    assert len(ran) == number, "what is tested is kept"
 
 
 def test_flags_that_a_study_sets_are_refused(assets, data, tmp_path, ran):
