@@ -84,7 +84,7 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
     assert ran[number:] == ["seed 0, M (another clip's video)", "seed 0, T (text alone)"]
     said = capsys.readouterr().out
     assert "measured on the runs so far" in said and "Nothing can be shown: no captions were held out" in said
-    assert "Nothing can be shown" in (output / finish.PAGE).read_text()
+    assert "Nothing can be shown" in (output / finish.MARKDOWN).read_text()
     state = json.loads((output / "seed0" / "M" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4], "each step once"
     kept = {arm: json.loads((output / "seed0" / arm / "llava_run.json").read_text()) for arm in "TVM"}
