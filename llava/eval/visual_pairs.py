@@ -121,7 +121,7 @@ def visual_pairs(
     """
     said: dict[Any, set[tuple[str, ...]]] = {}
     for record in records:
-        said.setdefault(clip_of(record), set()).add(tuple(word_forms(reference_of(record))))
+        said.setdefault(_shown(record), set()).add(tuple(word_forms(reference_of(record))))
     pairs, left_out = [], Counter[str]()
     for record in records:
         if (
@@ -135,7 +135,7 @@ def visual_pairs(
         caption = reference_of(record)
         found: dict[str, list[tuple[Exchange, str]]] = {}
         for exchange, wrong in _possible(caption, exchanges):
-            if tuple(word_forms(wrong)) in said[clip_of(record)]:
+            if tuple(word_forms(wrong)) in said[_shown(record)]:
                 left_out["exchanges that another caption of the clip has"] += 1
             else:
                 found.setdefault(exchange.kind, []).append((exchange, wrong))
@@ -145,6 +145,11 @@ def visual_pairs(
             chosen = sorted(order[: per_kind or None].tolist())
             pairs += [VisualPair(record, caption, wrong, exchange) for exchange, wrong in (listed[i] for i in chosen)]
     return pairs, +left_out
+
+
+def _shown(record: Record) -> Any:
+    """What is equal for records of one clip; a text that shows nothing is alone."""
+    return clip_of(record) if record.videos else record.id
 
 
 def _possible(caption: str, exchanges: Sequence[Exchange]) -> Iterator[tuple[Exchange, str]]:

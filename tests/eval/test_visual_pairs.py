@@ -53,6 +53,7 @@ def test_no_wrong_sentence_is_another_caption_of_the_clip(tmp_path):
     records = records_of(
         tmp_path, ("a", "Un cane corre.", "0.mp4"), ("b", "un GATTO corre", "0.mp4"), ("c", "Un cane corre.", "1.mp4"),
         ("d", "Un topo.", "1.mp4"), ("e", "Un cane.", "2.mp4", "Che cosa vedi?"), ("f", "Un cane dorme."),
+        ("g", "Un gatto dorme."),
     )  # fmt: skip
     pairs, left_out = visual_pairs(records, EXCHANGES, per_kind=0)
     assert [(p.record.id, p.wrong) for p in pairs] == [
@@ -61,7 +62,7 @@ def test_no_wrong_sentence_is_another_caption_of_the_clip(tmp_path):
     ]  # fmt: skip
     assert left_out == {
         "exchanges that another caption of the clip has": 1,
-        "captions without a word of the table": 2,
+        "captions without a word of the table": 3,
         "records that show more than a video, or say something before their caption": 1,
     }
     drawn = [(p.record.id, p.wrong) for p in visual_pairs(records, EXCHANGES)[0]]
