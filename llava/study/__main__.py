@@ -117,8 +117,9 @@ def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, lis
     if problems:
         refuse(problems[0], PROG)
     try:
-        own, tests = (kind(**{f.name: getattr(values, f.name) for f in fields(kind)}) for kind in kinds)
-        return own, tests, rest
+        given = vars(values)
+        own = StudyFlags(**{f.name: given[f.name] for f in fields(StudyFlags)})
+        return own, finish.TestFlags(**{f.name: given[f.name] for f in fields(finish.TestFlags)}), rest
     except UserError as error:
         refuse(error, PROG)
 
@@ -207,10 +208,10 @@ class Study:
                 check_paired(trials)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-        sees = seconds.get(OWN, seconds.get(OTHER))
+        sees = seconds.get(OWN, seconds.get(OTHER, math.nan))
         of = {OWN: sees, OTHER: sees, TEXT: seconds.get(TEXT, sees)}
         rest = [run for run in self.runs if state_of(run.folder).kind != FINISHED]
-        took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest if of[run.arm] is not None) / 3600
+        took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest) / 3600
         about = "nobody knows how many" if math.isnan(took) else f"about {took:.2g}"
         say(
             f"{count(len(rest), 'run')} of {steps:,} steps left: {about} hours of training (measured on {how}; starts, "
