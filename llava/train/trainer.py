@@ -31,7 +31,7 @@ from llava.data.sources import Seen
 from llava.errors import NotFinite, UserError
 from llava.eval.loss import after_first_token, token_scores
 from llava.train import sight
-from llava.train.checkpoint.reload import ReloadError, compare_saved
+from llava.train.checkpoint.reload import check_saved
 from llava.train.checkpoint.resumable import ResumableTrainer
 from llava.train.checkpoint.resume import recorded
 from llava.train.checkpoint.sharding import (
@@ -370,16 +370,10 @@ class LlavaTrainer(ResumableTrainer):
         if weights_are_spread(self.args) or self.invariants.sharded:
             logger.info("%s was not loaded again to compare it: its weights are spread over the processes", folder)
         elif self.is_world_process_zero():
-            dataset = self.train_dataset
-            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in range(min(2, len(dataset)))]))
-            try:
-                loss = compare_saved(folder, self.model, batch, self.compute_loss_context_manager)
-            except ReloadError:
-                if folder.name.startswith("checkpoint-"):
-                    # Under its own name the next run would go on from it.
-                    folder.rename(folder.with_name(f"wrong-{folder.name}"))
-                raise
-            logger.info("%s was loaded again: its loss of a batch, %.4f, is that of the live model", folder, loss)
+            batch = [self.train_dataset[i] for i in range(min(2, len(self.train_dataset)))]
+            check_saved(
+                folder, self.model, self._prepare_inputs(self.data_collator(batch)), self.compute_loss_context_manager
+            )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint that lacks weights, or has others, is not resumed from.
