@@ -90,8 +90,11 @@ def tests_of(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags) -> dict[
         found[BLIND] = command("surprisal", *about, *more, *(["--classes", asked.classes] if asked.classes else []))
     if about and run.arm != TEXT:
         found[SIGHTED] = command("sighted", *about)
+    # Pairs that name a video are also asked after it, and after another's.
+    sees = run.arm != TEXT and bool(flags.get("video_folder"))
+    shown = {name: flags[name] for name in CLIP_FOLDERS if flags.get(name) and name != "image_folder"}
     for path in asked.pairs:
-        found[PAIRS + file_name(path)] = command("pairs", path)
+        found[PAIRS + file_name(path)] = command("pairs", path, *([*as_arguments(shown), *cache] if sees else []))
     return found
 
 

@@ -53,6 +53,9 @@ def test_texts_norms_and_pairs_are_asked_of_every_arm(run, tmp_path):
     assert list(found) == ["blind_words", "pairs_a", "pairs_b"]
     assert found["blind_words"][9:] == ["--text", str(tmp_path / "prosa.txt"), "--norms", str(tmp_path / "norms.tsv"),
                                         "--column", "AoA", "--device", "cpu"]  # fmt: skip
+    assert found["pairs_a"][3:] == [str(tmp_path / "a.jsonl"), "--device", "cpu"], "nothing is shown to it"
+    sees = finish.tests_of(run, FLAGS, asked)["pairs_a"]
+    assert sees[4:] == ["--video_folder", "clips", "--feature_cache", "cache", "--device", "cpu"]
     for wrong, words in (({"primary": "pairs_c"}, "use captions$"), ({"text": ["none.txt"]}, "none.txt: no such file")):
         with pytest.raises(UserError, match=words):
             TestFlags(**wrong)
