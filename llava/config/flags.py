@@ -124,6 +124,21 @@ class DataArguments:
     text_only: bool = field(
         default=False, metadata={"help": "Leave videos and images out and train on the text of the same records."}
     )
+    other_clips: int | None = field(
+        default=None,
+        metadata={
+            "help": "Show each record another clip's video, by an exchange of clips of different content that is drawn "
+            "from this number and stays: the same positions and compute, and nothing that belongs to the caption. "
+            "Evaluation shows records their own clips."
+        },
+    )
+    blind_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the records with a video that an epoch shows without it, as text alone; drawn by --seed, "
+            "record and epoch. Without it a model has never seen the text at the positions of a text without video."
+        },
+    )
     image_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' image paths."})
     video_folder: str | None = field(default=None, metadata={"help": "Prefix of the records' video paths."})
     allow_absolute_paths: bool = field(

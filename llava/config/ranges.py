@@ -77,6 +77,8 @@ RANGES: dict[str, Range] = {
     "frames_upbound": AMOUNT,
     "clip_timeout": Range(0, above=True),
     "val_fraction": Range(0, 1, below=True),
+    "other_clips": SEED,
+    "blind_share": Range(0, 1, below=True),
     "model_max_length": Range(2, whole=True),
     "pad_to_multiple_of": COUNT,
     # The batches

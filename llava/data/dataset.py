@@ -5,6 +5,7 @@ Letters in shapes: L positions, V videos, I images, T frames, S pixels, P patche
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -16,13 +17,16 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import FILLER_ID, FILLER_INDEX, IGNORE_INDEX
+from llava.data.blind import BlindDraw
 from llava.data.chat_formats import PLAIN
 from llava.data.columns import representatives
 from llava.data.features.extract import FeatureCache
+from llava.data.features.store import Clip
 from llava.data.features.workers import CLIP_TIMEOUT
+from llava.data.other_clips import OtherClips, clips_named
 from llava.data.prompt import Spans
 from llava.data.record_table import RecordTable
-from llava.data.records import Problem, Record, spread
+from llava.data.records import MODALITIES, Problem, Record, by_modality, spread
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.token_table import TokenTable
 from llava.data.video import frames_to_pixels, read_frames, read_image
@@ -43,7 +47,17 @@ class LazySupervisedDataset(Dataset):
 
     A file that cannot be read raises `VideoError` here, inside the worker, and training stops: no other sample ever
     takes its place.
+
+    Attributes:
+        others: what records are shown in place of their own clips; None shows them their own.
+        alone: the samples of the same records as text alone; `N + i` is then record `i` without its video, a sample of
+            `alone` to the token.
+        blind: which of them an epoch shows so.
     """
+
+    others: OtherClips | None = None
+    alone: LazySupervisedDataset | None = None
+    blind: BlindDraw | None = None
 
     def __init__(
         self,
@@ -84,6 +98,8 @@ class LazySupervisedDataset(Dataset):
         Raises:
             ValueError: naming the record, when its visual spans do not fit.
         """
+        if index >= len(self.records) and self.alone is not None:
+            return self.alone.tokens(index - len(self.records))
         record = self.records[index]
         try:
             whole = self.prepared_tokens(index, record)
@@ -136,20 +152,50 @@ class LazySupervisedDataset(Dataset):
         if index == FILLER_INDEX:
             filler = torch.tensor([self.tokenizer.eos_token_id])
             return {"input_ids": filler, "labels": torch.full_like(filler, IGNORE_INDEX), "sample_id": FILLER_ID}
-        record = self.records[index]
+        record = self.record(index)
         input_ids, labels = self.tokens(index)
         sample: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "sample_id": record.id}
+        shown = self.shown(index)
+        videos = [(path, split) for path, split, is_image in shown if not is_image]
+        images = [path for path, _, is_image in shown if is_image]
         if self.cache is not None:
-            if record.videos:
-                sample["video_features"] = [self.cache.stored(p, record.split) for p in record.videos]
-            if record.images:
-                sample["image_features"] = [self.cache.stored(p, None, True) for p in record.images]
+            if videos:
+                sample["video_features"] = [self.cache.stored(path, split) for path, split in videos]
+            if images:
+                sample["image_features"] = [self.cache.stored(path, None, True) for path in images]
             return sample
-        if record.videos:
-            sample["pixel_values_videos"] = torch.stack([self.read_video(p, record.split) for p in record.videos])
-        if record.images:
-            sample["pixel_values"] = torch.stack([self.read_image(p) for p in record.images])
+        if videos:
+            sample["pixel_values_videos"] = torch.stack([self.read_video(path, split) for path, split in videos])
+        if images:
+            sample["pixel_values"] = torch.stack([self.read_image(path) for path in images])
         return sample
+
+    def record(self, index: int) -> Record:
+        """The record of a sample; as text alone for one that is shown without its video."""
+        if index >= len(self.records) and self.alone is not None:
+            return self.alone.records[index - len(self.records)]
+        return self.records[index]
+
+    def shown(self, index: int) -> list[Clip]:
+        """(path, segment, is it an image) of each file that a sample is shown, its videos first."""
+        if self.others is None or index >= len(self.records):
+            return clips_named(self.record(index))
+        return self.others.of(self.records, index)
+
+    def forms(self) -> dict[str, np.ndarray]:
+        """The indices of the samples of each modality that there is, those without their video among the text."""
+        found = by_modality(self.records)
+        if self.alone is None:
+            return found
+        blind = np.concatenate([places for kind, places in found.items() if kind != "text"]) + len(self.records)
+        found["text"] = np.concatenate([found.get("text", blind[:0]), np.sort(blind)])
+        return {kind: found[kind] for kind in MODALITIES if kind in found}
+
+    def own(self) -> LazySupervisedDataset:
+        """The same samples with their own clips, whatever `others` says."""
+        twin = copy.copy(self)
+        twin.others = None
+        return twin
 
     def read_video(self, path: str, split: tuple[int, int] | None) -> torch.Tensor:
         """Pixels (T, 3, S, S) of a clip's chosen frames."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class ModalityLengthSampler(Sampler[int]):
         share: samples of one forward pass of all processes together. `FILLER_INDEX` completes the last one, so that
             every record is trained on once an epoch: accelerate would repeat records from the epoch's start.
         drop_last: leaves out the samples of the last step, if they are too few for a whole one.
+        blind: (N,) which samples an epoch shows without their videos: `N + i` stands for sample `i` then, at its place
+            in the order, on which this has no influence.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class ModalityLengthSampler(Sampler[int]):
         grouped: bool = True,
         share: int = 1,
         drop_last: bool = False,
+        blind: Callable[[int], np.ndarray] | None = None,
     ) -> None:
+        self.blind = blind
         self.lengths, self.modalities, self.batch_size = lengths, modalities, batch_size
         self.seed, self.grouped, self.epoch = seed, grouped, 0
         self.kept = len(lengths) - len(lengths) % batch_size if drop_last else len(lengths)
@@ -92,6 +96,8 @@ class ModalityLengthSampler(Sampler[int]):
             order = grouped_order(self.lengths, self.modalities, self.batch_size, generator)
         else:
             order = torch.randperm(len(self.lengths), generator=generator).numpy()
+        if self.blind is not None:
+            order = order + len(order) * self.blind(self.epoch)[order]
         for start in range(0, self.kept, AT_ONCE):
             yield from order[start : min(start + AT_ONCE, self.kept)].tolist()
         yield from [FILLER_INDEX] * self.fillers

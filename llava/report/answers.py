@@ -13,6 +13,7 @@ from llava.report.floors import (
     chance,
     evaluated_on,
     last_of,
+    shown_others,
     start_loss,
     text_alone,
     training_losses,
@@ -142,6 +143,9 @@ ONLY_TRAINED = (
 )
 
 
+SHOWN_OTHERS = "Training showed each record another clip on purpose, so that there was nothing to learn from it."
+
+
 def did_it_see(run: Run) -> Answer:
     """From the interval of the visual information gain in the last line of controls, and what it was measured on."""
 
@@ -160,7 +164,8 @@ def did_it_see(run: Run) -> Answer:
     if not all(map(math.isfinite, interval)):
         return answer("bad", "It broke", "The visual information gain is not a finite number.")
     trained = line.get("measured_on") == TRAINING
-    text = (
+    text = f"{SHOWN_OTHERS} " if shown_others(run) else ""
+    text += (
         f"With another clip's video a {'training caption' if trained else 'caption'} costs {abs(mean):.2f} nats "
         f"{'more' if mean >= 0 else 'less'}. Visual information gain {format_interval(interval)} nats per caption "
         f"(95\u00a0%); the interval {'includes' if low <= 0 <= high else 'excludes'} 0."
@@ -173,6 +178,8 @@ def did_it_see(run: Run) -> Answer:
         )
     if trained:
         text += f" {ONLY_TRAINED}"
+    if shown_others(run):
+        return answer("plain", "Shown other clips", text)
     if high < 0:
         text += " Its own video makes a caption less likely: check that clips and captions belong together."
         return answer("bad", "No, the reverse", text)
@@ -185,9 +192,9 @@ def did_it_see(run: Run) -> Answer:
 
 def _unproven_sight(run: Run) -> tuple[str, str]:
     """What leaves open whether the run sees, as (not measured, looked at and not shown); both empty for a run on text
-    alone, and where clips show it.
+    alone or on other clips, and where clips show it.
     """
-    if text_alone(run):
+    if text_alone(run) or shown_others(run):
         return "", ""
     interval = gain_of(run.controls[-1], "video") if run.controls else None
     if interval is None or not all(map(math.isfinite, interval)):

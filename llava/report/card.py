@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.data.arms import describe
 from llava.report.floors import text_alone
 from llava.report.read import Run, read_run
 
 CARD = "README.md"
 MARK = "<!-- Written by training, which writes it anew as long as this line stands. -->"
 FLAGS = (
-    "version", "text_only", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2",
+    "version", "text_only", "other_clips", "blind_share", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
+    "warmup_steps", "weight_decay", "adam_beta2",
     "bf16", "fp16", "seed", "model_max_length", "num_frames", "video_fps", "mm_perceiver_latents",
     "mm_perceiver_latents_fast", "mm_perceiver_depth", "mm_vision_select_layer", "mm_tunable_parts", "vision_tower",
 )  # fmt: skip
@@ -89,6 +91,7 @@ def card_text(run: Run) -> str:
         f"steps of {(record.get('batch') or {}).get('global', '?')} samples, seed {flags.get('seed')}.",
         "## What it was trained on",
         _data(record.get("data") or {}),
+        f"Shown in training: {describe(record['arm'])}." if record.get("arm") else "",
         "Say here where the texts and clips come from, who speaks in them, and what they must not be used for.",
         "## How good it is",
         _evaluation(run),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from llava.data.arms import describe
 from llava.report.floors import chance, word_entropy
 from llava.report.plots import number
 from llava.report.read import Run
@@ -85,6 +86,7 @@ def _data_facts(run: Run) -> list[Fact]:
         Fact("Files", ", ".join(str(s.get("name")) for s in sources) or UNKNOWN),
         Fact("Records", _count(train.get("records"))),
         Fact("Clips", _count(train.get("clips"))),
+        *([Fact("Shown in training", describe(run.record["arm"]))] if run.record.get("arm") else []),
         Fact("Words", _count(words)),
         Fact("Held out", _held_out(run, evaluation) if data else UNKNOWN),
         *_repeated(evaluation),

@@ -62,6 +62,11 @@ def text_alone(run: Run) -> bool:
     return bool(run.flags.get("text_only")) or ("vision_tower" in run.flags and run.flags["vision_tower"] is None)
 
 
+def shown_others(run: Run) -> bool:
+    """Whether a run was trained on other clips than its records' own, as an arm of an experiment."""
+    return bool((run.record.get("arm") or {}).get("other_clips"))
+
+
 def evaluated_on(run: Run) -> str:
     """Whether the records that a run was evaluated on are `HELD_OUT`, `TRAINED` on too, or `UNCHECKED`."""
     evaluation = (run.record.get("data") or {}).get("eval") or {}

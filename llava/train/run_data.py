@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.config.flags import DataArguments, Settings, TrainingArguments
+from llava.config.flags import Settings, TrainingArguments
 from llava.constants import HELD_OUT_FILE
 from llava.data.check import check_files
 from llava.data.columns import representatives, standing_at, take
@@ -177,9 +177,9 @@ def write_held_out(records: Sequence[Record], settings: Settings) -> None:
 
 
 def _plan(named: Sequence[Record], settings: Settings) -> Holdout:
-    _, data_args, training_args = settings
+    data_args = settings.data
     with tempfile.TemporaryDirectory() as nowhere:
-        root = Path(nowhere) if data_args.feature_cache == "off" else _cache_root(data_args, training_args)
+        root = Path(nowhere) if data_args.feature_cache == "off" else cache_root(settings)
         return plan(named, data_args.val_fraction, ContentHashes(root / "contents"))
 
 
@@ -192,8 +192,11 @@ def read_records(
 
 
 def _taught(records: Sequence[Record], settings: Settings) -> Sequence[Record]:
-    if not settings.data.text_only:
-        return records
+    return texts_of(records) if settings.data.text_only else records
+
+
+def texts_of(records: Sequence[Record]) -> Sequence[Record]:
+    """The records as text alone."""
     return records.as_text() if isinstance(records, RecordTable) else [text_alone(r) for r in records]
 
 
@@ -217,15 +220,16 @@ def make_cache(settings: Settings, model: VisionCausalLM) -> FeatureCache | None
     run = None
     if training_args.world_size > 1:
         run = on_first_process(lambda: f"llava-verified-{uuid.uuid4().hex}", training_args)
-    cache = open_cache(_cache_root(data_args, training_args), model, data_args.repair_features, run)
+    cache = open_cache(cache_root(settings), model, data_args.repair_features, run)
     logger.info("%s", describe_cache(cache))
     return cache
 
 
-def _cache_root(data_args: DataArguments, training_args: TrainingArguments) -> Any:
-    """A `Path`, or a folder in a bucket."""
-    beside = Path(training_args.output_dir).absolute().parent / "feature_cache"
-    return beside if data_args.feature_cache == "auto" else open_folder(data_args.feature_cache)
+def cache_root(settings: Settings) -> Any:
+    """The folder of the feature cache: a `Path`, or a folder in a bucket."""
+    asked = settings.data.feature_cache
+    beside = Path(settings.training.output_dir).absolute().parent / "feature_cache"
+    return beside if asked == "auto" else open_folder(asked)
 
 
 def make_data(

@@ -25,6 +25,7 @@ from llava.config.flags import MUON, DataArguments, ModelArguments, Settings, Tr
 from llava.config.ranges import out_of_range
 from llava.config.recipe import with_recipe
 from llava.config.trainer_parser import TrainerParser
+from llava.data import arms
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
 from llava.data.mixture import path_problems
@@ -280,6 +281,7 @@ def flag_problems(
             f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, or a --val_fraction above 0"
         )
     problems += sharding.flag_problems(training_args) + replay.flag_problems(training_args)
+    problems += arms.flag_problems(data_args.other_clips, data_args.blind_share, model_args.vision_tower is not None)
     problems += library_problems(training_args)
     parts: list[str] = []
     for check in (

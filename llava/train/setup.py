@@ -10,12 +10,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from llava.config.flags import Settings
+from llava.data.arms import arm_record
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.forms import targets_digest
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import pad_token_id
 from llava.data.records import apply_policy, is_hopeless, modality_codes
 from llava.data.target_words import describe_targets, repeated_texts
+from llava.train.arm import give_arm
 from llava.train.checkpoint.resume import fingerprint
 from llava.train.console import plan
 from llava.train.experiments import give_faults, parse_faults
@@ -75,6 +77,7 @@ def prepare(
     cache = make_cache(settings, model)
     logger.info("%s", plan(settings, train.records, evaluation and evaluation.records, cache is not None))
     data = make_data(train, settings, made, cache, preprocess, should_stop)
+    give_arm(data.dataset, settings, earlier)
     check_batches(len(data.dataset), training_args)
     held_out = None
     if evaluation is not None:
@@ -86,6 +89,7 @@ def prepare(
         **run_record,
         "flags": run_record["flags"] | {name: resolved[name] for name in ("eval_strategy", "eval_steps")},
         "split": holdout,
+        "arm": arm_record(data.dataset),
         "text_format": model.config.text_format,
         "parameters": parameters,
         "tokenizer": {"entries": len(tokenizer), "outputs": model.config.vocab_size},

@@ -41,7 +41,8 @@ def measure_at_end(trainer: LlavaTrainer, evaluation: dict[str, float]) -> None:
         return
     logger.info("no evaluation clips: the controls are measured on training clips, which shows less")
     trainer.model.eval()
-    gains = measure(trainer, trainer.train_dataset, "train")
+    # Their own, also where training showed others: whether it sees is asked alike of every run.
+    gains = measure(trainer, trainer.train_dataset.own(), "train")
     if gains:
         trainer.log(gains)
 
@@ -86,7 +87,7 @@ def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float
         with open(folder / CONTROLS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(summary, ensure_ascii=False) + "\n")
     # Nobody asked for a measurement on training clips: a trial of a few steps has nothing to be blamed for.
-    is_judged = prefix == "eval" or step >= PATIENCE
+    is_judged = (prefix == "eval" or step >= PATIENCE) and trainer.train_dataset.others is None
     if trainer.monitor is not None and is_judged and step >= trainer.state.max_steps > 0:
         alarm = blind(step, summary["gains"]["video"]["per_caption"], clips)
         if alarm is not None and alarm.kind not in {a.kind for a in trainer.monitor.alarms}:

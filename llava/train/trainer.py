@@ -98,6 +98,8 @@ class LlavaTrainer(ResumableTrainer):
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
         supervised = run_record.get("data", {}).get("train", {}).get("supervised", {})
         self.entropies = {kind: found["entropy"] for kind, found in supervised.items()}
+        if getattr(self.train_dataset, "alone", None) is not None and "captions" in self.entropies:
+            self.entropies.setdefault("text", self.entropies["captions"])  # The same words, without their videos.
         self.seen = Seen(getattr(self.train_dataset, "records", ()), run_record)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)
@@ -155,7 +157,7 @@ class LlavaTrainer(ResumableTrainer):
         if self.monitor is not None and self.invariants is not None:
             self.monitor.waiting(time.perf_counter() - start, self.state.global_step)
             with self.monitor.timed():
-                self.invariants.add_batches(batches)
+                self.invariants.add_batches(batches, self.sampler.epoch)
         return batches, items
 
     def compute_loss(
@@ -240,7 +242,7 @@ class LlavaTrainer(ResumableTrainer):
         share = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         self.sampler = ModalityLengthSampler(
             self.lengths, self.modalities, step_samples, seed, args.group_by_modality_length, share,
-            args.dataloader_drop_last,
+            args.dataloader_drop_last, getattr(self.train_dataset, "blind", None),
         )  # fmt: skip
         return self.sampler
 

@@ -258,6 +258,14 @@ def test_a_video_that_does_not_help_is_looked_at_again():
     assert is_anything_wrong(text).short == "Nothing found", "nothing is to be seen"
 
 
+def test_a_run_that_was_shown_other_clips_has_nothing_to_answer_for():
+    arm = {"arm": {"other_clips": {"seed": 1, "clips": 9, "digest": "a"}, "blind": None}}
+    run = run_of([], preflight=PASSED, record=record() | arm, controls=[control_line(9, (1, -1, 3)) | ON_NEW])
+    answer = did_it_see(run)
+    assert (answer.tone, answer.short) == ("plain", "Shown other clips") and "on purpose" in answer.text
+    assert "Nothing shows that the video helps." not in is_anything_wrong(run).text
+
+
 def test_a_warning_of_preflight_is_looked_at_again():
     ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
     checks = {"passed": True, "checks": [{"check": "captions", "status": "warning"}, {"check": "a", "status": "ok"}]}

@@ -18,7 +18,7 @@ KINDS = (
     "visual targets", "zero gradient", "no update", "skipped steps", "rising loss", "plateau", "spike",
     "captions left behind", "waiting for data", "blind", "not finite", "tensor without update", "word without update",
     "learning rate", "loss", "records served", "words served", "features served", "pixels served",
-    "replay",
+    "videos served", "replay",
 )  # fmt: skip
 """What an alarm can be about; `docs/trust.md` says when each sounds."""
 PLATEAU = 0.95

@@ -201,12 +201,12 @@ class Invariants(TrainerCallback):
         if left_out and state.is_world_process_zero:
             logger.info("not measured while training: %s", "; ".join(left_out))
 
-    def add_batches(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the batches of a step before it is made."""
+    def add_batches(self, batches: Sequence[Mapping[str, Any]], epoch: int = 0) -> None:
+        """Takes the batches of a step of an epoch before it is made."""
         for batch in batches:
             self.served.add(batch.get("sample_ids", ()))
         if self.samples is not None:
-            self.different += self.samples.differences(batches)
+            self.different += self.samples.differences(batches, epoch)
         if self.before is None or self.looks:
             keys = set().union(*batches) if batches else set()
             self.kinds["video"] += bool(keys & {"video_features", "pixel_values_videos"})

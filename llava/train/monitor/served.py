@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.columns import RecordIds
 from llava.data.features.quantised import dequantise
+from llava.data.features.store import Clip
 from llava.data.hashes import hash64
 from llava.data.records import Record
 from llava.data.text_format import PlainLM
@@ -105,12 +106,22 @@ class ServedSamples:
         self.text_format = getattr(dataset, "text_format", None) or PlainLM(tokenizer)
         self.ends = {*tokenizer.all_special_ids, *self.text_format.end_ids}
         self.steps = self.decoded = 0
+        self._drawn: tuple[int, np.ndarray] | None = None
 
-    def differences(self, batches: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    def blind(self, epoch: int) -> np.ndarray | None:
+        """(N,) which records an epoch shows without their videos; None for none of them."""
+        if self.dataset.blind is None:
+            return None
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self.dataset.blind(epoch)
+        return self._drawn[1]
+
+    def differences(self, batches: Sequence[Mapping[str, Any]], epoch: int = 0) -> list[Difference]:
         """What is wrong with some samples of a step's batches, which are of `llava.data.packing.TrainingCollator`."""
         names = {name for batch in batches for name in batch["sample_ids"]}
         # Of an id that repeats nobody can say which record is meant.
-        records = {name: self.dataset.records[int(at[0])] for name in names if len(at := self.ids.places(name)) == 1}
+        at = {name: int(found[0]) for name in names if len(found := self.ids.places(name)) == 1}
+        records = {name: self.dataset.records[place] for name, place in at.items()}
         places = [(b, s) for b, batch in enumerate(batches) for s in range(len(batch["sample_ids"]))]
         known = [(b, s) for b, s in places if batches[b]["sample_ids"][s] in records]
         if not known:
@@ -124,10 +135,23 @@ class ServedSamples:
                 texts[b] = [batches[b][key].cpu().flatten() for key in ("input_ids", "labels", "segment_ids")]
             found.append(self.words(records[batches[b]["sample_ids"][s]], s, *texts[b]))
         items = [(batch["num_videos"] + batch["num_images"]).tolist() for batch in batches]
+        blind = self.blind(epoch)
+        for b, s in known:
+            name = batches[b]["sample_ids"][s]
+            found.append(self.shown(records[name], items[b][s], blind is not None and bool(blind[at[name]])))
         seen = [(b, s) for b, s in turn if items[b][s]]
         for b, s in seen[:FEATURES]:
-            found.append(self.vision(records[batches[b]["sample_ids"][s]], s, batches[b]))
+            name = batches[b]["sample_ids"][s]
+            found.append(self.vision(records[name], s, batches[b], self.dataset.shown(at[name])))
         return [difference for difference in found if difference is not None]
+
+    def shown(self, record: Record, items: int, blind: bool) -> Difference | None:
+        """Whether a sample comes with as many videos and images as its record has, or with none where shown blind."""
+        wanted = 0 if blind else len(record.videos) + len(record.images)
+        if items == wanted:
+            return None
+        why = ", since this epoch shows it blind (--blind_share)" if blind else ""
+        return "videos served", f"sample {record.id!r} comes with {items} videos and images instead of {wanted}{why}"
 
     def words(
         self, record: Record, sample: int, ids: torch.Tensor, labels: torch.Tensor, segments: torch.Tensor
@@ -151,22 +175,26 @@ class ServedSamples:
             return "words served", f"the end of sample {record.id!r} is not supervised, so it does not learn to stop"
         return None
 
-    def vision(self, record: Record, sample: int, batch: Mapping[str, Any]) -> Difference | None:
-        """The first video or image of a sample of a batch against the cache's row of its key, or its own frames."""
-        kind = "video" if record.videos else "image"
+    def vision(self, record: Record, sample: int, batch: Mapping[str, Any], clips: Sequence[Clip]) -> Difference | None:
+        """The first video or image of a sample of a batch against the cache's row of its key, or its own frames.
+
+        Args:
+            clips: what the record is shown.
+        """
+        path, _, is_image = clips[0]
+        kind = "image" if is_image else "video"
         cached, pixels = {
             "video": ("video_features", "pixel_values_videos"), "image": ("image_features", "pixel_values")
         }[kind]  # fmt: skip
         place = int(batch[f"num_{kind}s"][:sample].sum())
-        path = (record.videos or record.images)[0]
         try:
             if cached in batch:
-                served, own = batch[cached][place], self.stored(path, record)
+                served, own = batch[cached][place], self.stored(clips[0])
                 if f"{kind}_scales" in batch:
                     served = dequantise(served, batch[f"{kind}_scales"][place])
             elif pixels in batch and self.decoded < PIXELS:
                 self.decoded += 1
-                served, own = batch[pixels][place], self.decode(path, record)
+                served, own = batch[pixels][place], self.decode(clips[0])
             else:
                 return None
         except (OSError, LookupError, ValueError):
@@ -177,16 +205,15 @@ class ServedSamples:
         what = "features" if cached in batch else "pixels"
         return f"{what} served", f"sample {record.id!r} comes with other {what} than those of {path}"
 
-    def stored(self, path: str, record: Record) -> torch.Tensor:
+    def stored(self, clip: Clip) -> torch.Tensor:
         """The features (T, P, Dv) of a clip's row in the cache."""
         cache = self.dataset.cache
-        split = record.split if record.videos else None
-        return cache.row(cache.key(path, split, not record.videos))
+        return cache.row(cache.key(*clip))
 
-    def decode(self, path: str, record: Record) -> torch.Tensor:
+    def decode(self, clip: Clip) -> torch.Tensor:
         """The pixels (T, 3, S, S) of a clip's chosen frames."""
-        spec = self.dataset.spec
-        frames = read_frames(path, spec, record.split) if record.videos else read_image(path)
+        spec, (path, split, is_image) = self.dataset.spec, clip
+        frames = read_image(path) if is_image else read_frames(path, spec, split)
         return frames_to_pixels(frames, self.dataset.processor, spec.image_aspect_ratio)
 
 

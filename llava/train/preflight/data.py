@@ -21,7 +21,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN
 from llava.data.forms import differing_forms
-from llava.data.records import MODALITIES, Record, by_modality, modality, modality_codes, remarks, spread
+from llava.data.records import MODALITIES, Record, modality, modality_codes, remarks, spread
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.text_start import EOS
 from llava.errors import show
@@ -129,12 +129,12 @@ def check_labels(
     """Labels of a sample of records of each modality, before and after collation; no file is opened."""
     findings = []
     text_format = getattr(dataset, "text_format", PlainLM(tokenizer))
-    for kind, members in by_modality(dataset.records).items():
+    for kind, members in dataset.forms().items():
         counts = LabelCounts()
         chosen = spread(members.tolist(), MAX_RECORDS)
         samples = []
         for index in chosen:
-            record = dataset.records[index]
+            record = dataset.record(index)
             ids, labels = dataset.tokens(index)
             expected = 0
             if dataset.spec is not None:
@@ -342,9 +342,9 @@ def show_samples(
 ) -> tuple[list[Text], str]:
     """`number` samples of each modality as coloured text, and as a page of HTML (at least one)."""
     texts = []
-    for members in by_modality(dataset.records).values():
+    for members in dataset.forms().values():
         for index in spread(members.tolist(), max(number, 1)):
-            record = dataset.records[index]
+            record = dataset.record(index)
             texts.append(sample_text(record, *dataset.tokens(index), tokenizer, visual, owners_of(dataset, record)))
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=120, file=nowhere, force_terminal=True)

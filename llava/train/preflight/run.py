@@ -24,13 +24,13 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llava.data.columns import representatives
-from llava.data.features.extract import distinct_clips
-from llava.data.records import by_modality, spread
+from llava.data.records import spread
 from llava.errors import UserError
 from llava.train import run_flags
 from llava.train.console import planned_steps
 from llava.train.monitor.invariants import schedule_of
 from llava.train.optimizer import part_learning_rates
+from llava.train.preflight import arms as preflight_arms
 from llava.train.preflight import features as preflight_features
 from llava.train.preflight import isolation as preflight_isolation
 from llava.train.preflight import model as on_model
@@ -153,7 +153,10 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     if dataset.cache is not None and seen and model.vision_tower is not None:
         findings.append(preflight_features.check_cache(dataset, model.vision_tower.to(args.device)))
     gradient_batches = {}
-    for kind, samples in real_samples(trainer).items():
+    chosen = real_samples(trainer)
+    findings += preflight_arms.check_arm(dataset, {i: s for kind, found in chosen.items() if kind != "text"
+                                                   for i, s in found.items()})  # fmt: skip
+    for kind, samples in chosen.items():
         found = _check_kind(trainer, kind, samples, fresh, parts)
         findings += found
         if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
@@ -192,7 +195,7 @@ def _check_kind(
     findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator, kind)]
     if findings[0].status == "FAIL":
         return findings
-    clips = len(distinct_clips([trainer.train_dataset.records[i] for i in samples]))
+    clips = len({clip for index in samples for clip in trainer.train_dataset.shown(index)})
     findings += on_model.check_vision_inputs(_on_device(trainer, trainer.data_collator(served)), kind, clips)
     if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
         return findings
@@ -271,7 +274,7 @@ def real_samples(trainer: LlavaTrainer, size: int | None = None) -> dict[str, di
     clips: dict[Any, int] = {}
     clip_of = np.array([clips.setdefault((r.videos, r.images, r.split), len(clips)) for r in firsts])[shown]
     found = {}
-    for kind, members in by_modality(dataset.records).items():
+    for kind, members in dataset.forms().items():
         if kind != "text":
             members = members[np.sort(np.unique(clip_of[members], return_index=True)[1])]
         chosen = spread(members.tolist(), size)

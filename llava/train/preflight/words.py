@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import vision_of
 from llava.data.positions import supervised_positions
-from llava.data.records import Record, by_modality, spread
+from llava.data.records import Record, spread
 from llava.data.words import differing_words
 from llava.train.preflight.data import Finding
 
@@ -51,12 +51,12 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
     """Whether the supervised ids of up to `READ_RECORDS` records of each modality decode to the record's words."""
     findings = []
     text_format = getattr(dataset, "text_format", None)
-    for kind, members in by_modality(dataset.records).items():
+    for kind, members in dataset.forms().items():
         chosen = spread(members.tolist(), READ_RECORDS)
         wrong: list[str] = []
         changed = 0
         for index in chosen:
-            record = dataset.records[index]
+            record = dataset.record(index)
             ids, labels = dataset.tokens(index)
             different = differing_words(record, labels, tokenizer, len(ids) == dataset.max_length, text_format)
             if different is not None and different.by_tokenizer:
@@ -91,7 +91,7 @@ def check_samples(
     """
     problems = []
     for index, sample in samples.items():
-        name = dataset.records[index].id
+        name = dataset.record(index).id
         ids, labels = dataset.tokens(index)
         if sample["sample_id"] != name:
             problems.append(f"record {name!r} is served as {sample['sample_id']!r}")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from llava.data.prompt import preprocess_plain_lm
-from llava.data.records import Record, text_alone
+from llava.data.records import Record, by_modality, text_alone
 from llava.data.words import reads_as
 from llava.train.preflight.words import check_words, remembered_tokens
 from tests.conftest import record
@@ -24,7 +24,10 @@ def dataset_of(texts, tokenizer, max_length=100, change=lambda ids: ids):
         sample = preprocess_plain_lm([records[index].conversations], tokenizer)
         return change(sample["input_ids"][0])[:max_length], change(sample["labels"][0])[:max_length]
 
-    return SimpleNamespace(records=records, tokens=tokens, max_length=max_length)
+    return SimpleNamespace(
+        records=records, record=records.__getitem__, forms=lambda: by_modality(records), tokens=tokens,
+        max_length=max_length,
+    )  # fmt: skip
 
 
 def test_white_space_accents_and_cuts_are_no_other_words(tokenizer):
