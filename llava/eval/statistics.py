@@ -1,4 +1,6 @@
-"""Means with intervals: over clips by the bootstrap, over paired seeds by Student's t.
+"""Means with intervals: over clips by the bootstrap, over paired seeds by Student's t; several tests at once.
+
+Differences of arms over seeds *and* items are in `two_way`.
 
 Letters in shapes: N captions, C clips, R resamples, K sums.
 """
@@ -10,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 RESAMPLES = 2000
 
@@ -95,3 +97,27 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     t = float(stdtrit(len(values) - 1, 0.975))
     half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def binomial_interval(successes: int, trials: int) -> tuple[float, float, float]:
+    """Share of successes with its exact 95 % interval (Clopper and Pearson 1934).
+
+    Raises:
+        ValueError: without a trial, or with more successes than trials.
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    low = float(betaincinv(successes, trials - successes + 1, 0.025)) if successes else 0.0
+    high = float(betaincinv(successes + 1, trials - successes, 0.975)) if successes < trials else 1.0
+    return successes / trials, low, high
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values of a family of tests, adjusted so that calling those below 0.05 real errs in at most 5 % of families
+    (Holm 1979); valid however the tests depend on each other. NaN is not a test and stays."""
+    order = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
+    adjusted, highest = list(p), 0.0
+    for rank, (value, i) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * value))
+        adjusted[i] = highest
+    return adjusted

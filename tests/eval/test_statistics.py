@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from llava.eval.statistics import bootstrap_median, bootstrap_ratio, bootstrap_sums, mean_interval, paired_interval
+from llava.eval.statistics import (
+    binomial_interval,
+    bootstrap_median,
+    bootstrap_ratio,
+    bootstrap_sums,
+    holm,
+    mean_interval,
+    paired_interval,
+)
 
 
 def test_bootstrap_resamples_clips():
@@ -54,3 +62,20 @@ def test_the_median_has_an_interval():
     median, low, high = bootstrap_median([1, 1, 2, 5, 9])
     assert (median, low, high) == (2, 1, 9)
     assert math.isnan(bootstrap_median([3])[1])
+
+
+def test_shares_have_exact_intervals():
+    """The interval of 0 of n is the rule of three's exact form; that of 8 of 10 is in Clopper and Pearson's charts."""
+    assert binomial_interval(0, 40) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 40)))
+    assert binomial_interval(40, 40)[1:] == (pytest.approx(0.025 ** (1 / 40)), 1.0)
+    assert binomial_interval(8, 10) == (0.8, pytest.approx(0.4439, abs=1e-4), pytest.approx(0.9748, abs=1e-4))
+    for successes, trials in ((0, 0), (5, 4), (-1, 4)):
+        with pytest.raises(ValueError, match="trials"):
+            binomial_interval(successes, trials)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.5, 0.9]) == [1.0, 1.0]
+    found = holm([0.01, math.nan, 0.03])
+    assert found[0] == 0.02 and math.isnan(found[1]) and found[2] == 0.03
