@@ -40,36 +40,40 @@ _UNIT = re.compile(
     rf"|(?P<mark>[^\s])"
 )
 
-FUNCTION_WORDS = frozenset(
-    # Articles, and prepositions with and without them.
-    "il lo la i gli le l' gl' un uno una un' "
-    "di a da in con su per tra fra d' verso senza sopra sotto dentro fuori dietro davanti dopo prima durante presso "
-    "contro oltre lungo mediante tramite entro secondo attraverso "
-    "del dello della dei degli delle dell' al allo alla ai agli alle all' dal dallo dalla dai dagli dalle dall' "
-    "nel nello nella nei negli nelle nell' sul sullo sulla sui sugli sulle sull' col collo colla coi cogli colle coll' "
-    # Conjunctions, negation, and the adverbs that are as few and as frequent.
-    "e ed o od ma né ne se che ch' anche anch' pure come com' perché perche' poiché quando quand' mentre però quindi "
-    "dunque oppure ovvero ossia cioè neppure neanche neanch' nemmeno sia bensì affinché finché benché sebbene "
-    "purché siccome quanto quant' dove dov' cosi cosi' così cos' non no sì più meno molto tanto troppo poco po' già "
-    "ancora appena solo soltanto invece infatti inoltre "
-    # Pronouns and determiners.
-    "io tu lui lei egli ella esso essa noi voi loro essi esse me te sé se' mi ti ci vi si m' t' c' v' s' n' "
-    "glielo gliela glieli gliele gliene melo mela me ce ve "
-    "mio mia miei mie tuo tua tuoi tue suo sua suoi sue nostro nostra nostri nostre vostro vostra vostri vostre "
-    "questo questa questi queste quest' quello quella quelli quelle quell' quel quei quegli ciò stesso stessa stessi "
-    "stesse chi cui quale quali qual cosa ogni ognuno ognuna qualche qualcuno qualcuna qualcun' qualcosa alcuno alcuna "
-    "alcuni alcune alcun alcun' nessuno nessuna nessun nessun' niente nulla ciascuno ciascuna ciascun ciascun' altro "
-    "altra altri altre altr' tutto tutta tutti tutte tutt' entrambi entrambe molti molte molta tanti tante tanta "
-    "pochi poche poca parecchi parecchie troppi troppe troppa "
-    # Auxiliaries: every form of essere and avere that is one word, and stare and venire where they are auxiliaries too.
-    "sono sei è e' siamo siete ero eri era eravamo eravate erano fui fosti fu fummo foste furono sarò sarai sarà saremo "
-    "sarete saranno sarei saresti sarebbe saremmo sareste sarebbero sia siano siate fossi fosse fossimo fossero essere "
-    "esser essendo stato stata stati state c'è v'è "
-    "ho hai ha abbiamo avete hanno avevo avevi aveva avevamo avevate avevano ebbi avesti ebbe avemmo aveste ebbero avrò "
-    "avrai avrà avremo avrete avranno avrei avresti avrebbe avremmo avreste avrebbero abbia abbiano abbiate avessi "
-    "avesse avessimo avessero avere aver avendo avuto avuta avuti avute "
-    "sto stai sta stiamo stanno stavo stava stavamo stavano viene vengono veniva venivano".split()
-)
+_PREPOSITIONS = """
+il lo la i gli le l' gl' un uno una un' di a da in con su per tra fra d' verso senza sopra sotto dentro fuori dietro
+davanti dopo prima durante presso contro oltre lungo mediante tramite entro secondo attraverso del dello della dei
+degli delle dell' al allo alla ai agli alle all' dal dallo dalla dai dagli dalle dall' nel nello nella nei negli
+nelle nell' sul sullo sulla sui sugli sulle sull' col collo colla coi cogli colle coll'
+"""
+"""Articles, and prepositions with and without them."""
+_CONJUNCTIONS = """
+e ed o od ma né ne se che ch' anche anch' pure come com' perché perche' poiché quando quand' mentre però quindi
+dunque oppure ovvero ossia cioè neppure neanche neanch' nemmeno sia bensì affinché finché benché sebbene purché
+siccome quanto quant' dove dov' cosi' così cos' non no sì più meno molto tanto troppo poco po' già ancora appena
+solo soltanto invece infatti inoltre
+"""
+"""Conjunctions, negation, and the adverbs that are as few and as frequent."""
+_PRONOUNS = """
+io tu lui lei egli ella esso essa noi voi loro essi esse me te sé se' mi ti ci vi si m' t' c' v' s' n' glielo gliela
+glieli gliele gliene ce ve mio mia miei mie tuo tua tuoi tue suo sua suoi sue nostro nostra nostri nostre vostro
+vostra vostri vostre questo questa questi queste quest' quello quella quelli quelle quell' quel quei quegli ciò
+stesso stessa stessi stesse chi cui quale quali qual cosa ogni ognuno ognuna qualche qualcuno qualcuna qualcun'
+qualcosa alcuno alcuna alcuni alcune alcun alcun' nessuno nessuna nessun nessun' niente nulla ciascuno ciascuna
+ciascun ciascun' altro altra altri altre altr' tutto tutta tutti tutte tutt' entrambi entrambe molti molte molta
+tanti tante tanta pochi poche poca parecchi parecchie troppi troppe troppa
+"""
+"""Pronouns and determiners."""
+_AUXILIARIES = """
+sono sei è e' siamo siete ero eri era eravamo eravate erano fui fosti fu fummo foste furono sarò sarai sarà saremo
+sarete saranno sarei saresti sarebbe saremmo sareste sarebbero sia siano siate fossi fosse fossimo fossero essere
+esser essendo stato stata stati state ho hai ha abbiamo avete hanno avevo avevi aveva avevamo avevate avevano ebbi
+avesti ebbe avemmo aveste ebbero avrò avrai avrà avremo avrete avranno avrei avresti avrebbe avremmo avreste
+avrebbero abbia abbiano abbiate avessi avesse avessimo avessero avere aver avendo avuto avuta avuti avute sto stai
+sta stiamo stanno stavo stava stavamo stavano viene vengono veniva venivano
+"""
+"""Auxiliaries: the forms of essere and avere, and of stare and venire where they are auxiliaries too."""
+FUNCTION_WORDS = frozenset(" ".join((_PREPOSITIONS, _CONJUNCTIONS, _PRONOUNS, _AUXILIARIES)).split())
 """Forms of the closed classes. A form that is also a noun or a verb (`sei`, `era`, `sotto`, `cosa`, `stato`) counts as
 a function word: it is one far more often, and a table of classes says otherwise where that matters."""
 

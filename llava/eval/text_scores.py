@@ -216,7 +216,9 @@ def check_finite(nats: np.ndarray, name: str) -> None:
         NotFinite: naming the text.
     """
     if not np.isfinite(nats).all():
-        raise NotFinite(f"{show(name)}: the model gives a loss of {nats[~np.isfinite(nats)][0]}; its weights are broken")
+        raise NotFinite(
+            f"{show(name)}: the model gives a loss of {nats[~np.isfinite(nats)][0]}; its weights are broken"
+        )
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def test_tokens_of_a_text_by_hand(build, tokenizer):
     found = scorer(model, tokenizer, batch_size=4).score(CAPTIONS)
     for text, one in zip(CAPTIONS, found, strict=True):
         assert [*one.nats, one.end] == pytest.approx(plain(model, tokenizer, text), abs=1e-4)
-        assert {i for a, b in one.offsets for i in range(a, b)} == set(range(len(text))) and len(one.offsets) == len(one.nats)
+        assert {i for a, b in one.offsets for i in range(a, b)} == set(range(len(text))) and len(one.offsets) == len(
+            one.nats
+        )
         assert one.measured == (pytest.approx(one.nats.sum()), len(one.nats)) and one.windows == 1
 
 
@@ -89,7 +91,9 @@ def test_batches_have_few_positions_and_all_sequences():
     assert list(batches([50], 9, 10)) == [[0]], "one that is too long goes alone"
 
 
-@pytest.mark.parametrize(("text", "said"), [("un <video> qui", "'<vid"), ("a<|endoftext|>", "endoftext"), (" ", "no text")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("un <video> qui", "'<vid"), ("a<|endoftext|>", "endoftext"), (" ", "no text")]
+)
 def test_a_text_that_is_none_is_refused(build, tokenizer, text, said):
     model = build(vision=False)
     text = text.replace("<video>", "<vid_start>")
