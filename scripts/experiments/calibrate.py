@@ -51,7 +51,7 @@ from llava.train.setup import prepare  # noqa: E402
 
 logger = logging.getLogger("calibrate")
 
-STEPS, BATCH = 500, 32
+STEPS, BATCH = 400, 32
 ARMS = {
     "V": {},
     "M": {"other_clips": 1},
