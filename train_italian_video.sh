@@ -115,12 +115,9 @@ echo "Experiment $EXPERIMENT, seed $SEED, $NNODES node(s) of $NUM_GPUS process(e
 train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@]}" || exit 1
 ((NODE_RANK == 0)) || exit 0
 
-if ((${#SCORE[@]})); then
-    # What the run held out by itself, in place of what it was given.
-    if ((HOLDS_OUT)) && [[ -f "$OUTPUT_DIR/held_out.json" ]]; then
-        SCORE[${#SCORE[@]}-1]="$OUTPUT_DIR/held_out.json"
-    fi
-    run_or_stop python -m llava.eval.captioning "${SCORE[@]}"
+# What the run held out by itself, in place of what it was given.
+if ((${#SCORE[@]} && HOLDS_OUT)) && [[ -f "$OUTPUT_DIR/held_out.json" ]]; then
+    SCORE[${#SCORE[@]}-1]="$OUTPUT_DIR/held_out.json"
 fi
-run_or_stop python -m llava.eval.report "$OUTPUT_DIR" >/dev/null
+run_or_stop python -m llava.commands.finish "$OUTPUT_DIR" ${SCORE[@]+"${SCORE[@]}"}
 echo "Model, logs and scores: $OUTPUT_DIR; open $OUTPUT_DIR/report.html in a browser"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 30_000
+ENCODED = 64
+"""Clips with frames of their own."""
 SYLLABLES = [c + v for c in "bcdfglmnprstvz" for v in ("a", "e", "i", "o", "u", "an", "er", "io")]
 TOWERS = {"small": ("24", "1", "2", "56"), "real": ("1024", "24", "16", "224")}
 """Width, layers, heads and pixels of the tower."""
@@ -46,15 +49,22 @@ def make_data(folder: Path, tower: str, clips: int, layers: int, width: int, voc
     (folder / "clips").mkdir(parents=True)
     rows = []
     for i in range(clips):
+        path = folder / "clips" / f"{i}.mp4"
+        turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": say(6)}]
+        rows.append({"id": f"r{i}", "video": path.name, "conversations": turns})
+        if i >= ENCODED:
+            # Another file with the same frames: players skip a box of the type "free".
+            path.write_bytes(
+                (folder / "clips" / f"{i % ENCODED}.mp4").read_bytes() + struct.pack(">I4sI", 12, b"free", i)
+            )
+            continue
         pixels = generator.integers(0, 255, (8, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-        with av.open(str(folder / "clips" / f"{i}.mp4"), "w") as container:
+        with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=4, options={"preset": "ultrafast"})
             stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
             for frame in pixels:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
-        turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": say(6)}]
-        rows.append({"id": f"r{i}", "video": f"{i}.mp4", "conversations": turns})
     data, corpus = folder / "data.json", folder / "corpus.json"
     data.write_text(json.dumps(rows))
     texts = [[{"from": "human", "value": ""}, {"from": "gpt", "value": say(12)}] for _ in range(vocabulary // 3)]
@@ -141,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:
+        # Files beside this one have names of packages that libraries look for, as `kernels`.
+        sys.path.remove(str(Path(__file__).parent))
         print(json.dumps(measure(json.loads(args.measure), args.profile)))
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,7 +9,7 @@ and never sizes), so that a caption can be scored by the words that it contains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
+from itertools import permutations, product
 
 GENDERS = {"cerchio": "m", "quadrato": "m", "croce": "f", "stella": "f"}
 """Shape -> grammatical gender, which article and adjectives follow."""
@@ -75,6 +75,25 @@ def render_caption(attributes: Mapping[str, str], phrasing: int) -> str:
         background=attributes["background"],
     )
     return sentence[0].upper() + sentence[1:]
+
+
+def exchanges() -> list[tuple[str, str, str]]:
+    """(kind, word, other): what a caption may say in place of what it says, so that one word of a scene is wrong and
+    all of them agree; the table of `llava.eval.visual_pairs`.
+    """
+    found: list[tuple[str, str, str]] = []
+    for one, other in permutations(GENDERS, 2):
+        if GENDERS[one] == GENDERS[other]:
+            found.append(("noun", one, other))
+    for shape, gender in GENDERS.items():
+        for one, other in permutations(ATTRIBUTES["colour"], 2):
+            found.append(("colour", *(f"{shape} {ADJECTIVES[c][gender]}" for c in (one, other))))
+        for one, other in permutations(ATTRIBUTES["size"], 2):
+            found.append(("size", *(f"{ADJECTIVES[size][gender]} {shape}" for size in (one, other))))
+    found += [("direction", TOWARDS[one], TOWARDS[other]) for one, other in permutations(ATTRIBUTES["direction"], 2)]
+    for one, other in permutations(ATTRIBUTES["background"], 2):
+        found += [("background", f"sfondo {link}{one}", f"sfondo {link}{other}") for link in ("", "è ")]
+    return found
 
 
 def lexicon() -> dict[str, dict[str, list[str]]]:

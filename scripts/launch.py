@@ -20,21 +20,9 @@ def load_without_models() -> None:
     sys.modules["llava"] = package
 
 
-def hardware(use_cpu: bool) -> tuple[int, str]:
-    """GPUs, and the precision that the hardware is fast in."""
-    if not use_cpu:
-        import torch
-
-        gpus = torch.cuda.device_count()
-        if gpus:
-            return gpus, "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    cpu = Path("/proc/cpuinfo")
-    flags = cpu.read_text() if cpu.exists() else ""
-    return 0, "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
-
-
 def main() -> None:
     load_without_models()
+    from llava.config.hardware import hardware
     from llava.config.launch import plan
     from llava.config.launch_help import help_text
 

@@ -7,7 +7,7 @@ them takes composition. `heldout_combinations` asks for that and is for the fina
 unseen clips of trained triples. `--validation` adds the same of other triples and clips, for choosing a design:
 `validation_combinations` and `validation`. Each split is written as `<split>_vi_it.json` (video and caption, paths
 relative to `clips/`) and `<split>_t_it.json` (the same captions alone); `attributes.json` is the lexicon that
-`llava.eval.attributes` scores captions with.
+`llava.eval.attributes` scores captions with, `exchanges.tsv` the table that `llava.eval.visual_pairs` makes pairs by.
 
 The same settings give the same files, whatever the number of processes. An interrupted run goes on where it stopped.
 """
@@ -34,7 +34,7 @@ from typing import Any
 
 import av
 import numpy as np
-from demo_captions import ATTRIBUTES, PHRASINGS, lexicon, render_caption
+from demo_captions import ATTRIBUTES, PHRASINGS, exchanges, lexicon, render_caption
 from PIL import Image, ImageDraw
 
 SIDE, FRAMES, FPS = 112, 12, 6
@@ -250,8 +250,12 @@ def write_clips(clips: Sequence[Clip], folder: Path, num_workers: int) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -332,7 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip_folder = args.output_dir / "clips"
     clips = [clip for split in splits.values() for clip in split]
     missing = [clip for clip in clips if not (clip_folder / clip.path).exists()]
-    if set(splits) <= set(manifest["complete"]) and not missing:
+    table = args.output_dir / "exchanges.tsv"
+    if set(splits) <= set(manifest["complete"]) and not missing and table.exists():
         print(f"demo data: {len(clips)} clips in {args.output_dir}, made before")
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -343,6 +348,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.output_dir / f"{split}_vi_it.json", [record(clip, with_video=True) for clip in members])
         write_json(args.output_dir / f"{split}_t_it.json", [record(clip, with_video=False) for clip in members])
     write_json(args.output_dir / "attributes.json", lexicon())
+    rows = ["kind\tword\tother", *map("\t".join, exchanges())]
+    write_text(table, "\n".join(rows) + "\n")
     write_json(args.output_dir / "manifest.json", manifest | {"complete": sorted([*kept, *splits])})
     size = sum((clip_folder / clip.path).stat().st_size for clip in clips)
     print(f"demo data: {len(clips)} clips in {args.output_dir}, {size / len(clips) / 1024:.1f} KiB a clip")

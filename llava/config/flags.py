@@ -22,7 +22,7 @@ FREE_FLAGS = {
     "dataloader_persistent_workers", "disable_tqdm", "log_level", "feature_cache", "clip_timeout", "local_rank",
     "ddp_timeout", "ddp_find_unused_parameters", "image_folder", "video_folder", "project", "trackio_space_id",
     "preflight", "show_samples", "run_monitor", "run_report", "controls", "controls_samples", "repair_features",
-    "replay_every", "confirm_changes", "video_decoder", "use_plain_lm", "recipe", "packed_attention",
+    "replay_every", "save_words", "confirm_changes", "video_decoder", "use_plain_lm", "recipe", "packed_attention",
     "pad_to_multiple_of",
 }  # fmt: skip
 
@@ -255,6 +255,13 @@ class TrainingArguments(transformers.TrainingArguments):
     controls_samples: int = field(default=256, metadata={"help": "Evaluation records that the controls use at most."})
     confirm_changes: bool = field(
         default=False, metadata={"help": "Resume with the flags or training records that changed, where that can work."}
+    )
+    save_words: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the model as chck_... whenever the run has served so many words, repetitions counted: babylm "
+            "(every million to 10 million, ten to 100, hundred to a billion) or a list such as 100k,2.5M,10M."
+        },
     )
     run_report: bool = field(default=True, metadata={"help": "Write report.html into output_dir at the end."})
     experiment_faults: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})

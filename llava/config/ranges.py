@@ -7,9 +7,13 @@ trains no step, a length of -1 drops the last word of every caption.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+
+from llava.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,22 @@ class Range:
         if self.share:
             words += ", or a share of all steps between 0 and 1"
         return words + (f", or {self.also:g}" if self.also is not None else "")
+
+
+UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+
+
+def amount(text: str, flag: str) -> int:
+    """A number such as 1500, 100k, 2.5M or 1B.
+
+    Raises:
+        UserError: naming the flag, for anything else and for less than one.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().casefold(), re.ASCII)
+    number = Decimal(match[1]) * UNITS[match[2]] if match else Decimal(0)
+    if number < 1 or number != int(number):
+        raise UserError(f"{flag} {text}: no number; write 1500, 100k, 2.5M or 1B")
+    return int(number)
 
 
 COUNT = Range(1, whole=True)

@@ -26,7 +26,7 @@ GROUPS: dict[str, str] = {
     "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size",
     "logs": "logging_steps logging_strategy logging_first_step report_to project disable_tqdm log_level "
     "include_num_input_tokens_seen",
-    "checkpoints": "save_strategy save_steps save_total_limit save_only_model load_best_model_at_end "
+    "checkpoints": "save_strategy save_steps save_total_limit save_words save_only_model load_best_model_at_end "
     "metric_for_best_model greater_is_better",
     "precision and memory": "bf16 fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs "
     "bf16_full_eval fp16_full_eval torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps "

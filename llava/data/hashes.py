@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from llava.data.records import Record
 
 
+_written = json.JSONEncoder(ensure_ascii=False).encode
+"""`json.dumps` makes an encoder in each call that has an option."""
+
+
 def hash64(text: str) -> int:
     """A number below 2**64; two of a million texts have the same one with a probability of 3e-8."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
@@ -38,5 +42,5 @@ def record_digest(record: Record, paths: tuple[list[str], list[str]] | None = No
     """
     videos, images = paths_below(record) if paths is None else paths
     turns = [[turn["from"], turn["value"]] for turn in record.conversations]
-    text = json.dumps([record.id, turns, videos, images, record.split], ensure_ascii=False)
+    text = _written([record.id, turns, videos, images, record.split])
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -10,6 +10,7 @@ Letters in shapes: N rows of a table.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -170,6 +171,16 @@ class Texts:
         start = int(self._ends[row - 1]) if row else 0
         return self._text[start : int(self._ends[row])].tobytes().decode("utf-8")
 
+    def many(self, rows: np.ndarray) -> list[str]:
+        """The texts of some rows (n,), read as one piece where they follow each other."""
+        if not len(rows) or len(rows) != rows[-1] - rows[0] + 1 or (np.diff(rows) != 1).any():
+            return [self[int(row)] for row in rows]
+        first, last = int(rows[0]), int(rows[-1])
+        start = int(self._ends[first - 1]) if first else 0
+        ends = (self._ends[first : last + 1] - start).tolist()
+        piece = self._text[start : start + ends[-1]].tobytes()
+        return [piece[a:b].decode("utf-8") for a, b in zip([0, *ends], ends, strict=False)]
+
     def filled(self) -> np.ndarray:
         """(N,) bool: which texts are not empty."""
         return np.diff(self._ends, prepend=0) > 0
@@ -246,9 +257,22 @@ def prepared(
 
 def _fill(place: Path, identity: Mapping[str, Any], files: Sequence[File], make: Callable[[Writer], Any]) -> None:
     writer = Writer(place)
-    made = make(writer)
+    with _without_collecting():
+        made = make(writer)
     about = {"format": FORMAT, "identity": identity, "files": files, "made": made, "arrays": writer.finish()}
     (place / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """While active, nobody looks for circles among millions of values of JSON, which have none."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

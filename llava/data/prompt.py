@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llava.config.video import VideoSpec
 from llava.constants import (
@@ -221,10 +221,23 @@ def mask_visual(input_ids: torch.Tensor, visual_ids: Sequence[int]) -> torch.Ten
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """Ids of texts, with no special tokens but those in them."""
-    # In parts, since the tokenizer keeps offsets and strings of all tokens beside the ids.
+    own = type(tokenizer)
+    # A tokenizer's own way of calling may do more than its backend, which knows how to leave offsets out.
+    direct = tokenizer.is_fast and own._encode_plus is PreTrainedTokenizerFast._encode_plus
+    direct = direct and own.__call__ is PreTrainedTokenizerFast.__call__
+    # In parts, since the tokenizer keeps strings of all tokens beside the ids.
     for start in range(0, len(texts), 1000):
         part = list(texts[start : start + 1000])
-        yield from tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        if direct:
+            backend = tokenizer.backend_tokenizer
+            backend.no_padding()
+            backend.no_truncation()
+            backend.encode_special_tokens = tokenizer.split_special_tokens
+            yield from (found.ids for found in backend.encode_batch_fast(part, add_special_tokens=False))
+        else:
+            yield from tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+                "input_ids"
+            ]
 
 
 def has_visual_token(text: str) -> bool:

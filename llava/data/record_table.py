@@ -64,25 +64,35 @@ class RecordTable(RecordView):
     def __getitem__(self, index: int | slice) -> Record | RecordTable:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        row = int(self.rows[index])
-        place, shown = int(self.arrays["place"][row]), int(self.arrays["shown"][row])
-        number, videos, images, split = json.loads(self._texts["shown"][shown])
-        origin, meta, remarks = self.origins[number], self._texts["meta"][row], self._texts["remarks"][row]
-        record = Record(
-            self._texts["id"][row],
-            json.loads(self._texts["turns"][row]),
-            tuple(videos),
-            tuple(images),
-            None if split is None else (split[0], split[1]),
-            json.loads(meta) if meta else {},
-            f"{origin.path}{_numbered(self._forms[number], place)}",
-            tuple((kind, message) for kind, message in json.loads(remarks)) if remarks else (),
-            origin,
-        )
-        return text_alone(record) if self.without_vision else record
+        return next(self._made(self.rows[[index]]))
 
     def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
+        for start in range(0, len(self), AT_ONCE):
+            yield from self._made(self.rows[start : start + AT_ONCE])
+
+    def _made(self, rows: Rows) -> Iterator[Record]:
+        """The records of some rows of the table."""
+        places, shown = self.arrays["place"][rows].tolist(), self.arrays["shown"][rows].tolist()
+        texts = [self._texts[name].many(rows) for name in ("id", "turns", "meta", "remarks")]
+        clips: dict[int, tuple[int, tuple[str, ...], tuple[str, ...], tuple[int, int] | None]] = {}
+        for place, clip, name, turns, meta, remarks in zip(places, shown, *texts, strict=True):
+            if clip not in clips:
+                number, videos, images, split = json.loads(self._texts["shown"][clip])
+                clips[clip] = number, tuple(videos), tuple(images), None if split is None else (split[0], split[1])
+            number, named, pictures, segment = clips[clip]
+            origin = self.origins[number]
+            record = Record(
+                name,
+                json.loads(turns),
+                named,
+                pictures,
+                segment,
+                json.loads(meta) if meta else {},
+                f"{origin.path}{_numbered(self._forms[number], place)}",
+                tuple((kind, message) for kind, message in json.loads(remarks)) if remarks else (),
+                origin,
+            )
+            yield text_alone(record) if self.without_vision else record
 
     def take(self, rows: Rows) -> RecordTable:
         return RecordTable(self.arrays, self.origins, self.rows[rows], self.without_vision)

@@ -90,14 +90,18 @@ class ModalityLengthSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.kept + self.fillers
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+    def order(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch, (len(self),) int64."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.grouped:
             order = grouped_order(self.lengths, self.modalities, self.batch_size, generator)
         else:
             order = torch.randperm(len(self.lengths), generator=generator).numpy()
         if self.blind is not None:
-            order = order + len(order) * self.blind(self.epoch)[order]
-        for start in range(0, self.kept, AT_ONCE):
-            yield from order[start : min(start + AT_ONCE, self.kept)].tolist()
-        yield from [FILLER_INDEX] * self.fillers
+            order = order + len(order) * self.blind(epoch)[order]
+        return np.concatenate([order[: self.kept], np.full(self.fillers, FILLER_INDEX)])
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.order(self.epoch)
+        for start in range(0, len(order), AT_ONCE):
+            yield from order[start : start + AT_ONCE].tolist()

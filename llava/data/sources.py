@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava.data.captions import without_placeholders
 from llava.data.columns import RecordIds, RecordView
+from llava.data.json_records import DatasetError
 from llava.data.mixture import Source
 from llava.data.records import Record
 from llava.errors import show
+
+ABOUT = ".source.json"
+"""What the file is called that says where a file of records comes from, after that file's name."""
 
 
 @dataclass
@@ -20,7 +26,8 @@ class SourceCount:
     """What a data set has of a source, for the run's record.
 
     `in_file` counts the records of the file, `records` those that are used, `words` their words between white space;
-    `seen` counts the samples that a run has trained on, with repetitions, and is None where nobody counted.
+    `seen` counts the samples that a run has trained on, with repetitions, and is None where nobody counted. `source`
+    and `license` are what a file beside it says (`llava.data.corpus` writes it).
     """
 
     name: str
@@ -30,6 +37,8 @@ class SourceCount:
     records: int
     words: int
     seen: int | None = None
+    source: str = ""
+    license: str = ""
 
     def __str__(self) -> str:
         seen = "" if self.seen is None else f", {self.seen:,} samples seen"
@@ -63,7 +72,25 @@ def words_of(record: Record) -> int:
 
 
 def _count_of(origin: Source) -> SourceCount:
-    return SourceCount(origin.name, show(origin.path), str(origin.strategy), origin.total, records=0, words=0)
+    count = SourceCount(origin.name, show(origin.path), str(origin.strategy), origin.total, records=0, words=0)
+    count.source, count.license = about(origin.path)
+    return count
+
+
+def about(path: str) -> tuple[str, str]:
+    """`source` and `license` of a file of records, as the file beside it says.
+
+    Raises:
+        DatasetError: when that file cannot be read.
+    """
+    beside = Path(path + ABOUT)
+    if not beside.is_file():
+        return "", ""
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+        return str(found["source"]), str(found["license"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{show(beside)}: says no source and license ({error}); make the corpus anew") from error
 
 
 def format_sources(counts: Sequence[SourceCount]) -> str:

@@ -111,10 +111,11 @@ class PlainLM:
 
     def encode(self, conversations: Sequence[Turns]) -> Iterator[tuple[list[int], list[int]]]:
         texts = [join_turns(self.turns(c)) for c in conversations]
-        visual = _visual_ids(self.tokenizer)
+        visual, end = _visual_ids(self.tokenizer), self.tokenizer.eos_token_id
         for tokens in tokenized(self.tokenizer, texts):
-            ids = [*tokens, self.tokenizer.eos_token_id]
-            yield self._started(ids, [IGNORE_INDEX if i in visual else i for i in ids], visual)
+            ids = [*tokens, end]
+            labels = ids if visual.isdisjoint(ids) else [IGNORE_INDEX if i in visual else i for i in ids]
+            yield self._started(ids, labels, visual)
 
     def _started(self, ids: list[int], labels: list[int], visual: frozenset[int]) -> tuple[list[int], list[int]]:
         return (ids, labels) if self.text_start == NONE else put_start(ids, labels, self.tokenizer.eos_token_id, visual)

@@ -7,9 +7,11 @@ and others group them. White space around a sentence is taken off, and a run of 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llava.data.json_records import DatasetError
 from llava.errors import UserError, show
@@ -35,6 +37,8 @@ class Pair:
     bad: str
     place: str
     clip: str | None = None
+    split: tuple[int, int] | None = None
+    """First and last frame of the segment of the clip, as `meta.split` of a record."""
 
 
 @dataclass
@@ -95,27 +99,18 @@ def pairs_of(table: Table, columns: Columns) -> tuple[list[Pair], list[str]]:
                          columns.clip) if n]  # fmt: skip
     table.need([*named, *columns.group, *columns.phenomenon], "columns")
     clip = columns.clip or ("video" if "video" in table.columns else None)
-    phenomenon = columns.phenomenon or next((p for p in PHENOMENA if set(p) <= set(table.columns)), ())
-    two = (columns.good, columns.bad) if columns.good else None
-    if not two and not columns.sentence:
-        two = next((t for t in TWO_COLUMNS if set(t) <= set(table.columns)), None)
+    phenomenon = columns.phenomenon or next((list(p) for p in PHENOMENA if set(p) <= set(table.columns)), [])
     remarks: list[str] = []
-    if two:
-        found = [(row, row[two[0]], row[two[1]], place) for row, place in zip(table.rows, table.places, strict=True)]
-        names = _names_of_rows(table, columns)
-        clusters = [
-            row[columns.cluster] if columns.cluster else name for (row, *_), name in zip(found, names, strict=True)
-        ]
-    else:
-        found, names, clusters = _grouped(table, columns, remarks)
     pairs, spaces = [], 0
-    for (row, good, bad, place), name, cluster in zip(found, names, clusters, strict=True):
-        tidy = [" ".join(s.split()) for s in (good, bad)]
-        spaces += tidy != [good, bad]
-        if not all(tidy):
-            raise DatasetError(f"{show(place)}: a sentence is empty; write it, or delete the row")
-        kind = " ".join(value for c in phenomenon if (value := row[c]))
-        pairs.append(Pair(name, cluster, kind, *tidy, place, row[clip] or None if clip else None))
+    for row in _rows(table, columns, remarks):
+        good, bad = (" ".join(s.split()) for s in (row.good, row.bad))
+        spaces += (good, bad) != (row.good, row.bad)
+        if not good or not bad:
+            raise DatasetError(f"{show(row.place)}: a sentence is empty; write it, or delete the row")
+        kind = " ".join(value for c in phenomenon if (value := row.cells[c]))
+        shown = row.cells[clip] or None if clip else None
+        split = _split(row.cells["split"], row.place) if shown and row.cells.get("split") else None
+        pairs.append(Pair(row.name, row.cluster, kind, good, bad, row.place, shown, split))
     if not pairs:
         raise DatasetError(f"{show(table.path)}: holds no pair")
     if spaces:
@@ -129,6 +124,13 @@ def pairs_of(table: Table, columns: Columns) -> tuple[list[Pair], list[str]]:
     return pairs, remarks
 
 
+def _split(text: str, place: str) -> tuple[int, int]:
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    if len(numbers) != 2 or numbers[0] > numbers[1]:
+        raise DatasetError(f"{show(place)}: split is {text!r:.40}; it is [first frame, last frame]")
+    return numbers[0], numbers[1]
+
+
 def _names_of_rows(table: Table, columns: Columns) -> list[str]:
     if columns.item:
         return [row[columns.item] for row in table.rows]
@@ -139,10 +141,31 @@ def _names_of_rows(table: Table, columns: Columns) -> list[str]:
     return [place.rpartition(":")[2] for place in table.places]
 
 
-Row = tuple[dict[str, str], str, str, str]
+class _Row(NamedTuple):
+    """The sentences of a pair as they are written, with the cells of the row of the good one."""
+
+    cells: dict[str, str]
+    good: str
+    bad: str
+    place: str
+    name: str
+    cluster: str
 
 
-def _grouped(table: Table, columns: Columns, remarks: list[str]) -> tuple[list[Row], list[str], list[str]]:
+def _rows(table: Table, columns: Columns, remarks: list[str]) -> list[_Row]:
+    two = (columns.good, columns.bad)
+    if two == (None, None) and not columns.sentence:
+        two = next((t for t in TWO_COLUMNS if set(t) <= set(table.columns)), two)
+    good, bad = two
+    if good is None or bad is None:
+        return _grouped(table, columns, remarks)
+    return [
+        _Row(row, row[good], row[bad], place, name, row[columns.cluster] if columns.cluster else name)
+        for row, place, name in zip(table.rows, table.places, _names_of_rows(table, columns), strict=True)
+    ]
+
+
+def _grouped(table: Table, columns: Columns, remarks: list[str]) -> list[_Row]:
     """Pairs of a table with a sentence a row: within a group, in the file's order, the first good sentence with the
     first bad one, the second with the second."""
     sentence, judgment, group = (columns.sentence, columns.judgment, tuple(columns.group))
@@ -163,8 +186,7 @@ def _grouped(table: Table, columns: Columns, remarks: list[str]) -> tuple[list[R
             others[value] += 1
             continue
         groups.setdefault(tuple(row[c] for c in group), ([], []))[value in columns.bad_values].append(number)
-    found: list[Row] = []
-    names, clusters = [], []
+    found = []
     for key, (good, bad) in groups.items():
         if len(good) != len(bad):
             raise DatasetError(
@@ -174,12 +196,12 @@ def _grouped(table: Table, columns: Columns, remarks: list[str]) -> tuple[list[R
             )
         for number, (one, other) in enumerate(zip(good, bad, strict=True), 1):
             row = table.rows[one]
-            found.append((row, row[sentence], table.rows[other][sentence], table.places[one]))
-            names.append(" ".join(key) + (f" #{number}" if len(good) > 1 else ""))
-            clusters.append(row[columns.cluster] if columns.cluster else key[0])
+            name = " ".join(key) + (f" #{number}" if len(good) > 1 else "")
+            cluster = row[columns.cluster] if columns.cluster else key[0]
+            found.append(_Row(row, row[sentence], table.rows[other][sentence], table.places[one], name, cluster))
     for value, count in others.items():
         remarks.append(f"{count} sentences are judged {value!r}, neither good nor bad, and are in no pair")
-    return found, names, clusters
+    return found
 
 
 def summarise(pairs: Sequence[Pair]) -> str:

@@ -31,7 +31,7 @@ from llava.eval.data import device_of
 from llava.eval.pair_files import Columns, Pair, read_pairs, summarise
 from llava.eval.result_files import Results, RunFlags, file_name
 from llava.eval.sighted import SightedScorer, clusters_of, open_seeing_cache
-from llava.eval.text_scores import TextScorer, load_without_tower, plain_format
+from llava.eval.text_scores import TextScorer, check_texts, load_without_tower, plain_format, reserved_texts
 from llava.model.builder import load_pretrained_model
 from llava.model.vlm import VisionCausalLM
 
@@ -74,7 +74,7 @@ def records_of(pairs: Sequence[Pair], video_folder: str | None, allow_absolute_p
         for which, sentence in (("good", pair.good), ("bad", pair.bad)):
             turns = [{"from": "human", "value": DEFAULT_VIDEO_TOKEN}, {"from": "gpt", "value": sentence}]
             records.append(
-                Record(f"{number} {which}", turns, (place(clip, video_folder),), (), None, {}, pair.place)
+                Record(f"{number} {which}", turns, (place(clip, video_folder),), (), pair.split, {}, pair.place)
             )  # fmt: skip
     return records
 
@@ -98,7 +98,8 @@ def score_sighted(
         if len(shown) < len(records):
             raise UserError("--conditions other needs two different clips: there is one")
     # A sentence that stands in several pairs of a clip is measured once: it is equal to itself to the last bit.
-    keys = [(r.conversations[1]["value"], clips[source]) for r, source in zip(records, shown, strict=True)]
+    sources = [(clips[i], records[i].split) for i in shown]
+    keys = [(r.conversations[1]["value"], source) for r, source in zip(records, sources, strict=True)]
     first = {key: index for index, key in reversed(list(enumerate(keys)))}
     nats = scorer.score(
         [records[i] for i in first.values()],
@@ -119,7 +120,17 @@ def _sentence(nats: np.ndarray, has_start: bool) -> Score:
 def rows_of(
     pairs: Sequence[Pair], clusters: Sequence[str], scores: Sequence[tuple[Score, Score]], condition: str
 ) -> list[dict[str, Any]]:
-    """Rows of the CSV, by `COLUMNS`."""
+    """Rows of the CSV, by `COLUMNS`.
+
+    Raises:
+        ValueError: naming a pair of which a sentence has no token that is measured.
+    """
+    for pair, score in zip(pairs, scores, strict=True):
+        if not all(tokens for _, tokens in score):
+            raise UserError(
+                f"{show(pair.place)}: a sentence is a single token, which a checkpoint without a text start is not "
+                "asked for: take the pair out"
+            )
     return [
         dict(zip(COLUMNS, (p.item, c, p.phenomenon, good[0], bad[0], good[1], bad[1], condition), strict=True))
         for p, c, (good, bad) in zip(pairs, clusters, scores, strict=True)
@@ -192,7 +203,7 @@ class PairFlags:
     seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of which other clip is shown."})
 
     def __post_init__(self) -> None:
-        self.conditions = self.conditions or list(CONDITIONS if self.video_folder else (NONE,))
+        self.conditions = list(dict.fromkeys(self.conditions or (CONDITIONS if self.video_folder else (NONE,))))
         if unknown := [c for c in self.conditions if c not in CONDITIONS]:
             raise UserError(f"--conditions {unknown[0]}: use {', '.join(CONDITIONS)}")
         if self.sees and self.feature_cache is None:
@@ -226,6 +237,8 @@ class _Model:
         if clips and columns.cluster is None:
             for i, clip in zip(seen, clips[::2], strict=True):
                 clusters[i] = clip
+        if seen and len(seen) < len(pairs) and flags.sees:
+            print(f"  {len(pairs) - len(seen)} pairs have no video: measured without one alone")
         for condition in flags.conditions:
             chosen = list(range(len(pairs))) if condition == NONE else seen
             if not chosen:
@@ -246,6 +259,8 @@ class _Model:
     def _records(self, pairs: Sequence[Pair]) -> tuple[list[Record], list[str]]:
         """Records of the sentences with their features in the cache, and the content of each one's clip."""
         records = records_of(pairs, self.flags.video_folder, self.flags.allow_absolute_paths)
+        sentences = [(s, p.place) for p in pairs for s in (p.good, p.bad)]
+        check_texts(*zip(*sentences, strict=True), reserved_texts(self.tokenizer))
         problems = missing_files(records[::2])
         if not problems:
             problems = extract_features(
@@ -275,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = open_seeing_cache(flags.feature_cache, model, run.model_path) if flags.sees else None
     measured = _Model(tokenizer, model, form, flags, cache)
     for path, (pairs, remarks) in files.items():
-        results = Results(run.folder, run.model_path)
+        results = Results.of(run)
         print(f"{show(path)}: {summarise(pairs)}")
         for remark in [*remarks, *first_tokens(tokenizer, form, pairs)]:
             print(f"  {show(remark)}")

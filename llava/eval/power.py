@@ -7,6 +7,7 @@ of which only the first falls with more seeds.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -34,11 +35,18 @@ def power(effect: float, seeds: int, spread: Spread) -> float:
         return 1.0 if effect else (1 - CONFIDENCE) / 2
     below = by_seed**2 / (seeds - 1) + spread.cluster**2 / max(spread.clusters - 1, 1)
     degrees = total**2 / below
-    # scipy's noncentral t is NaN here and there (1.17: 2 degrees, 15 standard errors); this is its definition, a normal
-    # deviate over the root of a chi-square, as a mean over quantiles of the latter.
+    return float(ndtr(abs(effect) / math.sqrt(total) - _reach(degrees)).mean())
+
+
+@lru_cache(maxsize=64)
+def _reach(degrees: float) -> np.ndarray:
+    """How many true standard errors the half width of an interval is: its quantiles.
+
+    scipy's noncentral t is NaN here and there (1.17: 2 degrees, 15 standard errors). This is its definition, a normal
+    deviate over the root of a chi-square, so that a mean over quantiles of the latter is its distribution function.
+    """
     scales = np.sqrt(chdtri(degrees, (np.arange(QUANTILES) + 0.5) / QUANTILES) / degrees)
-    critical = stdtrit(degrees, (1 + CONFIDENCE) / 2)
-    return float(ndtr(abs(effect) / math.sqrt(total) - critical * scales).mean())
+    return stdtrit(degrees, (1 + CONFIDENCE) / 2) * scales
 
 
 def seeds_needed(effect: float, spread: Spread, wanted: float = POWER) -> int | None:

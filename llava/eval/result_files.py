@@ -35,16 +35,6 @@ class RunFlags(ModelFlags):
     )
     output: Path | None = field(default=None, metadata={"help": f"Folder for the results; {FOLDER} in RUN by default."})
 
-    @property
-    def folder(self) -> Path:
-        """Where the results go, made if it is not there."""
-        folder = self.output or Path(self.model_path) / FOLDER
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnwritableFile(f"{folder}: {error.strerror}; name another folder with --output") from error
-        return folder
-
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as RFC 4180 with one header: numbers as `repr` gives them, nothing for None and NaN."""
@@ -73,6 +63,20 @@ class Results:
     run: Path
     started: float = field(default_factory=time.monotonic)
 
+    @classmethod
+    def of(cls, flags: RunFlags) -> Results:
+        """Of a run that is there: the folder is made, so that nothing is measured that could not be written.
+
+        Raises:
+            UnwritableFile: where it cannot be made.
+        """
+        folder = flags.output or Path(flags.model_path) / FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnwritableFile(f"{folder}: {error.strerror}; name another folder with --output") from error
+        return cls(folder, Path(flags.model_path))
+
     def write(
         self,
         name: str,
@@ -100,10 +104,13 @@ class Results:
             "summary": clean(summary),
         }
         for path, text in ((table, csv_text(columns, rows)), (table.with_suffix(".json"), _json(facts))):
-            # A name that is not UTF-8 is kept by its escape.
-            data = text.encode("utf-8", "backslashreplace")
-            replace_file(path, lambda file, data=data: file.write(data))
+            _write(path, text)
         return table
+
+
+def _write(path: Path, text: str) -> None:
+    # A name that is not UTF-8 is kept by its escape.
+    replace_file(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _json(value: Any) -> str:

@@ -30,7 +30,7 @@ from llava.data.records import Record, text_alone
 from llava.data.text_format import TextFormat
 from llava.errors import UserError, run_command, show
 from llava.eval.controls import with_vision_of
-from llava.eval.data import device_of, read_for_evaluation
+from llava.eval.data import device_of, read_for_evaluation, trained_on
 from llava.eval.italian import word_forms
 from llava.eval.loss import token_losses
 from llava.eval.result_files import Results, RunFlags
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, data, flags = parse(
         main.__doc__, RunFlags, DataFlags, SightedFlags, argv=argv, prog="python -m llava.eval.sighted"
     )
-    results = Results(run.folder, run.model_path)
     tokenizer, model = load_pretrained_model(run.model_path, device_of(run.device), run.vision_tower)
+    results = Results.of(run)
     form = plain_format(model, tokenizer, run.model_path)
     cache = open_seeing_cache(flags.feature_cache, model, run.model_path)
     records = read_for_evaluation(
@@ -171,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     path = results.write("sighted_captions", COLUMNS, rows, split_paths(data.data_path), summary)
     mean, low, high = summary["nats_per_word"]
+    if trained_on(run.model_path, data.data_path):
+        print(f"{show(data.data_path)} is what the run TRAINED on: its captions are not held out")
     print(
         f"{len(rows)} captions of {summary['clusters']} clips, each after its own video: {mean:.4f} nats a word "
         f"[{low:.4f}, {high:.4f}], {summary['nats_per_token'][0]:.4f} a token\nwritten to {show(path)}"

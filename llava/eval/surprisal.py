@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -27,7 +28,7 @@ from llava.data.mixture import split_paths
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records, text_alone
 from llava.errors import UserError, run_command, show
-from llava.eval.data import device_of
+from llava.eval.data import device_of, trained_on
 from llava.eval.italian import MARK, class_of, form, owners, sums, units
 from llava.eval.result_files import Results, RunFlags, file_name
 from llava.eval.sighted import clusters_of
@@ -36,6 +37,7 @@ from llava.eval.text_scores import TextNats, TextScorer, load_without_tower, pla
 from llava.eval.word_tables import (
     Classes,
     Norm,
+    is_table,
     read_classes,
     read_frequencies,
     read_norms,
@@ -65,7 +67,7 @@ def read_texts(path: str) -> list[Text]:
         DatasetError: naming a file that cannot be read, or holds nothing.
     """
     try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise DatasetError(f"--text {show(path)}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -77,43 +79,54 @@ def read_texts(path: str) -> list[Text]:
     return found
 
 
-def rows_of(
-    text: Text, nats: TextNats, classes: Classes, covariates: Sequence[Norm]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Rows of the words of a text, rows of its marks and its end, and how many pieces reach into another unit.
-
-    Positions count words and marks from 0. A word of which a piece was not measured has no nats.
+class Rows(NamedTuple):
+    """Of one text: rows of its words, rows of its marks and its end, how many tokens reach into another word or mark,
+    and how many words and marks have no token of their own for that reason, and no row.
     """
+
+    words: list[dict[str, Any]]
+    marks: list[dict[str, Any]]
+    reaching: int
+    absorbed: int
+
+
+def rows_of(text: Text, nats: TextNats, classes: Classes, covariates: Sequence[Norm]) -> Rows:
+    """The rows of a text, whose positions count words and marks from 0; nats are NaN where a piece was not measured."""
     parts = units(text.text)
     owner, reaches = owners(text.text, nats.offsets, parts)
     total, tokens = sums(nats.nats, owner, len(parts))
+    whose = {"test": text.test, "item": text.item, "cluster": text.cluster}
     words, marks = [], []
-    for position, unit in enumerate(parts):
+    for position in np.flatnonzero(tokens).tolist():
+        unit = parts[position]
         word = form(text.text[unit.start : unit.end])
-        row = {
-            "test": text.test, "item": text.item, "cluster": text.cluster, "position": position, "word": word,
-            "class": MARK if unit.kind == MARK else class_of(word, unit.kind, classes.classes),
-            "tokens": int(tokens[position]), "nats": float(total[position]) if tokens[position] else math.nan,
-        }  # fmt: skip
-        if unit.kind != MARK:
-            row["length"] = len(word)
-            row |= {norm.name: norm.of(word, classes.lemmas) for norm in covariates}
-        (marks if unit.kind == MARK else words).append(row)
-    end = {"test": text.test, "item": text.item, "cluster": text.cluster, "position": len(parts), "word": "",
-           "class": END, "tokens": 1, "nats": nats.end}  # fmt: skip
-    return words, [*marks, end], int(reaches.sum())
+        kind = MARK if unit.kind == MARK else class_of(word, unit.kind, classes.classes)
+        row = {**whose, "position": position, "word": word, "class": kind, "tokens": int(tokens[position]),
+               "nats": float(total[position])}  # fmt: skip
+        if unit.kind == MARK:
+            marks.append(row)
+        else:
+            known = {norm.name: norm.of(word, classes.lemmas) for norm in covariates}
+            words.append({**row, "length": len(word), **known})
+    marks.append({**whose, "position": len(parts), "word": "", "class": END, "tokens": 1, "nats": nats.end})
+    return Rows(words, marks, int(reaches.sum()), int((tokens == 0).sum()))
 
 
 def summarise(
-    words: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]], norms: Sequence[str]
+    words: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]], norms: Sequence[str], floor: bool = False
 ) -> dict[str, Any]:
     """What the rows of one test say.
+
+    Args:
+        norms: the names of the columns of numbers.
+        floor: whether frequencies are those of the training words, so that there is a floor.
 
     Returns:
         `texts`, `clusters`, `words`, `unmeasured` (words without nats), `nats_per_word` with the ends of its 95 %
         interval over clusters, `classes` and `apart` (marks and ends), each with its number and mean; `norms`, each
         with the words and different forms that have a value, Spearman's correlation of the value with the mean nats
-        over forms, and the mean nats of the words below and above the median form.
+        over forms, and the mean nats of the words below and above the median form; `unigram`, the mean nats of the
+        words that occur in training, and those of who knows nothing but how often each of them does.
 
     Raises:
         DatasetError: where no word was measured.
@@ -132,6 +145,7 @@ def summarise(
         ),
         "classes": _means(known),
         "apart": _means([row for row in marks if not math.isnan(row["nats"])]),
+        "unigram": _unigram(known) if floor else None,
         "norms": {},
     }
     for name in norms:
@@ -154,6 +168,14 @@ def summarise(
     return summary
 
 
+def _unigram(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    seen = [row for row in rows if row["frequency"]]
+    if not seen:
+        return None
+    floor = [-math.log(row["frequency"] / 1e6) for row in seen]
+    return {"words": len(seen), "model": float(np.mean([r["nats"] for r in seen])), "unigram": float(np.mean(floor))}
+
+
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     groups: dict[str, list[float]] = {}
     for row in rows:
@@ -173,6 +195,12 @@ def format_summary(test: str, found: Mapping[str, Any]) -> str:
         lines.append(f"  {found['unmeasured']} words NOT MEASURED: nothing stands before the first token of a text")
     for name, group in {**found["classes"], **found["apart"]}.items():
         lines.append(f"  {name:<12}{group['number']:>8}  {group['nats']:.4f}")
+    if found["unigram"]:
+        part = found["unigram"]
+        lines.append(
+            f"  of {part['words']} words that occur in training: {part['model']:.4f}; by their frequencies alone "
+            f"{part['unigram']:.4f}"
+        )
     for name, norm in found["norms"].items():
         line = f"  {name}: {norm['words']} of {found['words']} words, {norm['forms']} forms"
         if norm["high"] is not None:
@@ -218,7 +246,7 @@ class SurprisalFlags(FolderFlags):
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many records."})
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder of vision features, which knows the contents of clips; none are needed."},
+        metadata={"help": "Folder of vision features, which knows the contents of clips and keeps them."},
     )
     seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of what a YAML mixture takes at random."})
 
@@ -232,7 +260,7 @@ class SurprisalFlags(FolderFlags):
             raise UserError(f"--column {taken[0]}: the results have a column of that name; rename it in the table")
 
 
-def captions_of(flags: SurprisalFlags, reserved: Sequence[str], folder: Path) -> tuple[list[Text], list[str]]:
+def captions_of(flags: SurprisalFlags, reserved: Sequence[str]) -> tuple[list[Text], list[str]]:
     """The words of held-out records, and what is to be said of their clusters.
 
     Raises:
@@ -242,8 +270,9 @@ def captions_of(flags: SurprisalFlags, reserved: Sequence[str], folder: Path) ->
         flags.data_path, flags.image_folder, flags.video_folder, reserved, flags.allow_absolute_paths, flags.seed
     )  # fmt: skip
     records = apply_policy(records, problems, "stop")[: flags.limit]
-    contents = ContentHashes(Path(flags.feature_cache or folder) / "contents")
-    clusters, unread = clusters_of(records, contents)
+    with TemporaryDirectory() as nowhere:
+        contents = ContentHashes(Path(flags.feature_cache or nowhere) / "contents")
+        clusters, unread = clusters_of(records, contents)
     remarks = []
     if unread:
         remarks.append(
@@ -270,24 +299,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.frequency
         else training_frequencies(run.model_path)
     )
-    results = Results(run.folder, run.model_path)
     tokenizer, model = load_without_tower(run.model_path, device_of(run.device))
+    results = Results.of(run)
     form_of_text = plain_format(model, tokenizer, run.model_path)
     texts, remarks = [], [said]
     if flags.data_path is not None:
-        captions, more = captions_of(flags, reserved_tokens(tokenizer), run.folder)
+        captions, more = captions_of(flags, reserved_tokens(tokenizer))
         texts, remarks = captions, remarks + more
     for path in flags.text:
         texts += read_texts(path)
     scorer = TextScorer(tokenizer, model, form_of_text, flags.batch_size, flags.context)
     nats = scorer.score([t.text for t in texts], [t.place for t in texts])
     covariates = [*([frequency] if frequency else []), *norms]
-    words, marks, reaching = [], [], 0
-    for text, found in zip(texts, nats, strict=True):
-        of_words, of_marks, count = rows_of(text, found, classes, covariates)
-        words, marks, reaching = words + of_words, marks + of_marks, reaching + count
-    if reaching:
-        remarks.append(f"{reaching} tokens reach into the next word or mark, and are counted for the first")
+    rows = [rows_of(text, found, classes, covariates) for text, found in zip(texts, nats, strict=True)]
+    words, marks = ([row for part in rows for row in part[which]] for which in (0, 1))
+    if flags.data_path is not None and trained_on(run.model_path, flags.data_path):
+        remarks.append(f"{show(flags.data_path)} is what the run TRAINED on: its captions are not held out")
+    if unknown := sum(n.unknown for n in nats):
+        remarks.append(f"{unknown} tokens are the tokenizer's unknown token, which is no word: their nats mean little")
+    if reaching := sum(part.reaching for part in rows):
+        remarks.append(
+            f"{reaching} tokens reach into the next word or mark and are counted for the first; "
+            f"{sum(part.absorbed for part in rows)} words and marks have no token of their own, and no row"
+        )
     if windowed := sum(n.windows > 1 for n in nats):
         remarks.append(f"{windowed} texts are longer than {scorer.context} tokens and were read in windows")
     remarks += [
@@ -295,10 +329,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     names = [n.name for n in norms]
     summary: dict[str, Any] = {"remarks": remarks, "text_start": form_of_text.text_start, "context": scorer.context}
-    tests = dict.fromkeys(t.test for t in texts)
+    # A table's frequencies may be of anything.
+    floor = frequency is not None and not is_table(flags.frequency)
     summary["tests"] = {
-        test: summarise(*([r for r in rows if r["test"] == test] for rows in (words, marks)), ["frequency", *names])
-        for test in tests
+        test: summarise(
+            *([r for r in rows if r["test"] == test] for rows in (words, marks)), ["frequency", *names], floor
+        )
+        for test in dict.fromkeys(t.test for t in texts)
     }
     files = [*(split_paths(flags.data_path) if flags.data_path else []), *flags.text]
     path = results.write("blind_words", [*COLUMNS, *names], words, files, summary, {"norms": flags.norms})

@@ -60,8 +60,9 @@ def read_table(path: str | Path) -> Table:
 
 
 def _json_lines(path: str, text: str) -> Table:
-    rows, places = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    rows: list[dict[str, str]] = []
+    places: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):  # A text within it may hold other marks of a line's end.
         if not line.strip():
             continue
         try:
@@ -77,9 +78,10 @@ def _json_lines(path: str, text: str) -> Table:
 
 
 def _separated(path: str, text: str) -> Table:
-    header = text.splitlines()[0]
+    header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;", key=header.count), strict=True)
-    rows, places = [], []
+    rows: list[dict[str, str]] = []
+    places: list[str] = []
     columns: list[str] = []
     try:
         for cells in reader:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, PLACEHOLDERS
 from llava.data.chat_formats import PLAIN
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.prompt import pad_token_id, reserved_tokens
@@ -45,6 +45,8 @@ class TextNats:
     offsets: list[tuple[int, int]]
     windows: int = 1
     """Pieces that the text was read in, more than one where it is longer than the context."""
+    unknown: int = 0
+    """Tokens that stand for what the tokenizer does not know."""
 
     @property
     def measured(self) -> tuple[float, int]:
@@ -148,7 +150,7 @@ class TextScorer:
         self.tokenizer, self.model, self.batch_size = tokenizer, model, batch_size
         self.context = min(most, context or most)
         self.has_start = form.text_start == EOS
-        self.reserved = reserved_tokens(tokenizer)
+        self.reserved = reserved_texts(tokenizer)
         self.collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
 
     def score(self, texts: Sequence[str], names: Sequence[str] | None = None, shown: str = "texts") -> list[TextNats]:
@@ -164,25 +166,21 @@ class TextScorer:
         """
         distinct = list(dict.fromkeys(texts))
         called = dict(zip(reversed(texts), reversed(texts if names is None else names), strict=True))
-        self._check(distinct, called)
+        check_texts(distinct, [called[t] for t in distinct], self.reserved)
         encoded = self.tokenizer(
             distinct, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
         found = self._nats(encoded["input_ids"], [called[t] for t in distinct], shown)
+        unknown = self.tokenizer.unk_token_id
         known = {
-            text: TextNats(nats[:-1], float(nats[-1]), [(int(a), int(b)) for a, b in offsets], count)
-            for text, (nats, count), offsets in zip(distinct, found, encoded["offset_mapping"], strict=True)
+            text: TextNats(
+                nats[:-1], float(nats[-1]), [(int(a), int(b)) for a, b in offsets], count, ids.count(unknown)
+            )
+            for text, (nats, count), offsets, ids in zip(
+                distinct, found, encoded["offset_mapping"], encoded["input_ids"], strict=True
+            )
         }
         return [known[text] for text in texts]
-
-    def _check(self, texts: Sequence[str], called: dict[str, str]) -> None:
-        for text in texts:
-            if not text.strip():
-                raise UserError(f"{show(called[text])}: there is no text to measure; write one, or delete it")
-            if wrong := [token for token in self.reserved if token in text]:
-                raise UserError(
-                    f"{show(called[text])}: the text contains {wrong[0]!r}, which is a token and no word: take it out"
-                )
 
     def _nats(self, rows: Sequence[list[int]], names: Sequence[str], shown: str) -> list[tuple[np.ndarray, int]]:
         """(K + 1,) nats of each row's tokens and its end, and its number of windows."""
@@ -207,6 +205,24 @@ class TextScorer:
                 nats[i][first : window.stop] = measured
         counts = np.bincount([i for i, _ in parts], minlength=len(whole)).tolist()
         return [(row[1:] if self.has_start else row, count) for row, count in zip(nats, counts, strict=True)]
+
+
+def reserved_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What a text cannot say: tokens of the tokenizer that are no words, and the placeholders of records."""
+    return (*PLACEHOLDERS, *reserved_tokens(tokenizer))
+
+
+def check_texts(texts: Sequence[str], names: Sequence[str], reserved: Sequence[str]) -> None:
+    """Refuses texts that are none.
+
+    Raises:
+        ValueError: naming the first that is empty, or holds what is reserved.
+    """
+    for text, name in zip(texts, names, strict=True):
+        if not text.strip():
+            raise UserError(f"{show(name)}: there is no text to measure; write one, or delete it")
+        if wrong := [token for token in reserved if token in text]:
+            raise UserError(f"{show(name)}: the text contains {wrong[0]!r}, which is a token and no word: take it out")
 
 
 def check_finite(nats: np.ndarray, name: str) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from llava.errors import UserError, show
+
 CONFIDENCE = 0.95
 
 
@@ -87,7 +89,8 @@ def paired(
         units: (N,) how many units (words) each item has; one by default.
 
     Raises:
-        ValueError: when shapes differ, or for a value that is not finite, which is named.
+        ValueError: when shapes differ.
+        UserError: for a value that is not finite, which is named.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     shape = (len(seeds), len(clusters))
@@ -99,9 +102,10 @@ def paired(
     for name, values in (("first", first), ("second", second)):
         if len(wrong := np.argwhere(~np.isfinite(values))):
             seed, item = wrong[0]
-            raise ValueError(
+            called = show(items[item] if items is not None else item)
+            raise UserError(
                 f"{len(wrong)} values of the {name} arm are not finite: the first is {values[seed, item]} of item "
-                f"{items[item] if items is not None else item} in seed {seeds[seed]}; look why that run measured it"
+                f"{called} in seed {seeds[seed]}; look why that run measured it"
             )
     counted = np.ones(len(clusters)) if units is None else np.asarray(units, dtype=float)
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)

@@ -142,9 +142,14 @@ def frequencies(texts: Iterable[str]) -> Norm:
     return Norm("frequency", {word: count / total * 1e6 for word, count in counts.items()}, absent=0.0)
 
 
+def is_table(path: str | None) -> bool:
+    """Whether a file of frequencies is a table, by its name; else it is one of records."""
+    return path is not None and Path(path).suffix.lower() in (".tsv", ".csv")
+
+
 def read_frequencies(path: str) -> Norm:
     """Frequencies of a table (its words, and its column `frequency` or `count`, as they are), or of records."""
-    if Path(path).suffix.lower() in (".tsv", ".csv"):
+    if is_table(path):
         table = read_table(path)
         column = next((c for c in table.columns if c.lower() in ("frequency", "count", "freq")), None)
         if column is None:

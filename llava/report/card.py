@@ -138,12 +138,14 @@ def _data(data: Mapping[str, Any]) -> str:
             f"{source['records']:,}",
             f"{source['words']:,}",
             f"{(data[use] or {}).get('clips', 0):,}",
+            source.get("source") or "to be filled in",
+            source.get("license") or "to be filled in",
         )
         for use in ("train", "eval")
         if data.get(use)
         for source in data[use].get("sources", [])
     ]
-    return _table(("use", "file", "captions", "words", "clips (of all files)"), rows)
+    return _table(("use", "file", "texts", "words", "clips (of all files)", "from", "licence"), rows)
 
 
 def _evaluation(run: Run) -> str:

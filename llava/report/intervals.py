@@ -17,7 +17,7 @@ BAR_WIDTH, ROW_HEIGHT = 320, 34
 
 
 class Bar(NamedTuple):
-    """One row: places of mean and ends on the axis, and what is written beside it."""
+    """One row: places of mean, ends and single values (seeds) on the axis, and what is written beside it."""
 
     label: str
     text: str
@@ -26,6 +26,7 @@ class Bar(NamedTuple):
     low: float
     high: float
     y: float
+    points: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,32 @@ class Intervals:
     height: float
 
 
-def draw_intervals(title: str, unit: str, rows: Sequence[tuple[str, Interval, int]]) -> Intervals | None:
+def draw_intervals(
+    title: str,
+    unit: str,
+    rows: Sequence[tuple[str, Interval, int]],
+    points: Sequence[Sequence[float]] | None = None,
+    decimals: int = 2,
+) -> Intervals | None:
     """Rows of (label, (mean, low, high), colour) on one axis with 0; None without any that is finite.
 
     An end that is not finite, as that of a single clip, is left out.
+
+    Args:
+        points: single values that a row's mean is of, such as those of seeds, drawn below it.
     """
-    kept = [(label, interval, colour) for label, interval, colour in rows if math.isfinite(interval[0])]
+    singles = points if points is not None else [()] * len(rows)
+    kept = [(*row, each) for row, each in zip(rows, singles, strict=True) if math.isfinite(row[1][0])]
     if not kept:
         return None
-    axis = axis_of([np.array([0.0]), *(np.array(interval) for _, interval, _ in kept)], BAR_WIDTH)
+    shown = (np.array([*interval, *each]) for _, interval, _, each in kept)
+    axis = axis_of([np.array([0.0]), *shown], BAR_WIDTH)
 
-    def bar(row: int, label: str, interval: Interval, colour: int) -> Bar:
+    def bar(row: int, label: str, interval: Interval, colour: int, each: Sequence[float]) -> Bar:
         mean, low, high = (float(v) for v in axis.place(interval))
         ends = (low, high) if math.isfinite(low) and math.isfinite(high) else (mean, mean)
-        return Bar(label, format_interval(interval), colour % COLOURS, mean, *ends, (row + 1) * ROW_HEIGHT - 9)
+        text, y = format_interval(interval, decimals), (row + 1) * ROW_HEIGHT - 9
+        return Bar(label, text, colour % COLOURS, mean, *ends, y, tuple(axis.place(each).tolist()))
 
     bars = [bar(i, *row) for i, row in enumerate(kept)]
     return Intervals(title, unit, bars, axis.ticks(), float(axis.place(0)), len(bars) * ROW_HEIGHT)

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def write_report(
     read = [read_run(folder) for folder in runs]
     named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
     output = Path(output) if output else read[0].folder / REPORT_FILE if len(read) == 1 else Path(REPORT_FILE)
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     page = template.render(
         runs=named,
         answers={n: [did_it_learn(r), did_it_see(r), is_anything_wrong(r)] for n, r in named.items()},
@@ -134,8 +135,8 @@ def write_report(
         flags=split_flags(read[0].flags),
         settings=differing(named),
         frames=Frames(video_folder, read[0].flags.get("video_folder")) if clips else None,
-        style=_part("page.css"),
-        scripts=[_part("curves.js"), _part("copy.js")],
+        style=part("page.css"),
+        scripts=[part("curves.js"), part("copy.js")],
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -155,12 +156,13 @@ def _panels(runs: Mapping[str, Run]) -> list[Panel]:
     return run_panels(run.log, alarms, levels, start_loss(run))
 
 
-def _part(name: str) -> Markup:
+def part(name: str) -> Markup:
     """A file of this package that stands in the page as it is."""
     return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
-def _environment() -> Environment:
+@cache
+def environment() -> Environment:
     """Jinja2 with everything escaped, control characters too, and no name undefined."""
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)

@@ -54,7 +54,8 @@ class Series:
 class Panel:
     """A drawing with its title and remarks; `log` asks for a logarithmic axis, where the values allow it.
 
-    `levels` are values that curves are compared with, each with its name; NaN where it is not known.
+    `levels` are values that curves are compared with, each with its name; NaN where it is not known. `x` names the
+    other axis.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Panel:
     marks: Sequence[int] = ()
     zero: bool = False
     levels: Sequence[tuple[float, str]] = ()
+    x: str = "optimiser step"
 
     @property
     def notes(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import tempfile
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.flags import Settings, TrainingArguments
 from llava.constants import HELD_OUT_FILE
 from llava.data.check import check_files
-from llava.data.columns import representatives, standing_at, take
+from llava.data.columns import RecordIds, representatives, standing_at, take
 from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_lengths
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
@@ -280,7 +281,7 @@ def make_data(
         logger.warning("record %r has other tokens than were prepared for it: all are made anew in this run", name)
         dataset.prepared = prepared = None
     served = np.minimum(whole, limit)
-    summary = summarise(kept, served)
+    summary = summarise(kept, served) | {"cut": dataset.num_cut}
     report_sources(split.name, summary)
     digests = record_digests(kept) if prepared is None else prepared.digests(kept.rows)
     return SplitData(dataset, served, summary, digests)
@@ -364,9 +365,12 @@ def check_batches(num_samples: int, training_args: TrainingArguments) -> None:
 
 
 def summarise(records: Sequence[Record], lengths: Sequence[int]) -> dict[str, Any]:
-    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample."""
+    """Counts of a data set for the run's record: records by modality and source, distinct clips, longest sample; and
+    `ids`, a hash of the records' ids in their order, which experiments on text and on video have in common.
+    """
     return {
         "records": len(records),
+        "ids": hashlib.sha256(RecordIds(records).hashes.astype("<u8").tobytes()).hexdigest()[:32],
         "by_modality": {kind: len(places) for kind, places in by_modality(records).items()},
         "clips": len({(r.videos, r.images, r.split) for r in representatives(records)[0] if r.videos or r.images}),
         "longest": int(max(lengths, default=0)),

@@ -36,7 +36,7 @@ from llava.model.builder import select_parts
 from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.packed_attention import WAYS
-from llava.train.checkpoint import sharding
+from llava.train.checkpoint import milestones, sharding
 from llava.train.experiments import parse_faults
 from llava.train.monitor import replay
 from llava.train.provenance import code_commit, hardware
@@ -280,7 +280,7 @@ def flag_problems(
         problems.append(
             f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path, or a --val_fraction above 0"
         )
-    problems += sharding.flag_problems(training_args) + replay.flag_problems(training_args)
+    problems += [p for room in (sharding, replay, milestones) for p in room.flag_problems(training_args)]
     problems += arms.flag_problems(data_args.other_clips, data_args.blind_share, model_args.vision_tower is not None)
     problems += library_problems(training_args)
     parts: list[str] = []

@@ -31,7 +31,7 @@ from llava.data.sources import Seen
 from llava.errors import NotFinite, UserError
 from llava.eval.loss import after_first_token, token_scores
 from llava.train import sight
-from llava.train.checkpoint.reload import ReloadError, compare_saved
+from llava.train.checkpoint.reload import check_saved
 from llava.train.checkpoint.resumable import ResumableTrainer
 from llava.train.checkpoint.resume import recorded
 from llava.train.checkpoint.sharding import (
@@ -51,6 +51,7 @@ from llava.train.monitor.replay import Replay
 from llava.train.monitor.run_monitor import RunMonitor
 from llava.train.monitor.served import ServedSamples
 from llava.train.optimizer import make_optimizer, part_learning_rates
+from llava.train.unwrap import spare_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ class LlavaTrainer(ResumableTrainer):
                 every, rank = self.args.replay_every, self.args.process_index
                 self.replay = Replay(self.model, every, monitor, gather_object, rank)
                 self.add_callback(self.replay)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        spare_deepspeed(self.accelerator)
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """What collates the batches of a loader: transformers asks for each, by what it is for."""
@@ -365,16 +370,10 @@ class LlavaTrainer(ResumableTrainer):
         if weights_are_spread(self.args) or self.invariants.sharded:
             logger.info("%s was not loaded again to compare it: its weights are spread over the processes", folder)
         elif self.is_world_process_zero():
-            dataset = self.train_dataset
-            batch = self._prepare_inputs(self.data_collator([dataset[i] for i in range(min(2, len(dataset)))]))
-            try:
-                loss = compare_saved(folder, self.model, batch, self.compute_loss_context_manager)
-            except ReloadError:
-                if folder.name.startswith("checkpoint-"):
-                    # Under its own name the next run would go on from it.
-                    folder.rename(folder.with_name(f"wrong-{folder.name}"))
-                raise
-            logger.info("%s was loaded again: its loss of a batch, %.4f, is that of the live model", folder, loss)
+            batch = [self.train_dataset[i] for i in range(min(2, len(self.train_dataset)))]
+            check_saved(
+                folder, self.model, self._prepare_inputs(self.data_collator(batch)), self.compute_loss_context_manager
+            )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint that lacks weights, or has others, is not resumed from.

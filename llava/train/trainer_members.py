@@ -18,6 +18,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_get_collator_with_removed_columns": ("data_collator", "description"),
     "get_eval_dataloader": ("eval_dataset",),
     "_get_train_sampler": ("train_dataset",),
+    "create_accelerator_and_postprocess": (),
     "create_optimizer": ("model",),
     "save_model": ("output_dir", "_internal_call"),
     "_save": ("output_dir", "state_dict"),

@@ -1,39 +1,20 @@
 #!/usr/bin/env bash
-# Does seeing help? Experiment 1 (text) and 2 (video and text) from the same GPT-2, over seeds, on the same captions.
+# Does seeing help? The older name of `python -m llava.study` (docs/study.md), with its older variables.
 #
-#   bash scripts/experiments/text_vs_video.sh                        the demo; about 20 minutes on two CPU cores
-#   DATA_PATH=train.json EVAL_DATA_PATH=heldout.json VIDEO_FOLDER=clips bash scripts/experiments/text_vs_video.sh
+#   bash scripts/experiments/text_vs_video.sh                        the demo
+#   DATA_PATH=train.json VIDEO_FOLDER=clips SEEDS="0 1 2 3 4" STEPS=1400 bash scripts/experiments/text_vs_video.sh
 #
-# Runs that are finished are kept. Settings of train_italian_video.sh can be set as there; writes text_vs_video.md,
-# text_vs_video.json and report.html into OUTPUT.
+# Settings of train_italian_video.sh can be set as there, and arguments are those of llava.study.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/env.sh
 
-SEEDS="${SEEDS:-0 1 2}"
-STEPS="${STEPS:-1400}"
-OUTPUT="${OUTPUT:-output/text_vs_video}"
-EVERY=$((STEPS < 14 ? 1 : STEPS / 14))
-if [[ -n "${DATA_PATH:-}" && -z "${EVAL_DATA_PATH:-}" ]]; then
-    echo "ERROR: set EVAL_DATA_PATH too: captions that neither experiment trains on." >&2
+read -r -a LISTED <<<"${SEEDS:-0 1 2}"
+if [[ "${LISTED[*]}" != "$(seq -s ' ' 0 $((${#LISTED[@]} - 1)))" ]]; then
+    echo "ERROR: SEEDS=\"$SEEDS\": a study counts its seeds from 0: \"0 1 2\", or --seeds 3" >&2
     exit 1
 fi
-
-if [[ -n "${DATA_PATH:-}" && -n "${MODEL_PATH:-}" ]]; then
-    python scripts/experiments/text_vs_video.py --check "$MODEL_PATH" "$DATA_PATH" "$EVAL_DATA_PATH"
-fi
-
-FOLDERS=()
-for seed in $SEEDS; do
-    for experiment in 1 2; do
-        folder="$OUTPUT/exp${experiment}_seed$seed"
-        if [[ ! -f "$folder/eval_results.json" ]]; then
-            OUTPUT_DIR="$folder" SEED="$seed" EXP_ID="$experiment" MAX_STEPS="$STEPS" SAVE_STEPS="$STEPS" \
-                LOGGING_STEPS=20 bash train_italian_video.sh --eval_strategy steps --eval_steps "$EVERY" "$@"
-        fi
-        FOLDERS+=("$folder")
-    done
-done
-python scripts/experiments/text_vs_video.py --output "$OUTPUT" ${TARGET_LOSS:+--target "$TARGET_LOSS"} "${FOLDERS[@]}"
-python -m llava.eval.report "${FOLDERS[@]}" --output "$OUTPUT/report.html"
+[[ -z "${TARGET_LOSS:-}" ]] || echo "TARGET_LOSS is not used: steps to a loss were the least certain measure" >&2
+exec python -m llava.study --output "${OUTPUT:-output/text_vs_video}" --seeds "${#LISTED[@]}" \
+    ${STEPS:+--max_steps "$STEPS"} "$@"

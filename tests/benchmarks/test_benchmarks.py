@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import damage, kernels, loader, monitor, preflight, run, startup
+from benchmarks import damage, decoding, first_step, kernels, loader, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
 from llava.model.loss import supervised_loss
@@ -119,6 +119,17 @@ def test_pre_flight_is_measured_against_another_checkout(tmp_path: Path, capfd):
     assert "pre-flight takes" in shown and "CPU-s" in shown
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_way_to_the_first_step_is_measured(tmp_path: Path, capsys):
+    first_step.main([
+        "--clips", "4", "--layers", "2", "--width", "64", "--vocabulary", "600", "--keep", str(tmp_path / "data")
+    ])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "fresh" in shown and "goes on" in shown
+    assert [p.name for p in (tmp_path / "data").glob("*/here/killed/run/checkpoint-*")] == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_features_of_a_batch_are_copied_once(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(loader, "SHAPE", (2, 64, 64))
@@ -141,6 +152,12 @@ def test_clips_are_asked_for_where_they_are_needed(capsys):
     with pytest.raises(SystemExit):
         run.main(["--only", "decode"])
     assert "--clips" in capsys.readouterr().err
+
+
+def test_clips_without_a_cache_are_measured(assets: SimpleNamespace, capsys):
+    pytest.importorskip("torchcodec")
+    decoding.main(["--clips", str(assets.clips), "--repeats", "1"])
+    assert "read_frames, later epochs" in capsys.readouterr().out
 
 
 def test_damage_counts_what_is_found(tmp_path, capsys):

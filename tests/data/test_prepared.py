@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from pathlib import Path
@@ -109,3 +110,25 @@ def test_a_folder_that_cannot_be_written_serves_this_run_alone(tmp_path, source,
 
 def test_other_code_is_another_identity():
     assert code_digest("llava.data.hashes") == code_digest("llava.data.hashes") != code_digest("llava.data.prepared")
+
+
+def test_texts_of_many_rows_are_those_of_each(tmp_path, source):
+    words = ["", "perché", "a", "", "città e 猫", "z"]
+
+    def make(writer: Writer) -> None:
+        writer.add_texts("word", words[:2])
+        writer.add_texts("word", words[2:])
+
+    texts = Texts(prepared(tmp_path / "root", "words", {}, [identify(str(source))], make), "word")
+    for rows in ([], [0], [5], [0, 1, 2, 3, 4, 5], [2, 3, 4], [4, 3], [0, 2, 2], [1, 3, 2, 4]):
+        assert texts.many(np.array(rows, dtype=np.int64)) == [words[row] for row in rows]
+
+
+def test_circles_are_looked_for_again_after_a_making(tmp_path, source):
+    def make(writer: Writer) -> None:
+        assert not gc.isenabled()
+        raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        prepared(tmp_path / "root", "words", {}, [identify(str(source))], make)
+    assert gc.isenabled()

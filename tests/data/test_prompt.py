@@ -15,6 +15,7 @@ from llava.data.prompt import (
     lay_out,
     mask_visual,
     plain_turns,
+    tokenized,
     truncate,
     video_span,
     visual_token_ids,
@@ -142,3 +143,19 @@ def test_a_tokenizer_without_eos_is_refused(build):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="eos_token"):
         add_visual_tokens(tokenizer, build(vision=False))
+
+
+def test_texts_together_have_the_ids_that_the_tokenizer_gives_each(tokenizer, build, monkeypatch):
+    build(vision=False)
+    texts = ["Un gatto nero.", "", "<vid_start> perché <|endoftext|> no", "  due  spazi ", "猫 e 🐈"]
+    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    # What a call before asked for is not asked for here.
+    tokenizer(texts, padding="max_length", truncation=True, max_length=3)
+    assert list(tokenized(tokenizer, texts)) == wanted
+
+    class Shouting(type(tokenizer)):
+        def __call__(self, text, **options):
+            return {"input_ids": [[7] * len(part) for part in text]}
+
+    monkeypatch.setattr(tokenizer, "__class__", Shouting)
+    assert list(tokenized(tokenizer, texts)) == [[7] * len(text) for text in texts], "its own way of calling counts"

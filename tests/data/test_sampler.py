@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,3 +54,16 @@ def test_fillers_complete_the_last_pass_and_every_record_stays_there_once(record
     assert (len(order) % share, len(order) < records + share) == (0, True)
     assert sorted(order[:records]) == list(range(records))
     assert order[records:] == [FILLER_INDEX] * (len(order) - records)
+
+
+def test_what_is_blind_has_no_influence_on_the_order():
+    """So text alone, which draws nothing, is served in the order of what sees."""
+    drawn = {epoch: np.arange(50) % (epoch + 2) == 0 for epoch in range(2)}
+    for grouped in (True, False):
+        plain, blind = (ModalityLengthSampler(list(range(50)), ["video"] * 50, 4, 3, grouped, blind=b)
+                        for b in (None, drawn.__getitem__))  # fmt: skip
+        for epoch in range(2):
+            for sampler in (plain, blind):
+                sampler.set_epoch(epoch)
+            assert [i % 50 for i in blind] == list(plain)
+            assert {i - 50 for i in blind if i >= 50} == set(np.flatnonzero(drawn[epoch]))

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.data.json_records import DatasetError
 from llava.errors import UserError
+from llava.eval.pair_files import Pair
 from llava.eval.pairs import COLUMNS, accuracies, main
+from llava.eval.pairs import rows_of as rows_of_scores
 from llava.train.text_format import make_format
 from tests.conftest import CAPTIONS
 
@@ -99,6 +101,12 @@ def test_scores_are_those_of_lm_eval(build, tokenizer, tmp_path):
     assert ours == pytest.approx(found, abs=1e-4)
 
 
+def test_a_sentence_of_which_nothing_is_measured_is_refused():
+    pair = Pair("1", "1", "x", "Sì", "No no", "a.csv:2")
+    with pytest.raises(UserError, match=r"a\.csv:2: a sentence is a single token"):
+        rows_of_scores([pair], ["1"], [((0.0, 0), (2.0, 1))], "none")
+
+
 def test_shares_by_phenomenon_by_hand():
     values = [("a", 1.0, 2.0, 1, 4), ("a", 3.0, 2.0, 2, 1), ("b", 2.0, 2.0, 2, 2)]
     rows = [dict(zip(COLUMNS, (str(i), str(i), kind, good, bad, gt, bt, "none"), strict=True))
@@ -134,10 +142,37 @@ def test_with_a_video_before_the_pair(assets, run, tmp_path, capsys):
     assert len({r["cluster"] for r in rows.values()}) == 2
     printed = capsys.readouterr().out
     assert "own    all" in printed and "other  all" in printed and "none   all" in printed
-    again = {k: v for k, v in nats.items()}
     assert main([*argv, "--batch_size", "1", "--conditions", "own", "other"]) == 0
     for row in rows_of(run):
-        assert float(row["good_nats"]) == pytest.approx(again[row["condition"], row["item"]][0], abs=1e-5)
+        assert float(row["good_nats"]) == pytest.approx(nats[row["condition"], row["item"]][0], abs=1e-5)
+
+
+def test_segments_of_a_clip_are_seen_apart_and_are_one_cluster(assets, run, tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    line = {"good": CAPTIONS[0], "bad": CAPTIONS[1], "video": "clip0.mp4"}
+    lines = [{**line, "split": [0, 3]}, {**line, "split": [4, 7]}, {**line, "video": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    main([str(run), str(path), "--video_folder", str(assets.clips), "--feature_cache", str(tmp_path / "cache"),
+          "--num_workers", "0", "--conditions", "own", "own", "none"])  # fmt: skip
+    first, second, *blind = rows_of(run)
+    assert abs(float(first["good_nats"]) - float(second["good_nats"])) > 1e-5
+    assert first["cluster"] == second["cluster"] and [r["condition"] for r in blind] == ["none"] * 3
+    assert "1 pairs have no video: measured without one alone" in capsys.readouterr().out
+
+
+def test_without_a_text_start_first_tokens_are_left_out_after_a_video_too(assets, build, tokenizer, tmp_path):
+    run = written(build(), tokenizer, tmp_path / "run", "none")
+    path = file_of(tmp_path, [(CAPTIONS[0], CAPTIONS[1], "x")], video=["clip0.mp4"])
+    main([str(run), path, "--video_folder", str(assets.clips), "--feature_cache", str(tmp_path / "cache"),
+          "--num_workers", "0", "--conditions", "none", "own"])  # fmt: skip
+    (blind, seen), tokens = rows_of(run), tokenizer(CAPTIONS[0], add_special_tokens=False)["input_ids"]
+    assert int(blind["good_tokens"]) == int(seen["good_tokens"]) == len(tokens) - 1
+
+
+def test_nothing_is_made_where_there_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json; RUN is the folder"):
+        main([str(tmp_path / "typo"), file_of(tmp_path)])
+    assert not (tmp_path / "typo").exists()
 
 
 def test_a_video_gives_what_training_computes(assets, run, tmp_path):
@@ -168,6 +203,10 @@ def test_what_cannot_be_shown_is_refused(assets, run, build, tokenizer, tmp_path
     outside = file_of(tmp_path, PAIRS[:1], video=["../gone.mp4"])
     with pytest.raises(DatasetError, match=r"mine\.jsonl:1: '\.\./gone\.mp4' leaves its folder"):
         main([str(run), outside, *flags, *folder])
+    said = file_of(tmp_path, [("Un <image>.", "Due.", "x")], video=["clip0.mp4"])
+    with pytest.raises(UserError, match=r"mine\.jsonl:1: the text contains '<image>'"):
+        main([str(run), said, *flags, *folder, "--conditions", "own"])
+    one = file_of(tmp_path, PAIRS[:2], video=["clip0.mp4", "clip0.mp4"])
     text = written(build(vision=False), tokenizer, tmp_path / "text")
     with pytest.raises(UserError, match="text alone and sees nothing"):
         main([str(text), one, *flags, *folder])

@@ -30,16 +30,14 @@ def rows_in(run, name="blind_words"):
 def test_rows_of_a_text_by_hand():
     text = Text("t", "1", "c", "L'uomo dorme.", "t.txt:1")
     nats = TextNats([1.0, 2.0, 4.0, 8.0], 16.0, [(0, 1), (1, 4), (4, 6), (6, 13)])
-    words, marks, reaching = rows_of(text, nats, Classes({"dorme": "verb"}), [Norm("visual", {"uomo": 3.0})])
-    assert [(r["word"], r["class"], r["tokens"], r["nats"], r["length"], r["visual"], r["position"]) for r in words] == [
+    words, marks, reaching, absorbed = rows_of(text, nats, Classes({"dorme": "verb"}), [Norm("visual", {"uomo": 3.0})])
+    names = ("word", "class", "tokens", "nats", "length", "visual", "position")
+    assert [tuple(map(r.get, names)) for r in words] == [
         ("l'", "function", 2, 3.0, 2, None, 0), ("uomo", "content", 1, 4.0, 4, 3.0, 1),
         ("dorme", "verb", 1, 8.0, 5, None, 2),
     ]  # fmt: skip
-    assert [(r["word"], r["class"], r["tokens"], r["position"]) for r in marks] == [
-        (".", "mark", 0, 3),
-        ("", "end", 1, 4),
-    ]
-    assert math.isnan(marks[0]["nats"]) and marks[1]["nats"] == 16 and reaching == 2
+    assert [(r["word"], r["class"], r["tokens"], r["position"], r["nats"]) for r in marks] == [("", "end", 1, 4, 16.0)]
+    assert (reaching, absorbed) == (2, 1), "the last piece reaches into the full stop, which has none of its own"
 
 
 def test_a_summary_by_hand():
@@ -53,6 +51,10 @@ def test_a_summary_by_hand():
     assert found["classes"] == {"content": {"number": 5, "nats": 4.0}} and found["apart"]["end"]["nats"] == 0.5
     low = pytest.approx(7 / 3)
     assert found["norms"]["visual"] == {"words": 4, "forms": 3, "spearman": pytest.approx(1), "low": low, "high": 5.0}
+    assert found["unigram"] is None
+    often = [{**r, "frequency": f} for r, f in zip(words, (1e5, 1e5, 0.0, 0.0, 1e4, 0.0), strict=True)]
+    floor = summarise(often, [], [], floor=True)["unigram"]
+    assert floor == {"words": 2, "model": 3.0, "unigram": pytest.approx((math.log(10) + math.log(100)) / 2)}
     with pytest.raises(DatasetError, match="no word could be measured"):
         summarise(words[:1], [], [])
 
@@ -87,7 +89,10 @@ def test_the_command_on_captions_and_a_text(assets, run, tmp_path, capsys):
     assert len(facts["files"]) == 2
     printed = capsys.readouterr().out
     assert "captions: " in printed and "VISUAL: 3 of" in printed and "(6 clusters), no video" in printed
+    assert "of 37 words that occur in training: " in printed and "TRAINED" not in printed
+    (run / "llava_run.json").write_text(json.dumps({"flags": {"data_path": str(assets.video_json)}}))
     assert main([*argv, "--batch_size", "1"]) == 0
+    assert "video.json is what the run TRAINED on" in capsys.readouterr().out
     for one, other in zip(rows, rows_in(run), strict=True):
         assert float(one["nats"]) == pytest.approx(float(other["nats"]), abs=1e-5) and one["word"] == other["word"]
 
@@ -124,6 +129,8 @@ def test_what_is_no_text_is_refused(run, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Sì.\nUn <vid_patch> qui.\n")
     with pytest.raises(UserError, match=r"a\.txt:2: the text contains '<vid_patch>'"):
         main([str(run), "--text", str(tmp_path / "a.txt")])
+    (tmp_path / "odd.txt").write_text("Uno\u2028due.\r\n\r\nTre.\n", newline="")
+    assert [(t.item, t.text) for t in read_texts(str(tmp_path / "odd.txt"))] == [("1", "Uno\u2028due."), ("3", "Tre.")]
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(DatasetError, match=r"empty\.txt: holds no text"):
         read_texts(str(tmp_path / "empty.txt"))

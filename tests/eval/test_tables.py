@@ -15,6 +15,7 @@ from llava.eval.tables import UNNAMED, read_table
         ("a.csv", '\ufeffword,value\n"l\'uomo","1,5"\ndue,\n'),
         ("b.csv", "word;value\nl'uomo;1,5\ndue;\n"),
         ("a.jsonl", '{"word": "l\'uomo", "value": "1,5"}\n\n{"word": "due", "value": null}\n'),
+        ("c.jsonl", '{"word": "l\'uomo", "value": "1,5"}\r\n{"word": "due", "value": ""}\r\n'),
         ("b.jsonl", '{"word": "l\'uomo", "value": "1,5"}\n{"word": "due"}\n'),
     ],
 )
@@ -49,6 +50,11 @@ def test_what_is_wrong_is_named(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(DatasetError, match=said):
         read_table(path)
+
+
+def test_a_line_of_json_ends_at_its_end(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": "uno\u2028due"}\n', encoding="utf-8")
+    assert read_table(tmp_path / "t.jsonl").rows == [{"a": "uno\u2028due"}]
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -92,13 +92,21 @@ def test_batches_have_few_positions_and_all_sequences():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("un <video> qui", "'<vid"), ("a<|endoftext|>", "endoftext"), (" ", "no text")]
+    ("text", "said"),
+    [("un <video>", "'<video>'"), ("<vid_end>", "'<vid_end>'"), ("a<|endoftext|>", "endoftext"), (" ", "no text")],
 )
 def test_a_text_that_is_none_is_refused(build, tokenizer, text, said):
     model = build(vision=False)
-    text = text.replace("<video>", "<vid_start>")
     with pytest.raises(UserError, match=rf"f\.txt:3: .*{said}"):
         scorer(model, tokenizer).score(["Sì.", text], ["f.txt:2", "f.txt:3"])
+
+
+def test_unknown_tokens_are_counted(build, tokenizer, monkeypatch):
+    made = scorer(build(vision=False), tokenizer)
+    last = tokenizer("gatto", add_special_tokens=False)["input_ids"][-1]
+    monkeypatch.setattr(type(tokenizer), "unk_token_id", last, raising=False)
+    one, other = made.score(["un gatto, un gatto", "Sì."])
+    assert (one.unknown, other.unknown) == (2, 0)
 
 
 def test_broken_weights_are_no_score(build, tokenizer):

@@ -91,13 +91,13 @@ def test_a_gradient_reaches_every_adapter_and_the_check_leaves_them_as_they_were
     model, batch = make(family, LoraSettings(4, 8, 0.0, bias))
     before = copy.deepcopy(model.state_dict())
     wanted = expected_to_train(model, PARTS, {})
-    findings = check_gradients(model, {"video": batch}, wanted, lambda b: model(**b).loss)
+    findings, _ = check_gradients(model, {"video": batch}, wanted, lambda b: model(**b).loss)
     assert {f.status for f in findings} == {"ok"}, findings
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     # One whose A is cut off is still found.
     layer = next(iter(adapted_layers(model).values()))
     layer.lora_A["default"].register_forward_hook(lambda module, inputs, output: output.detach())
-    findings = check_gradients(model, {"video": batch}, wanted, lambda b: model(**b).loss)
+    findings, _ = check_gradients(model, {"video": batch}, wanted, lambda b: model(**b).loss)
     assert any(f.status == "FAIL" and "lora_A" in f.finding for f in findings)
 
 

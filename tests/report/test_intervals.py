@@ -46,3 +46,11 @@ def test_the_last_gains_of_a_run_and_the_video_of_several():
         ("a", "4.00 [3.00, 5.00]", 0),
         ("b", "9.00 [8.00, 10.00]", 2),
     ]
+
+
+def test_single_values_stand_on_the_axis_of_their_mean():
+    rows = [("none", (math.nan, 0.0, 0.0), 0), ("a", (2.0, 1.0, 3.0), 1)]
+    drawn = draw_intervals("x", "nats", rows, [[9.0], [0.0, 4.0]], 3)
+    (bar,) = drawn.bars
+    assert bar.points[0] == pytest.approx(drawn.zero) and bar.points[1] < BAR_WIDTH
+    assert sum(bar.points) / 2 == pytest.approx(bar.mean) and bar.text == "2.000 [1.000, 3.000]"

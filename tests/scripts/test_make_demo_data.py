@@ -15,6 +15,7 @@ import pytest
 
 from llava.constants import DEFAULT_VIDEO_TOKEN
 from llava.eval.attributes import check_lexicon, load_lexicon, score_caption
+from llava.eval.visual_pairs import exchanged, read_exchanges
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TRIPLE = ("shape", "colour", "direction")
@@ -145,6 +146,7 @@ def test_motion_covers_the_range_and_the_shape_stays_in_view(demo):
 def test_a_small_run(demo, tmp_path):
     folder = make(demo, tmp_path / "demo")
     lexicon = load_lexicon(folder / "attributes.json")
+    exchanges = read_exchanges(str(folder / "exchanges.tsv"))
     for split, size in {"train": 6, **SMALL}.items():
         seen, text = records(folder, split), records(folder, split, "t")
         assert len(seen) == len(text) == size
@@ -155,6 +157,11 @@ def test_a_small_run(demo, tmp_path):
             caption = with_video["conversations"][1]
             assert caption == without["conversations"][1]
             assert all(score_caption(caption["value"], with_video["meta"]["attributes"], lexicon).values())
+            wrong = {e.kind: made for e in exchanges if (made := exchanged(caption["value"], e))}
+            assert list(wrong) == ["noun", "colour", "size", "direction", "background"]
+            for text in wrong.values():
+                told = score_caption(text, with_video["meta"]["attributes"], lexicon)
+                assert sorted(told.values()) == [False, *[True] * 4], "one attribute is wrong"
             reader = decord.VideoReader(str(folder / "clips" / with_video["video"]))
             assert (len(reader), reader[0].shape, round(reader.get_avg_fps())) == (12, (112, 112, 3), 6)
     ids = [r["id"] for path in folder.glob("*_it.json") for r in json.loads(path.read_text(encoding="utf-8"))]

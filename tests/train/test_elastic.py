@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from llava.constants import FILLER_INDEX
+from llava.data.blind import BlindDraw
 from llava.data.sampler import ModalityLengthSampler
 from tests.conftest import CAPTIONS, record
 from tests.train.forked import follow, served
@@ -56,14 +58,17 @@ def test_the_samples_of_a_step_depend_on_the_global_batch_and_not_on_its_divisio
     def steps(processes: int, accumulated: int) -> list[list[int]]:
         size = whole // processes // accumulated
         share = size * processes if processes > 1 else 1
-        sampler = ModalityLengthSampler(lengths, kinds, whole, 7, grouped, share, drop_last)
+        blind = BlindDraw(np.arange(len(kinds), dtype=np.uint64), np.array(kinds, dtype=object) != "text", 0.5, 7)
+        sampler = ModalityLengthSampler(lengths, kinds, whole, 7, grouped, share, drop_last, blind)
         sampler.set_epoch(epoch)
         return step_samples(sampler, processes, accumulated, size)
 
     expected = steps(1, 1)
     assert all(steps(p, a) == expected for p, a in DIVISIONS)
     kept = len(samples) - (len(samples) % whole if drop_last else 0)
-    assert len({i for step in expected for i in step}) == sum(map(len, expected)) == kept
+    places = [i % len(samples) for step in expected for i in step]
+    assert len(set(places)) == len(places) == kept, "with its video or without, each has one turn"
+    assert all(kinds[i - len(samples)] != "text" for step in expected for i in step if i >= len(samples))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def options(assets: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -
     (folder / "train.json").write_text(json.dumps(clips + texts))
     return {
         "data_path": folder / "train.json", "feature_cache": folder / "features", "max_steps": 8,
-        "save_strategy": "steps", "save_steps": 1, "preflight": "off", "controls": False,
+        "save_strategy": "steps", "save_steps": 1, "preflight": "off", "controls": False, "save_words": "70,140,280",
     }  # fmt: skip
 
 
@@ -127,6 +132,23 @@ def test_a_run_goes_on_in_four_processes_and_then_in_two(folders):
         a, b = (load_file(f / "model.safetensors") for f in (folders[1], folder))
         assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
     assert alarms(folders[1]) == alarms(folders[4]) == [], "every record had one turn an epoch, also the cut one"
+
+
+@pytest.mark.slow
+def test_words_are_counted_over_processes_and_resumption(folders, options):
+    order, _ = served(folders[1])
+    rows = {row["id"]: row["conversations"] for row in json.loads(options["data_path"].read_text())}
+    words = {
+        name: sum(len(turn["value"].replace("<video>", "").split()) for turn in turns) for name, turns in rows.items()
+    }
+    total, passed = 0, {}
+    for step, ids in order.items():
+        before, total = total, total + sum(words[name] for name in ids)
+        passed |= {n: (step, total) for n in (70, 140, 280) if before < n <= total}
+    assert passed[70][0] <= 3 < passed[140][0] <= 5 < passed[280][0], "before, between and after the cuts"
+    for processes, expected in ((1, {70, 140, 280}), (4, {140, 280}), (2, {280})):
+        found = [json.loads(p.read_text()) for p in folders[processes].glob("chck_*/milestone.json")]
+        assert {meta["milestone"]: (meta["step"], meta["words"]) for meta in found} == {n: passed[n] for n in expected}
 
 
 @pytest.mark.slow

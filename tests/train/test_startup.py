@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from llava.data import text_format
 from llava.data.dataset import COMPARED
 from llava.train import run_flags
 from llava.train.setup import prepare
@@ -25,6 +26,11 @@ def calls(monkeypatch) -> Counter:
     """Calls of `stat` and `open` on clips, and texts that go through the tokenizer."""
     found: Counter = Counter()
     stat, opened, tokenize = os.stat, builtins.open, PreTrainedTokenizerFast.__call__
+    together = text_format.tokenized
+
+    def counting_together(tokenizer, texts):
+        found["texts"] += len(texts)
+        return together(tokenizer, texts)
 
     def counting_stat(path, *args, **kwargs):
         found["stat"] += str(path).endswith(".mp4")
@@ -41,6 +47,7 @@ def calls(monkeypatch) -> Counter:
     monkeypatch.setattr(os, "stat", counting_stat)
     monkeypatch.setattr(builtins, "open", counting_open)
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counting_tokenize)
+    monkeypatch.setattr(text_format, "tokenized", counting_together)
     return found
 
 

@@ -55,7 +55,8 @@ def test_a_run_ends_with_its_report(assets, tmp_path):
     checks = json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]
     (start,) = (c["nats"] for c in checks if "nats" in c)
     assert start == pytest.approx(math.log(record["tokenizer"]["outputs"]), abs=0.3), "before the first step"
-    assert record["data"]["train"] == {"records": 6, "by_modality": {"video": 6}, "clips": 6, "longest": 34}
+    assert len(record["data"]["train"].pop("ids")) == 32 and record["arm"] is None
+    assert record["data"]["train"] == {"records": 6, "by_modality": {"video": 6}, "clips": 6, "longest": 34, "cut": 0}
     assert {row["part"] for row in record["parameters"]} == {
         "mm_language_model", "mm_mlp_adapter", "mm_vision_resampler", "mm_vision_tower",
     }  # fmt: skip

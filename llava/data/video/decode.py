@@ -26,7 +26,7 @@ from llava.data.video.container import open_container, video_stream
 from llava.data.video.errors import REENCODE, VideoError, cause
 from llava.data.video.files import file_name
 from llava.data.video.image import rgb_of
-from llava.data.video.probe import VideoInfo, display_matrix, presentation_times, probe_video
+from llava.data.video.probe import VideoInfo, display_matrix, known_video, presentation_times
 from llava.data.video.select import select_frames
 from llava.errors import UserError
 
@@ -116,7 +116,7 @@ def read_frames(
         ValueError: when `spec.video_decoder` cannot be imported.
     """
     path = str(path)
-    info = probe_video(path)
+    info = known_video(path)
     decoder = "pyav" if full_decode else decoder_of(info, spec.video_decoder)
 
     def choose(times: np.ndarray) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +76,34 @@ def probe_video(path: str | Path) -> VideoInfo:
     if not len(times):
         raise VideoError(f"{path}: the video stream holds no frame; {REENCODE}")
     return VideoInfo(times, *size, can_seek)
+
+
+KNOWN = 8192
+"""Videos of which a process keeps what `probe_video` said: 20 MB where each has 300 frames."""
+
+
+def known_video(path: str | Path) -> VideoInfo:
+    """`probe_video`, asked again for a file of another size or time of change alone; errors are not kept.
+
+    Reading all packets of a short clip costs about a third of decoding a few of its frames.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return probe_video(path)  # It says what is wrong.
+    return _known(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(KNOWN)
+def _known(path: str, size: int, changed: int) -> VideoInfo:
+    info = probe_video(path)
+    info.times.flags.writeable = False
+    return info
+
+
+def forget() -> None:
+    """Drops what `known_video` keeps."""
+    _known.cache_clear()
 
 
 def presentation_times(pts: Sequence[int | None], time_base: Fraction | None) -> np.ndarray | None:

@@ -27,9 +27,10 @@ def frames_to_pixels(frames: np.ndarray, processor: ProcessorSpec, image_aspect_
         raise ValueError(f"image_aspect_ratio must be one of {tuple(ways)}, got {image_aspect_ratio!r}")
     make_square = ways[image_aspect_ratio]
     squares = np.stack([np.asarray(make_square(Image.fromarray(frame), processor)) for frame in frames])
-    pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() * processor.rescale_factor
+    # Bytes are brought into planes, not floats: a quarter of the memory to move.
+    pixels = torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2))).float()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    return ((pixels - mean) / std).contiguous()
+    return pixels.mul_(processor.rescale_factor).sub_(mean).div_(std)
 
 
 def _squeeze(image: Image.Image, processor: ProcessorSpec) -> Image.Image:

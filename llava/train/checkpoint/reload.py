@@ -23,6 +23,22 @@ class ReloadError(UserError):
     """A checkpoint that is not the model that it was saved from."""
 
 
+def check_saved(folder: Path, model: Any, batch: dict[str, Any], context: Callable[[], Any]) -> None:
+    """`compare_saved`, and what it found in the log; a checkpoint that is another model loses its name.
+
+    Raises:
+        ReloadError: as `compare_saved`.
+    """
+    try:
+        loss = compare_saved(folder, model, batch, context)
+    except ReloadError:
+        if folder.name.startswith("checkpoint-"):
+            # Under its own name the next run would go on from it.
+            folder.rename(folder.with_name(f"wrong-{folder.name}"))
+        raise
+    logger.info("%s was loaded again: its loss of a batch, %.4f, is that of the live model", folder, loss)
+
+
 def compare_saved(folder: Path, model: Any, batch: dict[str, Any], context: Callable[[], Any]) -> float:
     """Loads `folder` beside the live model, which stays as it is, and returns the loss that both give.
 

@@ -26,6 +26,7 @@ from transformers.trainer_utils import SaveStrategy
 from llava.constants import ASIDE, RUN_RECORD
 from llava.data.watch import end_on_lost_batch
 from llava.train.checkpoint.files import move_into, publish, remove, rotate, write_errors_explained
+from llava.train.checkpoint.milestones import Milestones, parse_words
 from llava.train.checkpoint.stop import Stop, ignore_stop_signals
 from llava.train.monitor.served import shared_out
 
@@ -65,6 +66,7 @@ class ResumableTrainer(Trainer):
     progress: dict[str, Any] | None = None
     resumed_from: str | None = None
     sampler: Any = None
+    milestones: Milestones | None = None
     epoch_ended = False
     evaluation_due = False
     save_due = False
@@ -81,6 +83,9 @@ class ResumableTrainer(Trainer):
             path = Path(resume_from_checkpoint) / PROGRESS_FILE
             self.progress, self.resumed_from = json.loads(path.read_text(encoding="utf-8")), resume_from_checkpoint
         self.add_callback(GoOn(self))
+        if self.args.save_words is not None:
+            self.milestones = Milestones(self, parse_words(self.args.save_words))
+            self.add_callback(self.milestones)
         self.started = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -128,6 +133,7 @@ class ResumableTrainer(Trainer):
             "evaluation_due": self.evaluation_due,
             "save_due": self.save_due,
             "monitor": self.monitor.state() if self.monitor is not None else None,
+            "words": self.milestones.served if self.milestones is not None else None,
         }
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

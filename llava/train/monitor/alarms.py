@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llava.train.monitor.first_steps import MOST_POINTS, SkippedSteps, rise
+from llava.train.monitor.spikes import Spikes
 
 KINDS = (
     "visual targets", "zero gradient", "no update", "skipped steps", "rising loss", "plateau", "spike",
@@ -36,15 +36,6 @@ SMOOTHING = 0.95
 """What a step leaves of the smoothed loss before it: 20 steps are its memory."""
 LEAST_ENTROPY = 0.5
 """Nats below which a smoothed loss cannot be told from the entropy: targets that are nearly all the same token."""
-SPIKE = 6.0
-"""Standard deviations above the mean that make a spike (OLMo-core, `SkipStepOptimizer`, has the same)."""
-LEAST_SHARE, LEAST_SPIKE = 0.1, {"loss": 0.1, "gradient norm": 0.0}
-"""A spike is also this share of the mean, and this much (nats per token; norm), above the mean: a curve that is flat to
-the last digit has no deviation, and a loss of 1e-4 that doubles is no trouble."""
-MOST_SPIKES = 20
-"""Spikes that are reported; data that are known by then to be uneven fill no log."""
-SPIKE_STEPS = 128
-"""Steps that they are taken over, and that a run has before one can sound."""
 SILENT = 3
 """Measurements in a row before a group without gradient or update is reported."""
 WAITING = 0.3
@@ -119,8 +110,7 @@ class AlarmRules:
         self.curve: list[tuple[float, float]] = []
         self.lowest: dict[str, float] = {}
         self.smoothed: dict[str, list[tuple[int, float]]] = {}
-        self.recent: dict[str, deque[float]] = {}
-        self.spiking, self.spikes = False, 0
+        self.spikes = Spikes()
         self.silent: dict[tuple[str, str], int] = {}
         self.starved = 0
         self.start: dict[str, list[tuple[int, float]]] = {}
@@ -144,9 +134,7 @@ class AlarmRules:
             "curve": self.curve,
             "lowest": self.lowest,
             "smoothed": self.smoothed,
-            "recent": {what: list(values) for what, values in self.recent.items()},
-            "spiking": self.spiking,
-            "spikes": self.spikes,
+            **self.spikes.state(),
             "start": self.start,
             "skipped": [self.skipped.lowest if self.skipped.lowest < math.inf else None, self.skipped.steps],
             "silent": [[*key, count] for key, count in self.silent.items()],
@@ -159,8 +147,7 @@ class AlarmRules:
         least = state["lowest"]
         self.lowest = dict(least) if isinstance(least, Mapping) else dict.fromkeys(("captions", "text"), least)
         self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
-        self.recent = {what: deque(values, SPIKE_STEPS) for what, values in state.get("recent", {}).items()}
-        self.spiking, self.spikes = state.get("spiking", False), state.get("spikes", 0)
+        self.spikes.restore(state)
         self.start = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("start", {}).items()}
         lowest, self.skipped.steps = state.get("skipped", [None, []])
         self.skipped.lowest = math.inf if lowest is None else lowest
@@ -201,35 +188,18 @@ class AlarmRules:
         self.silent[what, group] = self.silent.get((what, group), 0) + 1 if holds else 0
         return self.silent[what, group] >= SILENT
 
-    def spike(self, step: int, loss: float, grad_norm: float | None, samples: Sequence[str]) -> Alarm | None:
-        """The alarm of one step, all of which are shown in their order; a spike of several steps sounds at its first.
-
-        Args:
-            loss: nats per supervised token of the step alone.
-            grad_norm: before clipping; None where it is not known.
-            samples: ids of the step's samples.
-        """
-        above = []
-        for what, value in (("loss", loss), ("gradient norm", grad_norm)):
-            if value is None or not math.isfinite(value):
-                continue
-            recent = self.recent.setdefault(what, deque(maxlen=SPIKE_STEPS))
-            if len(recent) == SPIKE_STEPS:
-                mean, deviation = _mean(recent), statistics.stdev(recent)
-                if value > mean + max(SPIKE * deviation, LEAST_SPIKE[what], LEAST_SHARE * mean):
-                    above.append(f"the {what} is {value:.3g}, that of the {SPIKE_STEPS} steps before {mean:.3g} "
-                                 f"± {deviation:.2g}")  # fmt: skip
-            recent.append(value)
-        began, self.spiking = bool(above) and not self.spiking, bool(above)
-        if not began or self.spikes >= MOST_SPIKES:
+    def spike(
+        self, step: int, loss: float, grad_norm: float | None, targets: float, samples: Sequence[str]
+    ) -> Alarm | None:
+        """The alarm of one step, all of which are shown in their order; the arguments are those of `Spikes.add`."""
+        message = self.spikes.add(step, loss, grad_norm, targets, samples)
+        if not message:
             return None
-        self.spikes += 1
-        shown = ", ".join(map(repr, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
         remedy = (
             "look at these samples (a caption that is no sentence, a clip that is broken); if they are sound and the "
             "loss does not come back, lower --learning_rate or --max_grad_norm, or warm up longer."
         )
-        return Alarm(step, "spike", f"{'; '.join(above)}. The batch: {shown}.", remedy)
+        return Alarm(step, "spike", message, remedy)
 
     def _plateau(self, seen: Observation) -> list[tuple[str, Alarm]]:
         alarms = []

@@ -25,7 +25,8 @@ from transformers import TrainerCallback
 
 from llava.constants import ALARMS_FILE, FILLER_ID, IGNORE_INDEX
 from llava.model.builder import parameter_groups, part_of
-from llava.train.monitor.alarms import SPIKE_STEPS, WAITING_SECONDS, WAITING_STEPS, Alarm, AlarmRules, Observation
+from llava.train.monitor.alarms import WAITING_SECONDS, WAITING_STEPS, Alarm, AlarmRules, Observation
+from llava.train.monitor.spikes import SPIKE_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ class RunMonitor(TrainerCallback):
         found = []
         for (step, _, ids, _), total, norm in zip(steps, totals, norms, strict=True):
             nats, tokens = (sum(total[f"{kind}_{what}"] for kind in KINDS) for what in ("nats", "tokens"))
-            alarm = self.rules.spike(step, nats / max(tokens, 1), norm, ids)
+            alarm = self.rules.spike(step, nats / max(tokens, 1), norm, tokens, ids)
             found += [alarm] if alarm is not None else []
         return found
 

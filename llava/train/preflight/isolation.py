@@ -24,10 +24,10 @@ from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch, Context
 
-QUICK_BLOCKS = 1
-"""Blocks of the language model that a quick pre-flight runs here: what keeps samples apart is the same in each."""
-QUICK_WORK = 1e12
-"""Multiplications and additions of a quick pre-flight here; a batch that takes more is checked in part."""
+QUICK_WORK = {"cpu": 2e10}
+"""Multiplications and additions of a quick pre-flight here, by kind of device; of a batch that takes more, a part is
+checked."""
+QUICK_WORK_ELSEWHERE = 1e12
 ROUNDING, ROUNDING_AUTOCAST = 1e-5, 1e-3
 """Change of a loss in nats that counts as none."""
 
@@ -53,6 +53,14 @@ def blocks_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList] | None:
     return None
 
 
+def quick_blocks(model: nn.Module) -> int:
+    """The first blocks of the language model that have one of each kind of attention: what keeps samples apart, and
+    puts rows and labels in their places, is the same in each block of a kind.
+    """
+    kinds = list(getattr(model.config, "layer_types", None) or [])
+    return max(kinds.index(kind) + 1 for kind in kinds) if kinds else 1
+
+
 @contextmanager
 def shallow(model: nn.Module, blocks: int | None) -> Iterator[None]:
     """While active, the language model has its first `blocks` blocks alone; all with None."""
@@ -71,8 +79,9 @@ def shallow(model: nn.Module, blocks: int | None) -> Iterator[None]:
 def samples_within(model: nn.Module, length: int, wanted: int) -> int:
     """How many samples of a length a quick pre-flight has time for, at least two."""
     found = blocks_of(model)
-    weights = sum(p.numel() for b in found[2][:QUICK_BLOCKS] for p in b.parameters()) if found else 10**8
-    fitting = [n for n in range(2, wanted + 1) if n * (len(codes(n)) + 1) * length * weights <= QUICK_WORK]
+    weights = sum(p.numel() for b in found[2][: quick_blocks(model)] for p in b.parameters()) if found else 10**8
+    work = QUICK_WORK.get(next(model.parameters()).device.type, QUICK_WORK_ELSEWHERE)
+    fitting = [n for n in range(2, wanted + 1) if n * (len(codes(n)) + 1) * length * weights <= work]
     return min(wanted, max(fitting, default=2))
 
 
@@ -93,7 +102,7 @@ def rows_from(model: nn.Module, kind: str, table: torch.Tensor) -> Iterator[None
 
 
 def check_apart(
-    model: nn.Module, batch: Batch, kind: str, context: Context, blocks: int | None = QUICK_BLOCKS, of: int = 0
+    model: nn.Module, batch: Batch, kind: str, context: Context, blocks: int | None = 1, of: int = 0
 ) -> list[Finding]:
     """Whether changing the video of a sample moves the losses of that sample and of no other, and changing a word those
     of later words; in training mode, in the layout of training.

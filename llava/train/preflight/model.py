@@ -1,7 +1,8 @@
 """Pre-flight of the model's forward pass: numerics, features, start of the loss, layout, use of the video.
 
 One forward pass of a few samples in evaluation mode, one a row and without labels, is what the others are compared
-with: the same samples as training lays them out and with labels, and with other features in each stream.
+with: the same samples as training lays them out and with labels, and with other features in each stream. A quick
+pre-flight compares in a model of its first blocks.
 
 Letters in shapes: B batch, L positions, K positions before a target, V vocabulary.
 """
@@ -55,6 +56,11 @@ class Reference:
         """(B, L - 1) boolean."""
         return self.batch["labels"][:, 1:] != IGNORE_INDEX
 
+    @property
+    def loss(self) -> float:
+        """The mean of `losses` where something is supervised."""
+        return float(self.losses.sum() / self.supervised.sum())
+
 
 def look(model: nn.Module, batch: Batch, context: Context) -> Reference:
     """The `Reference` of a batch."""
@@ -95,62 +101,76 @@ def check_vision_inputs(batch: Batch, kind: str, clips: int) -> list[Finding]:
     return [Finding(f"features, {kind}", "ok", f"differ between clips: spread {between:.2g} of {within:.2g} in all")]
 
 
-def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> tuple[Finding, Reference]:
-    """Whether every module's output and the loss are finite; names the first that is not."""
+@contextmanager
+def watched_outputs(model: nn.Module) -> Iterator[list[str]]:
+    """While active, notes the first module whose output is not finite; yields a list that holds its name then."""
     broken: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            real = isinstance(output, torch.Tensor) and output.is_floating_point()
-            if real and not broken and not bool(torch.isfinite(output).all()):
+            real = isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel()
+            # Either end is NaN where a value is; all values at once would be copied as booleans.
+            if real and not broken and not all(map(math.isfinite, map(float, output.detach().aminmax()))):
                 broken.append(name)
 
         return hook
 
     handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n and not list(m.children())]
     try:
-        reference = look(model, batch, context)
+        yield broken
     finally:
         for handle in handles:
             handle.remove()
-    loss = float(reference.losses.sum() / reference.supervised.sum())
+
+
+def numerics(broken: Sequence[str], loss: float, kind: str) -> Finding:
+    """Whether every module's output and the loss are finite; names the first that is not."""
     if broken or not math.isfinite(loss):
         words = f"the output of {broken[0]} is not finite" if broken else f"the loss is {loss}"
         remedy = "train in --bf16 or fp32, or look for broken weights in that module"
-        return Finding(f"numerics, {kind}", "FAIL", words, remedy), reference
-    words = f"features, activations and loss are finite (loss {loss:.2f})"
-    return Finding(f"numerics, {kind}", "ok", words), reference
+        return Finding(f"numerics, {kind}", "FAIL", words, remedy)
+    return Finding(f"numerics, {kind}", "ok", f"features, activations and loss are finite (loss {loss:.2f})")
 
 
-def check_start(
-    reference: Reference, loss: float, kind: str, fresh: bool, parts: Sequence[str], vocabulary: int
-) -> Finding:
-    """Loss at the start against ln(vocabulary), and against a plain computation from logits.
+def check_numerics(model: nn.Module, batch: Batch, kind: str, context: Context) -> tuple[Finding, Reference]:
+    """`numerics` in the forward pass that others are compared with."""
+    with watched_outputs(model) as broken:
+        reference = look(model, batch, context)
+    return numerics(broken, reference.loss, kind), reference
+
+
+def check_loss(reference: Reference, loss: float, kind: str) -> list[Finding]:
+    """Whether the loss of the model itself, shown the labels, is that of its logits; nothing when it is."""
+    expected = reference.loss
+    if abs(loss - expected) <= 0.02 * max(expected, 1.0):
+        return []
+    remedy = "the loss must be the mean cross-entropy of token t given the tokens before it (supervised_loss)"
+    words = f"the model's loss is {loss:.3f}, the cross-entropy of its logits {expected:.3f}"
+    return [Finding(f"loss, {kind}", "FAIL", words, remedy)]
+
+
+def check_start(loss: float, kind: str, fresh: bool, parts: Sequence[str], vocabulary: int) -> Finding:
+    """Loss at the start against ln(vocabulary).
 
     Args:
-        loss: of the model itself, shown the labels.
         fresh: whether the flags ask for weights that were just drawn.
         parts: the parts that train.
     """
-    expected = float(reference.losses.sum() / reference.supervised.sum())
-    if abs(loss - expected) > 0.02 * max(expected, 1.0):
-        remedy = "the loss must be the mean cross-entropy of token t given the tokens before it (supervised_loss)"
-        words = f"the model's loss is {loss:.3f}, the cross-entropy of its logits {expected:.3f}"
-        return Finding(f"start of the loss, {kind}", "FAIL", words, remedy)
+    name = f"start of the loss, {kind}"
     chance = math.log(vocabulary)
     words = f"{loss:.2f}, ln(vocabulary) is {chance:.2f}"
     if abs(loss - chance) <= NEAR_CHANCE and "mm_language_model" not in parts:
         remedy = "add mm_language_model to --mm_tunable_parts, or start from a trained language model"
         words += ": the language model guesses and is frozen, so it will never learn a word"
-        return Finding(f"start of the loss, {kind}", "FAIL", words, remedy)
+        return Finding(name, "FAIL", words, remedy, loss)
     if abs(loss - chance) <= NEAR_CHANCE:
-        return Finding(f"start of the loss, {kind}", "ok", f"{words}: a fresh model guesses")
+        return Finding(name, "ok", f"{words}: a fresh model guesses", nats=loss)
     if loss < chance:
         status = "warning" if fresh else "note"
         remedy = "check that --model_name_or_path is the fresh model that you mean" if fresh else ""
-        return Finding(f"start of the loss, {kind}", status, f"{words}: the weights know the text already", remedy)
+        return Finding(name, status, f"{words}: the weights know the text already", remedy, loss)
     remedy = "check that the tokenizer belongs to the model, and the scale of its embeddings"
-    return Finding(f"start of the loss, {kind}", "warning", f"{words}: worse than guessing", remedy)
+    return Finding(name, "warning", f"{words}: worse than guessing", remedy, loss)
 
 
 def check_layout(model: nn.Module, reference: Reference, training: Batch, context: Context) -> tuple[Finding, float]:

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ SAMPLES_FILE = "preflight_samples.html"
 LAYOUT_SAMPLES, LAYOUT_POSITIONS = 8, 1600
 """Samples of all lengths whose layouts are compared, and positions that they may take."""
 QUICK_SAMPLES, QUICK_POSITIONS, GRADIENT_POSITIONS = 4, 800, 400
-"""Samples of a modality that go through the whole model, and positions that they may take, two samples at least; and
-positions of the backward pass, one sample at least."""
+"""Samples of a modality that a quick pre-flight sends through the model's first blocks, and the positions that they may
+take, two samples at least; and positions that go through the whole model, there and back, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
@@ -157,7 +157,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     findings += preflight_arms.check_arm(dataset, {i: s for kind, found in chosen.items() if kind != "text"
                                                    for i, s in found.items()})  # fmt: skip
     for kind, samples in chosen.items():
-        found = _check_kind(trainer, kind, samples, fresh, parts)
+        found = _check_kind(trainer, kind, samples)
         findings += found
         if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
             some = _within(list(samples.values())[:QUICK_SAMPLES], GRADIENT_POSITIONS, least=1)
@@ -173,7 +173,11 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
                 return trainer.compute_loss(model, batch)
 
         scale = 1024.0 if args.fp16 else 1.0
-        findings += on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+        found, losses = on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+        quick = args.preflight != "full"
+        findings += [f for f in found if quick or f.status == "FAIL" or not f.check.startswith("numerics")]
+        vocabulary = model.config.vocab_size
+        findings += [on_model.check_start(loss, kind, fresh, parts, vocabulary) for kind, loss in losses.items()]
     findings += _check_optimizer(trainer)
     if args.preflight == "full" and not any(f.status == "FAIL" for f in findings):
         for kind, batch in real_batches(trainer, args.per_device_train_batch_size).items():
@@ -186,11 +190,10 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     return findings
 
 
-def _check_kind(
-    trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str, Any]], fresh: bool, parts: Sequence[str]
-) -> list[Finding]:
+def _check_kind(trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str, Any]]) -> list[Finding]:
     """The checks of one modality that need no gradient; `samples` by their index in the training set."""
     model, context, full = trainer.model, trainer.accelerator.autocast, trainer.args.preflight == "full"
+    blocks = None if full else preflight_isolation.quick_blocks(model)
     served = list(samples.values())
     findings = [preflight_words.check_samples(trainer.train_dataset, samples, trainer.training_collator, kind)]
     if findings[0].status == "FAIL":
@@ -200,20 +203,21 @@ def _check_kind(
     if any(f.status == "FAIL" and f.check.startswith("numerics") for f in findings):
         return findings
     some = served[: QUICK_SAMPLES * 4] if full else _within(served[:QUICK_SAMPLES], QUICK_POSITIONS, least=2)
-    plain, training = both_layouts(trainer, some)
-    numerics, reference = on_model.check_numerics(model, plain, kind, context)
-    findings.append(numerics)
-    if numerics.status == "FAIL":
-        return findings
-    layout, loss = on_model.check_layout(model, reference, training, context)
-    findings += [layout] if layout.status == "FAIL" else []
-    # All logits of a long sample of a large vocabulary would fill the memory.
-    alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
-    findings.append(on_model.check_own_loss(model, alone, kind, context))
-    start = on_model.check_start(reference, loss, kind, fresh, parts, model.config.vocab_size)
-    findings.append(replace(start, nats=loss))
-    if kind != "text":
-        findings += on_model.check_use_of_video(model, reference, kind, context)
+    with preflight_isolation.shallow(model, blocks):
+        plain, training = both_layouts(trainer, some)
+        numerics, reference = on_model.check_numerics(model, plain, kind, context)
+        # A quick pre-flight says so of the whole model, with the gradients.
+        findings += [numerics] if full or numerics.status == "FAIL" else []
+        if numerics.status == "FAIL":
+            return findings
+        layout, loss = on_model.check_layout(model, reference, training, context)
+        findings += [layout] if layout.status == "FAIL" else []
+        findings += on_model.check_loss(reference, loss, kind)
+        # All logits of a long sample of a large vocabulary would fill the memory.
+        alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
+        findings.append(on_model.check_own_loss(model, alone, kind, context))
+        if kind != "text":
+            findings += on_model.check_use_of_video(model, reference, kind, context)
     if any(f.status == "FAIL" for f in findings):
         return findings
     own = trainer.args.per_device_train_batch_size
@@ -221,9 +225,8 @@ def _check_kind(
     if not full:
         number = preflight_isolation.samples_within(model, max(len(s["input_ids"]) for s in batch), number)
     findings += preflight_isolation.check_apart(
-        model, both_layouts(trainer, batch[:number])[1], kind, context,
-        None if full else preflight_isolation.QUICK_BLOCKS, own,
-    )  # fmt: skip
+        model, both_layouts(trainer, batch[:number])[1], kind, context, blocks, own
+    )
     return findings
 
 
@@ -240,8 +243,11 @@ def _check_layout(trainer: LlavaTrainer) -> Finding:
         words = f"one sample a row ({len(chosen)} samples of {lengths[0]} to {lengths[-1]} positions)"
         return Finding("layout of batches", "ok", f"{words}: losses are those without the training's layout")
     plain, training = layouts(trainer, size)
-    context = trainer.accelerator.autocast
-    return on_model.check_layout(trainer.model, on_model.look(trainer.model, plain, context), training, context)[0]
+    model, context = trainer.model, trainer.accelerator.autocast
+    with preflight_isolation.shallow(
+        model, None if trainer.args.preflight == "full" else preflight_isolation.quick_blocks(model)
+    ):
+        return on_model.check_layout(model, on_model.look(model, plain, context), training, context)[0]
 
 
 def _optimizer_of(trainer: LlavaTrainer, model: Any) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from torch import nn
 from llava.model.builder import GROUPS, KEY_BIASES, LANGUAGE_GROUPS, parameter_groups, part_of, trainable_names
 from llava.model.lora import LoraSettings, adapted_layers, awake, settings_of
 from llava.train.preflight.data import Finding
-from llava.train.preflight.model import Batch, Context
+from llava.train.preflight.model import Batch, Context, numerics, watched_outputs
 from llava.train.preflight.reach import check_reach, watched
 
 LOWEST_PEAK = 0.5
@@ -100,8 +100,9 @@ def check_gradients(
     wanted: set[str],
     loss_of: Callable[[Batch], torch.Tensor],
     scale: float = 1.0,
-) -> list[Finding]:
-    """One forward and backward pass for each modality: who gets a gradient and who must not, and what reaches a word.
+) -> tuple[list[Finding], dict[str, float]]:
+    """One forward and backward pass for each modality: whether its numbers are finite, who gets a gradient and who must
+    not, and what reaches a word; and the loss of each modality where it is finite.
 
     Args:
         wanted: names of the parameters that must get a finite gradient that is not zero, from one modality at least.
@@ -109,11 +110,18 @@ def check_gradients(
         scale: what the loss is multiplied by, so that small gradients of fp16 do not vanish.
     """
     reached: dict[str, float] = {}
+    losses: dict[str, float] = {}
     findings: list[Finding] = []
     for kind, batch in batches.items():
         model.zero_grad(set_to_none=True)
         with awake(model), watched(model, batch, kind) as seen:
-            (loss_of(seen.batch) * scale).backward()
+            with watched_outputs(model) as broken:
+                loss = loss_of(seen.batch)
+            findings.append(numerics(broken, float(loss.detach()), kind))
+            if findings[-1].status == "FAIL":
+                continue
+            losses[kind] = float(loss.detach())
+            (loss * scale).backward()
         findings += check_reach(model, seen, kind)
         for name, parameter in model.named_parameters():
             grad = parameter.grad
@@ -128,6 +136,8 @@ def check_gradients(
                 findings.append(Finding(f"gradients, {kind}", "FAIL", words, "freeze it with requires_grad_(False)"))
             reached[name] = max(reached.get(name, 0.0), size)
     model.zero_grad(set_to_none=True)
+    if len(losses) < len(batches):
+        return findings, losses
     silent = _by_group(model, {n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith(KEY_BIASES)})
     members = _by_group(model, wanted)
     for group in GROUPS:
@@ -140,7 +150,7 @@ def check_gradients(
             norm = math.sqrt(sum(reached.get(n, 0.0) ** 2 for n in members[group]))
             words = f"all {len(members[group])} tensors get one; norm {norm:.2g}"
             findings.append(Finding(f"gradients, {group}", "ok", words))
-    return findings
+    return findings, losses
 
 
 def check_optimizer(

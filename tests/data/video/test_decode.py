@@ -83,13 +83,13 @@ def test_a_pause_repeats_its_frame(tmp_path: Path, suffix: str) -> None:
 def test_frames_hidden_in_the_decoder_do_not_shift_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where packets have no picture of their own, times and numbers are those of the decoder."""
     path = write_gray(tmp_path / "clip.avi", codec="mpeg4")
-    real = decode.probe_video
+    real = decode.known_video
 
     def one_more(path: str):
         info = real(path)
         return type(info)(np.append(info.times, 99.0), info.width, info.height, info.can_seek)
 
-    monkeypatch.setattr(decode, "probe_video", one_more)
+    monkeypatch.setattr(decode, "known_video", one_more)
     assert shown(read_frames(path, spec(video_fps=1))) == [0, 10, 20, 30]
 
 

@@ -144,3 +144,21 @@ def test_the_default_track_is_shown(tmp_path: Path) -> None:
             container.mux(stream.encode())
     info = probe_video(path)
     assert (info.width, info.height, info.num_frames, info.can_seek) == (32, 24, 4, False)
+
+
+def test_a_video_is_asked_once_until_its_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(probe, "probe_video", lambda path: asked.append(path) or probe_video(path))
+    path = write_gray(tmp_path / "a.mp4", frames=10)
+    first = probe.known_video(path)
+    assert probe.known_video(str(path)) is first and len(asked) == 1
+    assert first.num_frames == 10 and not first.times.flags.writeable
+    write_gray(path, frames=20)
+    assert probe.known_video(path).num_frames == 20 and len(asked) == 2
+    path.write_bytes(b"no video")
+    for _ in range(2):
+        with pytest.raises(VideoError, match="cannot be opened"):
+            probe.known_video(path)
+    path.unlink()
+    with pytest.raises(VideoError, match="correct the path"):
+        probe.known_video(path)

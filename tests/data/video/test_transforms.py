@@ -29,6 +29,21 @@ def test_crop_equals_the_processor_of_dinov2(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(pixels, expected.float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["square", "pad", "crop"])
+def test_every_value_is_that_of_the_formula_to_the_last_bit(name: str) -> None:
+    """Features in caches were computed from these: (byte * factor - mean) / std, in fp32, each step rounded."""
+    processor = ProcessorSpec(image_size=16, resize_edge=16)
+    frames = noise(16, 16)
+    frames[0] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    kept = frames.copy()
+    pixels = frames_to_pixels(frames, processor, name)
+    for channel, (mean, std) in enumerate(zip(processor.image_mean, processor.image_std, strict=True)):
+        scaled = frames[..., channel].astype(np.float32) * np.float32(processor.rescale_factor)
+        expected = (scaled - np.float32(mean)) / np.float32(std)
+        assert np.array_equal(pixels[:, channel].numpy(), expected)
+    assert pixels.is_contiguous() and np.array_equal(frames, kept)
+
+
 def test_pad_surrounds_the_frame_with_the_mean_colour() -> None:
     processor = ProcessorSpec(image_size=56)
     pixels = frames_to_pixels(np.full((1, 28, 56, 3), 255, np.uint8), processor, "pad")

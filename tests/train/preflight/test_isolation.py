@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llava.train.preflight.isolation import codes, samples_within, shallow
+from llava.train.preflight.isolation import codes, quick_blocks, samples_within, shallow
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 6, 7, 20, 64])
@@ -37,3 +37,10 @@ def test_a_batch_that_takes_too_long_is_checked_in_part(build):
     assert samples_within(model, 50, 16) == 16
     assert samples_within(model, 10**9, 16) == 2
     assert samples_within(model, 10**9, 1) == 1
+
+
+def test_blocks_of_every_kind_of_attention_are_looked_at(build):
+    model = build()
+    assert quick_blocks(model) == 1
+    model.config.layer_types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    assert quick_blocks(model) == 3

@@ -206,6 +206,12 @@ def break_rows_of_the_cache(patch):
     serve_other_clips(patch, shifted)
 
 
+def break_last_block(model):
+    """A quick pre-flight compares in the first block alone."""
+    with torch.no_grad():
+        model.transformer.h[-1].mlp.c_fc.weight[0, 0] = float("inf")
+
+
 def on_purpose(faults):
     return {"experiment_faults": faults, "experiment_faults_confirmed": True}
 
@@ -242,6 +248,7 @@ def on_purpose(faults):
         (code.rows_not_written, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (code.vision_masked, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (code.made_model(code.infinite_weight), {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
+        (code.made_model(break_last_block), {}, r"numerics, video: the output of transformer\.h\.1\.mlp\S* is"),
         (None, {"mm_tunable_parts": "mm_mlp_adapter"}, r"the language model guesses and is frozen"),
         (None, on_purpose("unmasked_labels"), r"visual tokens are targets"),
         (None, on_purpose("frozen_vocabulary"), r"vocabulary cannot learn"),
@@ -387,6 +394,25 @@ def test_dropout_is_replayed(assets, tmp_path, options):
     result = json.loads((tmp_path / "run" / "preflight.json").read_text())
     assert {c["status"] for c in result["checks"]} == {"ok"}
     assert "samples apart, video" in {c["check"] for c in result["checks"]}
+
+
+@pytest.mark.parametrize(("mode", "least", "most"), [("quick", 1, 1), ("full", 10, 10**6)])
+def test_a_quick_one_runs_the_whole_model_once(assets, tmp_path, monkeypatch, mode, least, most):
+    """Forward and backward, for gradients, numerics and the start of the loss."""
+    runs = []
+    run = preflight._check_model
+
+    def counted(trainer, *args):
+        last = trainer.model.transformer.h[-1]
+        handle = last.register_forward_hook(lambda *_: runs.append(1))
+        try:
+            return run(trainer, *args)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(preflight, "_check_model", counted)
+    train(assets, tmp_path / "run", preflight=mode)
+    assert least <= len(runs) <= most
 
 
 def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):

@@ -1,0 +1,248 @@
+"""python -m llava.study: does seeing help? Trains all arms over several seeds, tests them, and says what they show.
+
+The same command goes on wherever it was: finished runs are kept, one that was cut goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+import llava
+from llava.config.commands import Parser, refuse
+from llava.config.hardware import hardware
+from llava.config.known_flags import known_flags
+from llava.config.ranges import COUNT, Range, out_of_range
+from llava.config.recipe import as_arguments
+from llava.errors import FLAGS, UserError, run_command, show
+from llava.study import finish
+from llava.study.design import (
+    ARMS,
+    OTHER,
+    OWN,
+    TEXT,
+    SeedPlan,
+    StudyRun,
+    chosen,
+    flags_of,
+    planned,
+    runs_of,
+    settings_of,
+)
+from llava.study.jobs import Jobs, trainer_command
+from llava.study.progress import (
+    FINISHED,
+    RUNNING,
+    check_paired,
+    planned_steps,
+    state_of,
+    step_seconds,
+    table,
+)
+from llava.study.settings import open_study, read_study_file
+
+PROG = "python -m llava.study"
+REPOSITORY = Path(llava.__file__).parents[1]
+TRIAL, TRIAL_STEPS = ".trial", 12
+"""Folder of the study in which a few steps are timed, and how many."""
+TRIAL_FLAGS = {
+    "max_steps": TRIAL_STEPS, "logging_steps": TRIAL_STEPS // 2, "save_strategy": "no", "eval_strategy": "no",
+    "controls": "False", "run_report": "False", "preflight": "off", "report_to": "none",
+    "resume_from_checkpoint": "none",
+}  # fmt: skip
+
+
+@dataclass
+class StudyFlags:
+    """The study's own flags. All flags of the trainer may be given besides, and are those of every run."""
+
+    ranges = {"seeds": COUNT, "blind_share": Range(0, 1, below=True)}
+
+    output: Path = field(default=Path("output/study"), metadata={"help": "Folder of all runs and of the answer."})
+    seeds: int = field(
+        default=5, metadata={"help": "Seeds, from 0. Five are a pilot, eight or more make a claim; more may be added."}
+    )
+    blind_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the captions that V and M are shown without video, drawn anew each epoch; without it "
+            "there is no verdict."
+        },
+    )
+    arms: str = field(
+        default=",".join(ARMS),
+        metadata={"help": "T: text alone; V: each clip's own video; M: another clip's. V and M are needed."},
+    )
+    only: str | None = field(
+        default=None,
+        metadata={"help": "One run, or those of a seed or an arm: seed=0,arm=V. A SLURM array does one a task."},
+    )
+    status: bool = field(default=False, metadata={"help": "Print how far all runs are, and start nothing."})
+
+    def __post_init__(self) -> None:
+        listed = self.arms.replace(" ", "").split(",")
+        self.listed = [arm for arm in ARMS if arm in listed]
+        if set(listed) - set(ARMS) or not {OWN, OTHER} <= set(listed):
+            raise UserError(f"--arms {self.arms}: V,M or T,V,M")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, list[str]]:
+    """The study's own flags, and the words that are the trainer's.
+
+    Raises:
+        SystemExit: after a message for wrong flags, and after `--help`.
+    """
+    about = cleandoc(__doc__ or "") + "\n\nVariables and recipes are those of train_italian_video.sh."
+    parser = Parser((StudyFlags,), prog=PROG, description=about)
+    values, rest = parser.parse_known_args(None if argv is None else list(argv))
+    FLAGS.update(f"--{name}" for name in known_flags())  # Messages may name these too.
+    problems = list(out_of_range(vars(values), StudyFlags.ranges).values())
+    if problems:
+        refuse(problems[0], PROG)
+    try:
+        return StudyFlags(**vars(values)), rest
+    except UserError as error:
+        refuse(error, PROG)
+
+
+class Study:
+    """A study that is under way.
+
+    Attributes:
+        plans: what the runs of a seed have in common, by seed, as far as it was looked at.
+    """
+
+    def __init__(self, flags: StudyFlags, rest: Sequence[str], environ: Mapping[str, str], jobs: Jobs) -> None:
+        self.flags, self.rest, self.environ, self.jobs = flags, list(rest), environ, jobs
+        self.plans: dict[int, SeedPlan] = {}
+        first = self.plan(0)
+        for note in first.notes:
+            say(note)
+        settings = settings_of(first, flags.listed, flags.blind_share)
+        self.seeds = open_study(flags.output, settings, flags.seeds)
+        self.runs = runs_of(flags.output, self.seeds, flags.listed)
+
+    def plan(self, seed: int) -> SeedPlan:
+        if seed not in self.plans:
+            output = self.flags.output
+            self.plans[seed] = planned(self.environ, self.rest, output, seed, hardware, REPOSITORY)
+        return self.plans[seed]
+
+    def flags_of(self, run: StudyRun) -> dict[str, Any]:
+        return flags_of(run, self.plan(run.seed), self.flags.blind_share)
+
+    def command(self, words: Sequence[str], what: str) -> None:
+        self.jobs.run(words, what)
+
+    def make(self, seed: int) -> None:
+        """The demo's clips, where there are no data, and the initial model of a seed."""
+        plan = self.plan(seed)
+        if plan.data:
+            self.command([sys.executable, str(REPOSITORY / "scripts" / "make_demo_data.py"), *plan.data], "the demo")
+        if plan.make:
+            words = [sys.executable, "-m", "llava.commands.make_model", "--exist_ok", *plan.make]
+            self.command(words, f"the initial model of seed {seed}")
+
+    def train(self, run: StudyRun, flags: Mapping[str, Any]) -> None:
+        plan, folder = self.plan(run.seed), Path(flags["output_dir"])
+        words, variables = trainer_command(plan.gpus, plan.needs_launcher, self.environ)
+        self.jobs.run([*words, *as_arguments(flags)], str(run), folder, variables)
+
+    def estimate(self) -> None:
+        """Says about how long all runs take, from those that there are, or from a few steps of one of each kind.
+
+        Raises:
+            UserError: when these few steps show that the runs would be no pair.
+        """
+        seconds: dict[str, float] = {}
+        steps, how = 0, "the runs so far"
+        for run in self.runs:
+            state = state_of(run.folder)
+            if state.steps and run.arm not in seconds:
+                seconds[run.arm], steps = step_seconds(run.folder), state.steps
+        kinds = [arm for arm in (OWN, TEXT) if arm in self.flags.listed]
+        if not set(seconds) & {OWN, OTHER}:
+            how = f"{TRIAL_STEPS} steps of {' and of '.join(kinds)}"
+            folder = self.flags.output / TRIAL
+            try:
+                self.make(0)
+                trials = runs_of(folder, 1, kinds)
+                for run in trials:
+                    say(f"timing {TRIAL_STEPS} steps: {run}")
+                    self.train(run, self.flags_of(run) | TRIAL_FLAGS)
+                    seconds[run.arm] = step_seconds(run.folder)
+                    steps = planned_steps(run.folder, self.flags_of(run))
+                check_paired(trials)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        sees = seconds.get(OWN, seconds.get(OTHER))
+        of = {OWN: sees, OTHER: sees, TEXT: seconds.get(TEXT, sees)}
+        rest = [run for run in self.runs if state_of(run.folder).kind != FINISHED]
+        took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest if of[run.arm] is not None) / 3600
+        about = "nobody knows how many" if math.isnan(took) else f"about {took:.2g}"
+        say(
+            f"{count(len(rest), 'run')} of {steps:,} steps left: {about} hours of training (measured on {how}; starts, "
+            "checks and evaluation come on top)"
+        )
+
+    def go(self) -> int:
+        """Trains and tests what is asked for; says what all show once all are there."""
+        flags = self.flags
+        task = self.environ.get("SLURM_ARRAY_TASK_ID") if flags.only is None else None
+        mine = chosen(self.runs, flags.only, task)
+        say(
+            f"{len(self.runs)} runs in {flags.output}: {count(self.seeds, 'seed')} of {', '.join(flags.listed)}"
+            + ("" if len(mine) == len(self.runs) else f"; this command makes {len(mine)} of them")
+        )
+        if len(mine) == len(self.runs) and any(state_of(run.folder).kind != FINISHED for run in mine):
+            self.estimate()
+        for run in mine:
+            state = state_of(run.folder)
+            if state.kind == RUNNING:
+                say(f"{run}: another process trains it")
+                continue
+            if state.kind != FINISHED:
+                say(f"{self.runs.index(run) + 1} of {len(self.runs)}: {run}, {state}")
+                self.make(run.seed)
+                self.train(run, self.flags_of(run))
+                check_paired(self.runs)
+            finish.test_run(run, self.flags_of(run), self.command)
+        if any(state_of(run.folder).kind != FINISHED for run in self.runs):
+            say(table(self.runs))
+            return 0
+        check_paired(self.runs)
+        for run in self.runs:
+            finish.test_run(run, self.flags_of(run), self.command)
+        say(f"\n{finish.write_answer(flags.output, self.runs)}\n\nwritten to {flags.output}")
+        return 0
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def say(text: str) -> None:
+    """A line of the study among those of its runs."""
+    print(show(text, keep="\n"), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does seeing help?"""
+    flags, rest = parse(argv)
+    if flags.status:
+        found = read_study_file(flags.output)
+        say(table(runs_of(flags.output, found["seeds"], found["arms"])))
+        return 0
+    with Jobs() as jobs:
+        return Study(flags, rest, os.environ, jobs).go()
+
+
+if __name__ == "__main__":
+    run_command(main)

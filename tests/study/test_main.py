@@ -1,0 +1,116 @@
+"""A study from its command to its answer, cut and gone on with; the runs are trained in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llava.commands import make_model
+from llava.errors import Stopped, UserError
+from llava.study import finish
+from llava.study.__main__ import main
+from llava.study.jobs import Jobs
+from llava.train.checkpoint.stop import Stop
+from llava.train.train import main as train
+from tests.conftest import CAPTIONS, record
+from tests.train.runs import flags as run_flags
+
+NOT_GIVEN = {"output_dir", "resume_from_checkpoint", "val_fraction"}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the study ran, in this process; a cut run stops at its second step, as on a signal."""
+    listed: list[str] = []
+
+    def run(self: Jobs, command: Sequence[str], what: str, folder: Path | None = None, env: Any = None) -> None:
+        self.check()
+        listed.append(what)
+        if folder is not None:
+            train(list(command)[2:])
+        elif "llava.commands.make_model" in command:
+            make_model.main(list(command)[3:])
+        else:
+            raise AssertionError(command)
+
+    monkeypatch.setattr(Jobs, "run", run)
+    return listed
+
+
+def command(assets: SimpleNamespace, data: Path, output: Path, *more: str, **options: Any) -> list[str]:
+    """The study's command line: the flags of a tiny run, without those that a study sets."""
+    words = run_flags(assets, output, data_path=data, max_steps=4, run_report=True, dataloader_num_workers=0, **options)
+    pairs = dict(zip(words[::2], words[1::2], strict=True))
+    given = [w for k, v in pairs.items() if k.removeprefix("--") not in NOT_GIVEN for w in (k, v)]
+    return ["--output", str(output), "--seeds", "1", *given, *more]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [record(f"v{i}-{n}", t, f"clip{i}.mp4") for i, t in enumerate(CAPTIONS) for n, t in enumerate([t, t[::-1]])]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    return tmp_path / "train.json"
+
+
+def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatch, capsys):
+    output = tmp_path / "study"
+    words = command(assets, data, output, save_strategy="steps", save_steps=1, controls="False")
+    asked = []
+
+    def requested(self: Stop) -> bool:
+        if self.output_dir == output / "seed0" / "M":
+            asked.append(1)
+            self.reason = "signal SIGINT" if len(asked) > 4 else None
+        return self.reason is not None
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="the same command goes on"):
+        patch.setattr(Stop, "requested", requested)
+        main(words)
+    said = capsys.readouterr().out
+    assert f"3 runs in {output}: 1 seed of V, M, T" in said and "3 runs of 4 steps left: about" in said
+    assert "measured on 12 steps of V and of T" in said and not (output / ".trial").exists()
+    main(["--status", "--output", str(output)])
+    said = capsys.readouterr().out
+    assert "cut at step" in said and "1 of 3 runs are finished" in said and "not begun" in said
+
+    number = len(ran)
+    main(words)
+    assert ran[number:] == ["seed 0, M (another clip's video)", "seed 0, T (text alone)"]
+    said = capsys.readouterr().out
+    assert "measured on the runs so far" in said and "Nothing can be shown: no captions were held out" in said
+    assert "Nothing can be shown" in (output / finish.PAGE).read_text()
+    state = json.loads((output / "seed0" / "M" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4], "each step once"
+    kept = {arm: json.loads((output / "seed0" / arm / "llava_run.json").read_text()) for arm in "TVM"}
+    assert kept["T"]["flags"]["text_only"] and kept["T"]["flags"]["vision_tower"] is None
+    assert kept["V"]["arm"]["blind"] == kept["M"]["arm"]["blind"] and kept["V"]["arm"]["other_clips"] is None
+    assert kept["M"]["arm"]["other_clips"]["seed"] == 0 and kept["T"]["arm"] is None
+    assert len({k["data"]["train"]["ids"] for k in kept.values()}) == 1
+    for name in ("seed", "learning_rate", "max_steps", "per_device_train_batch_size", "text_start"):
+        assert len({str(k["flags"][name]) for k in kept.values()}) == 1, name
+
+    number = len(ran)
+    main([*words, "--learning_rate", "0.001"])
+    assert len(ran) == number, "all is there, and the same rate in other words is the same"
+    with pytest.raises(UserError, match=r"other settings:\n  --learning_rate: was 0.001, is 0.002\n"):
+        main([*words, "--learning_rate", "2e-3"])
+    main([*words, "--seeds", "2", "--only", "seed=1,arm=T"])
+    assert ran[number:] == ["seed 1, T (text alone)"]
+    assert "4 of 6 runs are finished" in capsys.readouterr().out
+
+
+def test_flags_that_a_study_sets_are_refused(assets, data, tmp_path, ran):
+    with pytest.raises(UserError, match="--seed: --seeds says how many\n.*--text_only: arm T is text alone"):
+        main([*command(assets, data, tmp_path / "study"), "--seed", "3", "--text_only", "True"])
+    with pytest.raises(UserError, match="--on_bad_sample skip: text alone opens no clip"):
+        main([*command(assets, data, tmp_path / "study"), "--on_bad_sample", "skip"])
+    for wrong in (["--seeds", "0"], ["--blind_share", "1"], ["--arms", "T,V"]):
+        with pytest.raises(SystemExit):
+            main([*wrong, "--output", str(tmp_path / "study")])
+    assert not ran and not (tmp_path / "study").exists() and sys.exc_info() == (None, None, None)
