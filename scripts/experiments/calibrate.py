@@ -1,7 +1,7 @@
 """Is the instrument right? Worlds in which it is known whether seeing helps, trained over and over and judged by it.
 
-    python scripts/experiments/calibrate.py --output output/calibration                     trains, then writes the table
-    python scripts/experiments/calibrate.py --output output/calibration --table             the table of what is there
+    python scripts/experiments/calibrate.py --output output/calibration             trains, and prints the table
+    python scripts/experiments/calibrate.py --output output/calibration --table     the table of what is there
 
 A *world* is drawn by `worlds.py`; a *run* trains a GPT-2 of 2 x 64 by the trainer's own loop, without pre-flight, and
 leaves a line in `runs.jsonl`. A run that is there is not repeated, so that the command goes on where it stopped, and
@@ -13,45 +13,46 @@ common. Each world says what is true:
     swapped    M against M with another exchange of clips: neither sees
     a/a        V against V of other seeds
 
-`--break` judges with a broken instrument, which must show: `unpaired` (arms of different seeds and items are compared
-as two independent samples), `items` (items taken as independent draws, seeds as none), `same` (M is given V's clips).
+An instrument passes when the two-way t holds a true zero in .88 of the replicates or more, finds the planted effect in
+.8 of those of eight seeds or more, and is sharp; a share whose binomial interval reaches that far is no failure yet,
+and its number of replicates says how much it proves. `--broken` judges with an instrument that is wrong, and must fail:
+`unpaired` (each run against the other arm's run of another seed), `items` (every item of every seed an independent
+draw), `same` (M was given V's clips).
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from transformers import set_seed
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
-from worlds import choices  # noqa: E402
-from worlds import main as draw_world  # noqa: E402
+import worlds  # noqa: E402
 
 from llava.commands.make_model import main as make_model  # noqa: E402
 from llava.config.commands import parse  # noqa: E402
 from llava.config.ranges import COUNT  # noqa: E402
 from llava.errors import UserError, run_command  # noqa: E402
-from llava.eval.loss import caption_losses  # noqa: E402
 from llava.eval.text_scores import TextScorer, plain_format  # noqa: E402
 from llava.eval.two_way import Estimate, paired, students_t, two_way_t  # noqa: E402
 from llava.train import run_flags  # noqa: E402
 from llava.train.setup import prepare  # noqa: E402
 
-logger = logging.getLogger("calibrate")
-
 STEPS, BATCH = 400, 32
+BROKEN = ("unpaired", "items", "same")
+LEAST_HELD, LEAST_FOUND = 0.88, 0.8
+"""Shares of replicates: whose interval holds a true zero; of eight seeds, whose interval finds the planted effect."""
+SHARPEST = 0.03
+"""Nats of a caption: half an interval of three seeds where both arms saw strangers; three times as wide, unpaired."""
 ARMS = {
     "V": {},
     "M": {"other_clips": 1},
@@ -87,13 +88,13 @@ class CalibrateFlags:
     steps: int = field(default=STEPS, metadata={"help": "Optimiser steps of a run."})
     share: str = field(default="1/1", metadata={"help": "K/N: every Nth run, from the Kth on."})
     table: bool = field(default=False, metadata={"help": "Train nothing."})
-    broken: str = field(default="", metadata={"help": "unpaired, items or same: judge with this fault."})
+    broken: str = field(default="", metadata={"help": f"{', '.join(BROKEN)}: judge with this fault."})
 
 
 def make_world(folder: Path) -> None:
     """Clips, captions and the tower, where they are not there."""
     if not (folder / "verbs_it.csv").exists():
-        draw_world(["--output_dir", str(folder)])
+        worlds.main(["--output_dir", str(folder)])
     make_model(["--make_vision_tower", str(folder / "dino"), *TOWER.split(), "--exist_ok"])
 
 
@@ -125,7 +126,7 @@ def train(folder: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
     run.trainer.train()
     model = run.trainer.model.eval()
     scorer = TextScorer(run.tokenizer, model, plain_format(model, run.tokenizer, f"{arm}{seed}"), batch_size=240)
-    asked = choices(0)
+    asked = worlds.choices(0)
     nats = [scored.measured[0] for scored in scorer.score([row["sentence"] for row in asked])]
     found: dict[str, Any] = {"arm": arm, "seed": seed, "steps": steps, "choice": right_choices(asked, nats)}
     heldout = json.loads((folder / "heldout_vi_it.json").read_text(encoding="utf-8"))
@@ -200,19 +201,15 @@ def judge(pairs: Sequence[tuple[Any, Any]], measure: str, broken: str = "") -> t
     first, second = (np.array([_values(pair[side], measure) for pair in pairs]) for side in (0, 1))
     if broken == "same":
         second = first
-    names = [str(i) for i in range(first.shape[1])]
-    seeds = [str(i) for i in range(len(pairs))]
-    values = paired(first, second, names, seeds)
-    estimate = two_way_t(values.values, values.weights)
-    if broken == "items":
-        differences = (first - second).ravel()
-        estimate = students_t(differences, len(differences))
     elif broken == "unpaired":
-        error = math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / first.size)
-        estimate = replace(
-            estimate, low=estimate.mean - 1.96 * error, high=estimate.mean + 1.96 * error, standard_error=error
-        )
-    return estimate, students_t(estimate.per_seed if not broken else (first - second).mean(axis=1), len(names))
+        second = np.roll(second, 1, axis=0)
+    names = [str(i) for i in range(first.shape[1])]
+    values = paired(first, second, names, [str(i) for i in range(len(pairs))])
+    estimate = two_way_t(values.values, values.weights)
+    narrow = students_t(estimate.per_seed, len(names))
+    if broken == "items":
+        estimate = students_t((first - second).ravel(), first.size)
+    return estimate, narrow
 
 
 def _values(run: Mapping[str, Any], measure: str) -> list[float]:
@@ -231,7 +228,7 @@ def table(runs: Sequence[Mapping[str, Any]], broken: str = "") -> list[dict[str,
             means = [two_way.mean for two_way, _ in found]
             row: dict[str, Any] = {
                 "world": world.name, "measure": measure, "seeds": world.seeds, "replicates": len(found),
-                "mean": float(np.mean(means)),
+                "mean": float(np.mean(means)), "half": float(np.median([(e.high - e.low) / 2 for e, _ in found])),
             }  # fmt: skip
             for name, each in (("two-way t", 0), ("Student's t", 1)):
                 estimates = [pair[each] for pair in found]
@@ -248,19 +245,45 @@ def table(runs: Sequence[Mapping[str, Any]], broken: str = "") -> list[dict[str,
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown."""
     lines = [
-        "| world | measure | seeds | replicates | mean difference | two-way t | Student's t |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| world | measure | seeds | replicates | mean difference | half an interval | two-way t | Student's t |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         shares = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) for name in ("two-way t", "Student's t")]
-        cells = [row["world"], row["measure"], row["seeds"], row["replicates"], f"{row['mean']:+.4f}", *shares]
+        cells = [
+            row["world"],
+            row["measure"],
+            row["seeds"],
+            row["replicates"],
+            f"{row['mean']:+.4f}",
+            f"{row['half']:.4f}",
+            *shares,
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why an instrument does not pass, if it does not."""
+    found = []
+    zeros = {world.name for world in WORLDS if world.is_zero}
+    for row in rows:
+        name = f"{row['world']}, {row['measure']}, {row['seeds']} seeds, {row['replicates']} replicates"
+        share, _, most = row["two-way t"]
+        if row["world"] in zeros and share < LEAST_HELD and most < LEAST_HELD:
+            found.append(f"{name}: a true zero is held in {share:.2f} (at most {most:.2f})")
+        if row["world"] == "planted" and row["seeds"] == 8 and share < LEAST_FOUND and most < LEAST_FOUND:
+            found.append(f"{name}: the planted effect is found in {share:.2f} (at most {most:.2f})")
+        if row["world"] == "swapped" and row["measure"] == "blind" and row["half"] > SHARPEST:
+            found.append(f"{name}: half an interval is {row['half']:.3f} nats, and {SHARPEST} is sharp")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what is missing and prints the table; returns the exit code."""
     (flags,) = parse(__doc__, CalibrateFlags, argv=argv, prog="python scripts/experiments/calibrate.py")
+    if flags.broken and flags.broken not in BROKEN:
+        raise UserError(f"--broken {flags.broken}: use {', '.join(BROKEN)}")
     if unknown := set(flags.arms) - set(ARMS):
         raise UserError(f"--arms: no arm {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     folder = flags.output / "world"
@@ -278,9 +301,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file.write(json.dumps(found) + "\n")
             right = float(np.mean(list(found["choice"].values())))
             print(f"{arm} seed {seed}: {right:.3f} of the verbs right, {found['cpu_seconds']} CPU-s", flush=True)
-    text = markdown(table(read_runs(flags.output), flags.broken))
-    print(text)
-    return 0
+    rows = table(read_runs(flags.output), flags.broken)
+    print(markdown(rows))
+    wrong = faults(rows)
+    print("\n".join(["the instrument does not pass:", *wrong]) if wrong else "the instrument passes")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from make_demo_data import RGB, encode, write_json  # noqa: E402
+from make_demo_data import RGB, encode, write_json
 
 SIDE, FRAMES = 56, 2
 """Pixels and frames of a clip."""
