@@ -17,7 +17,6 @@ from torch.utils.data import get_worker_info
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.features.remote import read_many
 from llava.data.features.rows import RemoteRow, StoredRow, StoredRows, fetch_rows
-from llava.data.prompt import count_supervised
 from llava.errors import UserError
 
 VISION_KEYS = ("pixel_values_videos", "video_features", "pixel_values", "image_features")
@@ -92,12 +91,14 @@ class DataCollatorForSupervisedDataset:
         Raises:
             ValueError: naming every sample that supervises no word.
         """
-        empty = [s["sample_id"] for s in samples if count_supervised(s["labels"]) == 0 and s["sample_id"] != FILLER_ID]
-        if empty:
-            raise UserError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
         lengths = torch.tensor([len(s["input_ids"]) for s in samples])
         labels = pad_sequence([s["labels"] for s in samples], batch_first=True, padding_value=IGNORE_INDEX)
-        labels[:, 0] = IGNORE_INDEX
+        labels[:, :1] = IGNORE_INDEX
+        learns = (labels != IGNORE_INDEX).any(dim=1).tolist()
+        empty = [s["sample_id"] for s, some in zip(samples, learns, strict=True) if not some]
+        empty = [name for name in empty if name != FILLER_ID]
+        if empty:
+            raise UserError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
         batch = {
             "input_ids": pad_sequence(
                 [s["input_ids"] for s in samples], batch_first=True, padding_value=self.pad_token_id
