@@ -104,7 +104,6 @@ def test_a_table_is_its_list(folder, path, is_chat):
         table[len(table)]
 
 
-@pytest.mark.parametrize("path", PATHS)
 def test_a_record_is_made_once_for_all_who_ask_for_it_in_a_row(folder, monkeypatch):
     listed, table = both("rows.json")
     made, make = [], RecordTable._made
@@ -117,6 +116,7 @@ def test_a_record_is_made_once_for_all_who_ask_for_it_in_a_row(folder, monkeypat
         table[len(table)]
 
 
+@pytest.mark.parametrize("path", PATHS)
 def test_answers_about_a_table_are_those_about_its_list(folder, path):
     everything = both(path)
     some = np.random.default_rng(0).permutation(len(everything[0]))[: len(everything[0]) * 2 // 3]
