@@ -3,12 +3,14 @@
     python -m benchmarks.loader                                  0, 1, 2 and 4 workers, features of 4 x 256 x 1024
     python -m benchmarks.loader --against ../older-checkout      in turns with the code of another checkout
     python -m benchmarks.loader --workers 0 --dtype int8 --profile
+    python -m benchmarks.loader --workers 0 --text --clips 2000                  records without a clip
 
 Features of noise (2 MiB a clip in fp16) lie in a cache that the system holds in memory; words are random, of a
-vocabulary of 30,000. Batches arrive as the trainer's do, without a step behind them. Everything runs in fresh
-processes of one thread. `first` is the epoch that verifies checksums, `later` all others; CPU-ms are those of the main
-process and its workers together. Bytes are copied as often as `copies` says (in one process, by what is read from files
-and what torch's operations write): a batch made by a worker is not copied on its way to the main process.
+vocabulary of 30,000, and come from the prepared tables where the code has them, as in training. Batches arrive as the
+trainer's do, without a step behind them. Everything runs in fresh processes of one thread. `first` is the epoch that
+verifies checksums, `later` all others; CPU-ms are those of the main process and its workers together. Bytes are copied
+as often as `copies` says (in one process, by what is read from files and what torch's operations write): a batch made
+by a worker is not copied on its way to the main process.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -115,6 +118,28 @@ def make_records(folder: Path, clips: int) -> list[Any]:
     return records
 
 
+def open_data(folder: Path, clips: int, tokenizer: Any, text: bool) -> tuple[Any, dict[str, Any]]:
+    """Records and what serves their words, as training opens them: from tables, or from the text by older code."""
+    records = make_records(folder, clips)
+    open_records = found("open_records", "llava.data.record_table")
+    open_tokens = found("open_tokens", "llava.data.token_table")
+    plain = found("PlainLM", "llava.data.text_format")
+    data = folder / f"{'text' if text else 'video'}-{clips}.json"
+    if open_records is None or open_tokens is None:
+        if text:
+            records = [replace(r, conversations=r.conversations[1:], videos=()) for r in records]
+        return records, {"preprocess": found("preprocess_plain_lm", "llava.data.prompt")}
+    if not data.exists():
+        rows = [{"id": r.id, "conversations": r.conversations[text:]} | ({} if text else {"video": f"{r.id}.mp4"})
+                for r in records]  # fmt: skip
+        data.write_text(json.dumps(rows))
+    form, tables = plain(tokenizer), folder / "tables"
+    table, problems = open_records(tables, data, None, folder)
+    assert not problems
+    tokens = open_tokens(tables, table, tokenizer, form)
+    return table, {"preprocess": form.preprocess, "text_format": form, "prepared": tokens}
+
+
 def open_features(folder: Path, dtype: str) -> Any:
     """The cache of a folder, by the code of this checkout or of an older one."""
     cache = found("FeatureCache", "llava.data.features.store", "llava.data.feature_store")
@@ -142,7 +167,9 @@ class Collate:
         return batch, os.getpid(), time.process_time()
 
 
-def measure(folder: Path, clips: int, workers: int, batch: int, epochs: int, dtype: str, profile: bool) -> dict:
+def measure(
+    folder: Path, clips: int, workers: int, batch: int, epochs: int, dtype: str, profile: bool, text: bool = False
+) -> dict[str, Any]:
     """Seconds and CPU-seconds a sample of each epoch, bytes copied, and those of a plain copy, in this process."""
     from transformers import AutoTokenizer
 
@@ -151,16 +178,14 @@ def measure(folder: Path, clips: int, workers: int, batch: int, epochs: int, dty
     from llava.data.prompt import video_tokens
 
     HandingOver = found("HandingOver", "llava.data.handover")
-    preprocess_plain_lm = found("preprocess_plain_lm", "llava.data.prompt")
     VideoSpec = found("VideoSpec", "llava.config.video", "llava.config")
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     torch.set_num_threads(1)
     tokenizer, spec = AutoTokenizer.from_pretrained(folder / "tokenizer"), VideoSpec(force_sample=True)
-    cache = open_features(folder, dtype)
-    dataset = LazySupervisedDataset(
-        make_records(folder, clips), tokenizer, preprocess_plain_lm, 1024, spec, cache=cache
-    )
+    cache = None if text else open_features(folder, dtype)
+    records, words = open_data(folder, clips, tokenizer, text)
+    dataset = LazySupervisedDataset(records, tokenizer, max_length=1024, spec=spec, cache=cache, **words)
     collate = TrainingCollator(
         tokenizer.pad_token_id, templates={"video": tokenizer.convert_tokens_to_ids(video_tokens(spec))}
     )
@@ -192,7 +217,7 @@ def measure(folder: Path, clips: int, workers: int, batch: int, epochs: int, dty
         collate([dataset[i] for i in range(batch)])
     return {
         "first": spent[0], "later": {k: median(s[k] for s in spent[1:]) for k in ("seconds", "cpu")},
-        "copy": copying(row, batch), "copies": traffic.bytes / (row * batch),
+        "copy": 0.0 if text else copying(row, batch), "copies": traffic.bytes / (row * batch),
     }  # fmt: skip
 
 
@@ -223,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--dtype", choices=("float16", "int8"), default="float16")
+    parser.add_argument("--text", action="store_true", help="records without a clip, as many as --clips")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
     parser.add_argument("--profile", action="store_true", help="also prints where the main process's time goes")
@@ -238,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = (args.keep or Path(temporary)).absolute()
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         make_tokenizer(folder / "tokenizer")
-        for checkout in checkouts.values():  # An older one has a cache of its own.
+        for checkout in () if args.text else checkouts.values():  # An older one has a cache of its own.
             code = f"from pathlib import Path; import sys; sys.path.insert(0, {str(ROOT)!r}); "
             code += f"from benchmarks.loader import fill; fill(Path({str(folder)!r}), {args.clips}, {args.dtype!r})"
             subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout)
@@ -250,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for name, checkout in checkouts.items():
                     results[name].append(run_measure(
                         checkout, args.profile, folder=str(folder), clips=args.clips, workers=workers, batch=args.batch,
-                        epochs=args.epochs, dtype=args.dtype,
+                        epochs=args.epochs, dtype=args.dtype, text=args.text,
                     ))  # fmt: skip
             for name, runs in results.items():
                 rate = median(1 / run["later"]["seconds"] for run in runs)
@@ -261,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     name,
                     f"{rate:,.0f}",
                     f"{first:.2f}",
-                    f"{later:.2f} ({later / copy:.1f} copies)",
+                    f"{later:.2f}" + (f" ({later / copy:.1f} copies)" if copy else ""),
                 )
                 print("|", " | ".join(map(str, cells)), f"| {copies:.1f} | {copy:.2f} ms |", flush=True)
 

@@ -5,6 +5,7 @@ Letters in shapes: B batch, L positions, V videos of the batch, I images of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
-from llava.data.features.rows import StoredRow, StoredRows
-from llava.data.prompt import count_supervised
+from llava.data.features.remote import read_many
+from llava.data.features.rows import RemoteRow, StoredRow, StoredRows, fetch_rows
 from llava.errors import UserError
 
 VISION_KEYS = ("pixel_values_videos", "video_features", "pixel_values", "image_features")
@@ -26,27 +27,47 @@ def vision_of(samples: Sequence[dict[str, Any]], reads: bool = True) -> dict[str
     `video_scales` (V, Dv) or `image_scales` (I, Dv).
 
     Args:
-        reads: whether cached features are read; else they stay `StoredRows`.
+        reads: whether cached features on disk are read; else they stay `StoredRows`. Those in a bucket always are, by
+            requests for all of them at once.
     """
     batch: dict[str, Any] = {}
     for key in VISION_KEYS:
         items = [item for sample in samples for item in sample.get(key, ())]
-        if items and all(isinstance(item, StoredRow) for item in items):
+        kinds = {type(item) for item in items}
+        if kinds == {StoredRow}:
             rows = StoredRows(items)
             batch |= rows.read(key) if reads else {key: rows}
+        elif kinds == {RemoteRow}:
+            batch[key] = _empty((len(items), *items[0].shape), torch.float16)
+            fetch_rows(items, batch[key])
         elif items:
-            batch[key] = _stack([item.tensor() if isinstance(item, StoredRow) else item for item in items])
+            batch[key] = _stack([item if isinstance(item, torch.Tensor) else item.tensor() for item in items])
     return batch
 
 
+def fetched(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples with features that lie in a bucket in memory, for who makes several batches of them."""
+    rows = [row for s in samples for key in VISION_KEYS for row in s.get(key, ()) if isinstance(row, RemoteRow)]
+    found = iter(read_many(rows, RemoteRow.tensor, lambda row: row.file))
+    return [
+        s | {key: [next(found) if isinstance(row, RemoteRow) else row for row in s[key]] for key in VISION_KEYS
+             if key in s and not isinstance(s[key], torch.Tensor)}
+        for s in samples
+    ]  # fmt: skip
+
+
 def _stack(items: Sequence[torch.Tensor]) -> torch.Tensor:
-    """In a data worker, in the memory that it shares with the process that trains: nothing is copied on the way."""
     if get_worker_info() is None:
         return torch.stack(items)
-    shape = len(items), *items[0].shape
-    storage = torch.UntypedStorage._new_shared(len(items) * items[0].nbytes)
-    shared = torch.empty(0, dtype=items[0].dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
-    return torch.stack(items, out=shared)
+    return torch.stack(items, out=_empty((len(items), *items[0].shape), items[0].dtype))
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """In a data worker, in the memory that it shares with the process that trains: nothing is copied on the way."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 @dataclass
@@ -70,12 +91,14 @@ class DataCollatorForSupervisedDataset:
         Raises:
             ValueError: naming every sample that supervises no word.
         """
-        empty = [s["sample_id"] for s in samples if count_supervised(s["labels"]) == 0 and s["sample_id"] != FILLER_ID]
-        if empty:
-            raise UserError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
         lengths = torch.tensor([len(s["input_ids"]) for s in samples])
         labels = pad_sequence([s["labels"] for s in samples], batch_first=True, padding_value=IGNORE_INDEX)
-        labels[:, 0] = IGNORE_INDEX
+        labels[:, :1] = IGNORE_INDEX
+        learns = (labels != IGNORE_INDEX).any(dim=1).tolist()
+        empty = [s["sample_id"] for s, some in zip(samples, learns, strict=True) if not some]
+        empty = [name for name in empty if name != FILLER_ID]
+        if empty:
+            raise UserError(f"no supervised token in sample(s) {', '.join(map(repr, empty))}: the caption is empty")
         batch = {
             "input_ids": pad_sequence(
                 [s["input_ids"] for s in samples], batch_first=True, padding_value=self.pad_token_id

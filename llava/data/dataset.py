@@ -146,8 +146,8 @@ class LazySupervisedDataset(Dataset):
         """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features` when there
         are videos; `pixel_values` (I, 3, S, S) or `image_features` likewise.
 
-        Features are named and not read: a sample holds the place of each (V or I `StoredRow`), and the collator reads
-        them into the batch.
+        Features are named and not read: a sample holds the place of each (V or I `StoredRow`, of a bucket `RemoteRow`),
+        and the collator reads them into the batch, those of a bucket by requests for all of them at once.
         """
         if index == FILLER_INDEX:
             filler = torch.tensor([self.tokenizer.eos_token_id])

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
@@ -42,19 +41,22 @@ def pack_rows(lengths: Sequence[int]) -> list[list[int]]:
     alone = [[i] for i in range(len(lengths))]
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
-    def cost(rows: Sequence[Sequence[int]]) -> float:
-        length = max(sum(lengths[i] for i in row) for row in rows)
-        return len(rows) * length * (1 + length / ATTENTION_LENGTH)
+    def cost(rows: int, length: int) -> float:
+        return rows * length * (1 + length / ATTENTION_LENGTH)
 
-    best, least = alone, cost(alone) * (1 - LEAST_SAVING)
-    for number in sorted({max(1, len(lengths) * k // CANDIDATES) for k in range(1, CANDIDATES)}):
+    total, longest = sum(lengths), max(lengths)
+    best, least = alone, cost(len(lengths), longest) * (1 - LEAST_SAVING)
+    for number in sorted({max(1, len(lengths) * k // CANDIDATES) for k in range(1, CANDIDATES)} - {len(lengths)}):
+        if cost(number, max(longest, -(-total // number))) >= least:  # Rows that were all full would not pay.
+            continue
         heap = [(0, row) for row in range(number)]
         rows: list[list[int]] = [[] for _ in range(number)]
         for i in longest_first:
-            length, row = heapq.heappop(heap)
+            length, row = heap[0]
             rows[row].append(i)
-            heapq.heappush(heap, (length + lengths[i], row))
-        if number < len(lengths) and (found := cost(rows)) < least:
+            heapq.heapreplace(heap, (length + lengths[i], row))
+        found = cost(number, max(heap)[0])
+        if found < least:
             best, least = [sorted(row) for row in rows], found
     return best
 
@@ -133,10 +135,12 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
         if not (flat or shared):
             length = max(max(widths), min(length, self.longest))
 
+        filled = torch.arange(length) < torch.tensor(widths)[:, None]
+
         def laid_out(values: torch.Tensor, padding: int) -> torch.Tensor:
             """(B, L), one sample a row, in the rows of this batch."""
-            found = pad_sequence(values[tokens].split(widths), batch_first=True, padding_value=padding)
-            return F.pad(found, (0, length - found.shape[1]), value=padding)
+            found = torch.full(filled.shape, padding, dtype=values.dtype)
+            return found.masked_scatter_(filled, values[tokens])
 
         batch["segment_ids"] = laid_out(torch.arange(len(tokens))[:, None].expand_as(tokens), -1)
         if flat or shared:

@@ -173,7 +173,7 @@ class Texts:
 
     def many(self, rows: np.ndarray) -> list[str]:
         """The texts of some rows (n,), read as one piece where they follow each other."""
-        if not len(rows) or len(rows) != rows[-1] - rows[0] + 1 or (np.diff(rows) != 1).any():
+        if len(rows) < 2 or len(rows) != rows[-1] - rows[0] + 1 or (np.diff(rows) != 1).any():
             return [self[int(row)] for row in rows]
         first, last = int(rows[0]), int(rows[-1])
         start = int(self._ends[first - 1]) if first else 0

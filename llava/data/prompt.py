@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -119,23 +120,26 @@ class Spans:
         Raises:
             ValueError: for an image whose single row leaves no place for two delimiters.
         """
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        start = 0
-        for place, token in enumerate(input_ids.tolist()):
-            if token not in self.ids:
-                continue
-            span, label = self.ids[token], int(labels[place])
+        known = self.ids
+        found = [(place, token) for place, token in enumerate(input_ids.tolist()) if token in known]
+        if not found:
+            return input_ids, labels
+        ids_parts, labels_parts, start = [], [], 0
+        for place, token in found:
+            span, masked, label = known[token], self._masked[token], int(labels[place])
             if not len(span):
                 raise UserError(IMAGE_TOO_SMALL)
-            masked = torch.full_like(span, IGNORE_INDEX)
             if label != IGNORE_INDEX:
                 masked = span if label == token else torch.cat([masked[:-1], labels[place : place + 1]])
-            parts += [(input_ids[start:place], labels[start:place]), (span, masked)]
+            ids_parts += [input_ids[start:place], span]
+            labels_parts += [labels[start:place], masked]
             start = place + 1
-        if not parts:
-            return input_ids, labels
-        parts.append((input_ids[start:], labels[start:]))
-        return torch.cat([ids for ids, _ in parts]), torch.cat([some for _, some in parts])
+        return torch.cat([*ids_parts, input_ids[start:]]), torch.cat([*labels_parts, labels[start:]])
+
+    @cached_property
+    def _masked(self) -> dict[int, torch.Tensor]:
+        """The labels of each span where none of it is a target."""
+        return {marker: torch.full_like(span, IGNORE_INDEX) for marker, span in self.ids.items()}
 
 
 def lay_out(text: str) -> str:

@@ -49,6 +49,8 @@ class RecordTable(RecordView):
         self.arrays, self.origins, self.without_vision = arrays, origins, without_vision
         self.rows = np.arange(len(arrays["place"])) if rows is None else np.asarray(rows, dtype=np.int64)
         self._forms: list[str] = arrays.made["forms"]
+        self._last: tuple[int, Record] | None = None
+        """The row that was asked for last and its record: a sample asks for one three times."""
         self._texts = {name: Texts(arrays, name) for name in ("id", "turns", "meta", "remarks", "shown")}
 
     def __reduce__(self) -> Any:
@@ -64,7 +66,10 @@ class RecordTable(RecordView):
     def __getitem__(self, index: int | slice) -> Record | RecordTable:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        return next(self._made(self.rows[[index]]))
+        row, last = int(self.rows[index]), self._last
+        if last is None or last[0] != row:
+            last = self._last = row, next(self._made(np.array([row])))
+        return last[1]
 
     def __iter__(self) -> Iterator[Record]:
         for start in range(0, len(self), AT_ONCE):

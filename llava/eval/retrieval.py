@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.collator import DataCollatorForSupervisedDataset, fetched
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
 from llava.data.prompt import pad_token_id
@@ -107,7 +107,7 @@ class AnswerLosses:
 
     def all_pairs(self, chosen: Sequence[int]) -> np.ndarray:
         """(N, N): row i, column j is the answer of chosen record j after the video of chosen record i."""
-        samples = [self.dataset[i] for i in chosen]
+        samples = fetched([self.dataset[i] for i in chosen])
         pairs = [(clip, text) for clip in samples for text in samples]
         losses: list[float] = []
         for start in progress(range(0, len(pairs), self.batch_size), desc="retrieval", unit="batch"):

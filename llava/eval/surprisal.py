@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -80,31 +80,37 @@ def read_texts(path: str) -> list[Text]:
     return found
 
 
-def rows_of(
-    text: Text, nats: TextNats, classes: Classes, covariates: Sequence[Norm]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Rows of the words of a text, rows of its marks and its end, and how many pieces reach into another unit.
-
-    Positions count words and marks from 0. A word of which a piece was not measured has no nats.
+class Rows(NamedTuple):
+    """Of one text: rows of its words, rows of its marks and its end, how many tokens reach into another word or mark,
+    and how many words and marks have no token of their own for that reason, and no row.
     """
+
+    words: list[dict[str, Any]]
+    marks: list[dict[str, Any]]
+    reaching: int
+    absorbed: int
+
+
+def rows_of(text: Text, nats: TextNats, classes: Classes, covariates: Sequence[Norm]) -> Rows:
+    """The rows of a text, whose positions count words and marks from 0; nats are NaN where a piece was not measured."""
     parts = units(text.text)
     owner, reaches = owners(text.text, nats.offsets, parts)
     total, tokens = sums(nats.nats, owner, len(parts))
+    whose = {"test": text.test, "item": text.item, "cluster": text.cluster}
     words, marks = [], []
-    for position, unit in enumerate(parts):
+    for position in np.flatnonzero(tokens).tolist():
+        unit = parts[position]
         word = form(text.text[unit.start : unit.end])
-        row = {
-            "test": text.test, "item": text.item, "cluster": text.cluster, "position": position, "word": word,
-            "class": MARK if unit.kind == MARK else class_of(word, unit.kind, classes.classes),
-            "tokens": int(tokens[position]), "nats": float(total[position]) if tokens[position] else math.nan,
-        }  # fmt: skip
-        if unit.kind != MARK:
-            row["length"] = len(word)
-            row |= {norm.name: norm.of(word, classes.lemmas) for norm in covariates}
-        (marks if unit.kind == MARK else words).append(row)
-    end = {"test": text.test, "item": text.item, "cluster": text.cluster, "position": len(parts), "word": "",
-           "class": END, "tokens": 1, "nats": nats.end}  # fmt: skip
-    return words, [*marks, end], int(reaches.sum())
+        kind = MARK if unit.kind == MARK else class_of(word, unit.kind, classes.classes)
+        row = {**whose, "position": position, "word": word, "class": kind, "tokens": int(tokens[position]),
+               "nats": float(total[position])}  # fmt: skip
+        if unit.kind == MARK:
+            marks.append(row)
+        else:
+            known = {norm.name: norm.of(word, classes.lemmas) for norm in covariates}
+            words.append({**row, "length": len(word), **known})
+    marks.append({**whose, "position": len(parts), "word": "", "class": END, "tokens": 1, "nats": nats.end})
+    return Rows(words, marks, int(reaches.sum()), int((tokens == 0).sum()))
 
 
 def summarise(
@@ -353,16 +359,17 @@ def measure(run: RunFlags, test: BlindTest) -> None:
     nats = scorer.score([t.text for t in texts], [t.place for t in texts])
     norms, frequency = test.norms, test.frequency
     covariates = [*([frequency] if frequency else []), *norms]
-    words, marks, reaching = [], [], 0
-    for text, found in zip(texts, nats, strict=True):
-        of_words, of_marks, count = rows_of(text, found, test.classes, covariates)
-        words, marks, reaching = words + of_words, marks + of_marks, reaching + count
+    rows = [rows_of(text, found, test.classes, covariates) for text, found in zip(texts, nats, strict=True)]
+    words, marks = ([row for part in rows for row in part[which]] for which in (0, 1))
     if flags.data_path is not None and trained_on(run.model_path, flags.data_path):
         remarks.append(f"{show(flags.data_path)} is what the run TRAINED on: its captions are not held out")
     if unknown := sum(n.unknown for n in nats):
         remarks.append(f"{unknown} tokens are the tokenizer's unknown token, which is no word: their nats mean little")
-    if reaching:
-        remarks.append(f"{reaching} tokens reach into the next word or mark, and are counted for the first")
+    if reaching := sum(part.reaching for part in rows):
+        remarks.append(
+            f"{reaching} tokens reach into the next word or mark and are counted for the first; "
+            f"{sum(part.absorbed for part in rows)} words and marks have no token of their own, and no row"
+        )
     if windowed := sum(n.windows > 1 for n in nats):
         remarks.append(f"{windowed} texts are longer than {scorer.context} tokens and were read in windows")
     remarks += [

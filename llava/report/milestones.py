@@ -231,8 +231,8 @@ def write_milestones(tests: RunTests, remarks: Sequence[str]) -> str:
         f"{NAME}.csv": csv_text(*table_rows(found)),
         "words.csv": csv_text(*word_rows(found)),
         f"{NAME}.svg": svg(panels_of(found, flags.target)),
-        f"{NAME}.json": json.dumps(clean(facts), indent=1, ensure_ascii=False) + "\n",
         f"{NAME}.md": text,
+        f"{NAME}.json": json.dumps(clean(facts), indent=1, ensure_ascii=False) + "\n",
     }
     for name, content in written.items():
         data = content.encode("utf-8", "backslashreplace")

@@ -13,6 +13,7 @@ import torch
 from benchmarks import damage, decoding, first_step, kernels, loader, monitor, preflight, run, startup
 from benchmarks.models import SIZES, WORDS, Size, make_step, make_texts
 from benchmarks.timing import full_logits, row
+from llava.data.token_table import TokenTable
 from llava.model.loss import supervised_loss
 
 TINY = Size(2, 32, 2, vocabulary=128, tower=16, image=28, fast=1, slow=4, batch=2, frames=2)
@@ -140,6 +141,17 @@ def test_features_of_a_batch_are_copied_once(tmp_path, monkeypatch, dtype):
     scales = 1 + 4 * 64 / (2 * 64 * 64) if dtype == "int8" else 1
     assert found["copies"] == pytest.approx(scales)
     assert found["first"]["cpu"] > 0 and found["later"]["seconds"] > 0 and found["copy"] > 0
+
+
+def test_text_alone_is_served_from_the_tables(tmp_path, monkeypatch):
+    served = []
+    take = TokenTable.__getitem__
+    monkeypatch.setattr(TokenTable, "__getitem__", lambda self, row: served.append(row) or take(self, row))
+    (tmp_path / "tokenizer").mkdir()
+    loader.make_tokenizer(tmp_path / "tokenizer")
+    settings = {"workers": 0, "batch": 2, "epochs": 2, "dtype": "float16", "profile": False}
+    found = loader.measure(tmp_path, clips=4, **settings, text=True)
+    assert set(served) == set(range(4)) and found["copies"] == 0 and found["later"]["cpu"] > 0
 
 
 def test_the_cost_of_the_monitor_is_measured(monkeypatch, capsys):

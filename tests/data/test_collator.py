@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.errors import UserError
 
 EOS = 0
 
@@ -42,3 +43,14 @@ def test_vision_is_concatenated_in_order_and_counted():
 def test_a_sample_without_targets_is_named():
     with pytest.raises(ValueError, match="'empty'"):
         DataCollatorForSupervisedDataset(EOS)([sample("empty", [5, 6], [IGNORE_INDEX] * 2)])
+
+
+def test_samples_that_supervise_no_word_are_named():
+    """The label of position 0 is no target, and a filler need not have one."""
+    learns = sample("learns", [5, 6, EOS])
+    empty = [sample(name, [5, 6, EOS], [first, IGNORE_INDEX, IGNORE_INDEX]) for name, first in (("a", 5), ("b", -100))]
+    filler = sample(FILLER_ID, [EOS], [IGNORE_INDEX])
+    collate = DataCollatorForSupervisedDataset(EOS)
+    assert collate([learns, filler])["sample_ids"] == ["learns", FILLER_ID]
+    with pytest.raises(UserError, match=r"no supervised token in sample\(s\) 'a', 'b': "):
+        collate([learns, empty[0], filler, empty[1]])

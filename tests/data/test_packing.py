@@ -13,7 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
-from llava.data.packing import TrainingCollator, pack_rows, sample_bounds
+from llava.data.packing import (
+    ATTENTION_LENGTH,
+    CANDIDATES,
+    LEAST_SAVING,
+    TrainingCollator,
+    pack_rows,
+    sample_bounds,
+)
 from llava.data.prompt import video_tokens
 from llava.model.builder import set_trainable
 from llava.train.monitor.run_monitor import batch_sums
@@ -46,6 +53,29 @@ def test_every_sample_has_one_place_and_packing_never_costs_positions(lengths):
     longest = max(sum(lengths[i] for i in row) for row in rows)
     assert len(rows) * longest <= len(lengths) * max(lengths)
     assert longest >= max(lengths)
+
+
+def all_layouts(lengths: list[int]) -> list[list[int]]:
+    """`pack_rows` without leaving out the numbers of rows that cannot pay."""
+
+    def cost(rows: list[list[int]]) -> float:
+        length = max(sum(lengths[i] for i in row) for row in rows)
+        return len(rows) * length * (1 + length / ATTENTION_LENGTH)
+
+    best = [[i] for i in range(len(lengths))]
+    least = cost(best) * (1 - LEAST_SAVING)
+    for number in sorted({max(1, len(lengths) * k // CANDIDATES) for k in range(1, CANDIDATES)}):
+        rows: list[list[int]] = [[] for _ in range(number)]
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            min(rows, key=lambda row: (sum(lengths[j] for j in row), rows.index(row))).append(i)
+        if number < len(lengths) and cost(rows) < least:
+            best, least = [sorted(row) for row in rows], cost(rows)
+    return best
+
+
+@given(st.lists(st.integers(1, 2000) | st.integers(1, 40), min_size=1, max_size=30))
+def test_the_layout_is_the_best_of_all_numbers_of_rows(lengths):
+    assert pack_rows(lengths) == all_layouts(lengths)
 
 
 def test_rows_are_nearly_full_and_equal_lengths_stay_apart():

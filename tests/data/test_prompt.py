@@ -8,6 +8,7 @@ import torch
 from llava.config.video import VideoSpec
 from llava.constants import IGNORE_INDEX, VISUAL_TOKENS
 from llava.data.prompt import (
+    Spans,
     count_supervised,
     expand_placeholders,
     image_span,
@@ -159,3 +160,22 @@ def test_texts_together_have_the_ids_that_the_tokenizer_gives_each(tokenizer, bu
 
     monkeypatch.setattr(tokenizer, "__class__", Shouting)
     assert list(tokenized(tokenizer, texts)) == [[7] * len(text) for text in texts], "its own way of calling counts"
+
+
+@pytest.mark.parametrize("label", ["masked", "its own", "another"])
+def test_spans_take_the_place_of_their_markers(label):
+    spans = Spans({8: torch.tensor([8, 1, 2]), 9: torch.tensor([9, 3])})
+    ids = torch.tensor([8, 5, 9, 8, 6])
+    marked = {"masked": [IGNORE_INDEX] * 3, "its own": [8, 9, 8], "another": [6, 6, 6]}[label]
+    labels = torch.tensor([marked[0], 5, *marked[1:], 6])
+    no = IGNORE_INDEX
+    video, image = {"masked": ([no] * 3, [no] * 2), "its own": ([8, 1, 2], [9, 3]), "another": ([no, no, 6], [no, 6])}[
+        label
+    ]
+    for _ in range(2):
+        found_ids, found = spans.insert(ids, labels)
+        assert found_ids.tolist() == [8, 1, 2, 5, 9, 3, 8, 1, 2, 6]
+        assert found.tolist() == [*video, 5, *image, *video, 6]
+        found_ids[:] = found[:] = 0  # Spans are used again: nothing of them is handed out.
+    text = torch.tensor([5, 6])
+    assert spans.insert(text, text)[0] is text

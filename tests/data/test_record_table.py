@@ -104,6 +104,18 @@ def test_a_table_is_its_list(folder, path, is_chat):
         table[len(table)]
 
 
+def test_a_record_is_made_once_for_all_who_ask_for_it_in_a_row(folder, monkeypatch):
+    listed, table = both("rows.json")
+    made, make = [], RecordTable._made
+    monkeypatch.setattr(RecordTable, "_made", lambda self, rows: made.extend(rows.tolist()) or make(self, rows))
+    assert table[1] is table[1] and table[1] is table[1 - len(table)]
+    assert made == table.rows[[1]].tolist()
+    assert plain([table[i] for i in (0, 1, 0)]) == plain([listed[i] for i in (0, 1, 0)])
+    assert table.as_text()[0].videos == () != table[0].videos
+    with pytest.raises(IndexError):
+        table[len(table)]
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_answers_about_a_table_are_those_about_its_list(folder, path):
     everything = both(path)

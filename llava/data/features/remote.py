@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from functools import cache
@@ -24,9 +24,10 @@ SCHEME = "s3://"
 TRIES = 8
 """Of a request, with waits that double: storage that many jobs read at once asks some to come later."""
 AT_ONCE = 16
-"""Requests in the air while many small objects are read."""
+"""Requests in the air while many small objects, or the rows of a batch, are read."""
 REMEDY = "look after its name, AWS_ENDPOINT_URL, the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and the network"
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -180,12 +181,22 @@ class _Kept:
         pass
 
 
-def read_many(paths: list[Any], read: Callable[[Any], Value]) -> list[Value]:
-    """`read` of each path in their order; those of a bucket several at once, since each waits for an answer."""
-    if not paths or not is_remote(paths[0]):
-        return [read(path) for path in paths]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(read, paths))
+def read_many(
+    items: Sequence[Item], read: Callable[[Item], Value], place: Callable[[Item], Any] = lambda item: item
+) -> list[Value]:
+    """`read` of each item in their order; those of a bucket `AT_ONCE` at a time, since each waits for an answer.
+
+    The first error in that order is raised, when the requests that are in the air have ended. The threads live as long
+    as the call, so that none is there when a process forks.
+
+    Args:
+        place: the path or the address of an item.
+    """
+    if len(items) < 2 or not is_remote(place(items[0])):
+        return [read(item) for item in items]
+    _asked(open_folder(place(items[0])), lambda client: None)  # Else each thread would make the client of the process.
+    with ThreadPoolExecutor(min(AT_ONCE, len(items))) as pool:
+        return list(pool.map(read, items))
 
 
 def _asked(path: S3Path, ask: Callable[[Any], Value]) -> Value:

@@ -1,4 +1,4 @@
-"""Rows of cached features by their place on disk, read straight into the tensor of a batch.
+"""Rows of cached features by their place on disk or in a bucket, read straight into the tensor of a batch.
 
 Letters in shapes: V rows, T frames, P patches, Dv width of the tower.
 """
@@ -9,7 +9,7 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from llava.data.features.quantised import dequantise
+from llava.data.features.remote import read_many
 from llava.errors import UserError
 
 HUGE_PAGE = 2 << 20
@@ -62,6 +63,40 @@ class StoredRows(list[StoredRow]):
             size = math.prod(row.shape) * (2 if row.dtype == "float16" else 1)
             with suppress(OSError):
                 os.posix_fadvise(_open(row.file).number, row.offset, size, os.POSIX_FADV_WILLNEED)
+
+
+class RemoteRow(NamedTuple):
+    """The features of a clip in a bucket: the clip, the shard's address, the shape (T, P, Dv), or (P, Dv) of an image,
+    and what asks for them, checks them and names the clip in its errors.
+    """
+
+    clip: str
+    file: str
+    shape: tuple[int, ...]
+    fetch: Callable[[], torch.Tensor]
+
+    def tensor(self) -> torch.Tensor:
+        """The features in fp16, in memory of their own."""
+        return self.fetch().view(self.shape)
+
+
+def fetch_rows(rows: Sequence[RemoteRow], values: torch.Tensor) -> None:
+    """Fills `values` (V, T, P, Dv) in fp16 with the rows of a bucket, several requests in the air at once.
+
+    Each row is put into its place as it arrives: beside the batch, memory holds what is in the air.
+
+    Raises:
+        DamagedFeatures: as `FeatureCache.stored`, for the first row in their order that is not what was written.
+    """
+    wrong = [row for row in rows if row.shape != values.shape[1:]]
+    if wrong:
+        raise ValueError(f"{wrong[0].clip}: features of {wrong[0].shape} beside {tuple(values.shape[1:])}")
+    places = bytes_of(values)  # Of numpy, which knows no inference mode: torch's is that of one thread.
+
+    def put(number: int) -> None:
+        np.copyto(places[number], bytes_of(rows[number].tensor()[None])[0])
+
+    read_many(range(len(rows)), put, lambda number: rows[number].file)
 
 
 def read_rows(rows: Sequence[StoredRow], pin: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -33,7 +33,7 @@ import torch
 from llava.data.features.content import ContentHashes, load_json, replace_file
 from llava.data.features.remote import is_remote, open_folder
 from llava.data.features.room import cannot_write
-from llava.data.features.rows import DamagedFeatures, StoredRow
+from llava.data.features.rows import DamagedFeatures, RemoteRow, StoredRow
 from llava.data.features.shards import (
     Entry,
     damage,
@@ -157,13 +157,12 @@ class FeatureCache:
 
     def read(self, path: str, split: Split, is_image: bool = False) -> torch.Tensor:
         """Features (T, P, Dv) of a clip, in fp16 and in memory of their own; an image has T = 1. Raises as `stored`."""
-        stored = self.stored(path, split, is_image)
-        found = stored.tensor() if isinstance(stored, StoredRow) else stored
+        found = self.stored(path, split, is_image).tensor()
         return found.view(-1, *found.shape[-2:])
 
-    def stored(self, path: str, split: Split, is_image: bool = False) -> StoredRow | torch.Tensor:
-        """Where the features of a clip lie, verified before anything in this run reads them; those in a bucket
-        themselves, (T, P, Dv), or (P, Dv) of an image.
+    def stored(self, path: str, split: Split, is_image: bool = False) -> StoredRow | RemoteRow:
+        """Where the features of a clip lie, verified before anything in this run reads them; those in a bucket are
+        verified when they are read.
 
         Raises:
             LookupError: when the clip as it is now was never extracted.
@@ -187,7 +186,7 @@ class FeatureCache:
             )
         shape = entry.shard.shape[1:] if is_image and entry.shard.shape[0] == 1 else entry.shard.shape
         if is_remote(entry.shard.file):
-            return self._fetch(path, entry).view(shape)
+            return RemoteRow(path, entry.shard.file, shape, partial(self._fetch, path, entry))
         if key not in self._sound:
             self._verify(path, entry)
             self._sound.add(key)

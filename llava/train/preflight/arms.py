@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava.data.features.rows import StoredRow
 from llava.data.records import spread, text_alone
 from llava.train.preflight.data import Finding
 
@@ -45,7 +44,7 @@ def check_other_clips(dataset: Any, samples: Mapping[int, Mapping[str, Any]]) ->
     for index, sample in samples.items():
         served = [*sample.get("video_features", ()), *sample.get("image_features", ())]
         for item, clip in zip(served, dataset.shown(index), strict=True) if served else ():
-            features = item.tensor() if isinstance(item, StoredRow) else item
+            features = item if isinstance(item, torch.Tensor) else item.tensor()
             wanted = dataset.cache.read(*clip)
             if not torch.equal(features.view(-1, *features.shape[-2:]).to(wanted), wanted):
                 words = f"record {dataset.records[index].id!r} is served other features than those of {clip[0]}"

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from llava.data.collator import fetched
 from llava.data.columns import representatives
 from llava.data.records import spread
 from llava.errors import UserError
@@ -284,7 +285,7 @@ def real_samples(trainer: LlavaTrainer, size: int | None = None) -> dict[str, di
         if kind != "text":
             members = members[np.sort(np.unique(clip_of[members], return_index=True)[1])]
         chosen = spread(members.tolist(), size)
-        found[kind] = {i: dataset[i] for i in chosen}
+        found[kind] = dict(zip(chosen, fetched([dataset[i] for i in chosen]), strict=True))
     return found
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import sys
+import threading
+import weakref
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from llava.data.features import remote
+from llava.data import handover
+from llava.data.collator import DataCollatorForSupervisedDataset, fetched, vision_of
+from llava.data.features import remote, store
 from llava.data.features.content import ContentHashes
 from llava.data.features.remote import S3Path, UnreachableStorage, is_remote, open_folder
 from llava.data.features.store import TOLERANCES, DamagedFeatures, FeatureCache
+from llava.data.handover import HandingOver
 from llava.errors import NotInstalled, UserError
 from tests.bucket import served_bucket
 
@@ -173,3 +180,118 @@ def test_a_folder_in_a_bucket_can_be_written_before_the_work(root):
     cache = FeatureCache(root, {}, shards=True)
     cache.check_writable()
     assert not [*cache.folder.glob("*")], "what was tried is removed"
+
+
+ORDER = (2, 0, 1, 2)
+
+
+class Samples(Dataset):
+    """A sample for each of `ORDER`, with the features of that clip."""
+
+    def __init__(self, cache, files):
+        self.cache, self.files = cache, files
+
+    def __len__(self):
+        return len(ORDER)
+
+    def __getitem__(self, index):
+        features = [self.cache.stored(self.files[ORDER[index]], None)]
+        ids = torch.arange(5)
+        return {"input_ids": ids, "labels": ids.clone(), "sample_id": str(index), "video_features": features}
+
+
+class Requests:
+    """Of rows: how many were in the air at once, each waiting until `together` were, and how many rows lay decoded."""
+
+    def __init__(self, monkeypatch, together):
+        self.now = self.most = self.rows = self.most_rows = 0
+        self.lock, self.met = threading.Lock(), threading.Barrier(together, timeout=60)
+        read, decode = S3Path.read_range, store.decode
+
+        def counted(*args):
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            try:
+                self.met.wait()
+                return read(*args)
+            finally:
+                with self.lock:
+                    self.now -= 1
+
+        def decoded(*args):
+            found = decode(*args)
+            with self.lock:
+                self.rows += 1
+                self.most_rows = max(self.most_rows, self.rows)
+            weakref.finalize(found, self.gone)
+            return found
+
+        monkeypatch.setattr(S3Path, "read_range", counted)
+        monkeypatch.setattr(store, "decode", decoded)
+
+    def gone(self):
+        with self.lock:
+            self.rows -= 1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_rows_of_a_batch_are_asked_for_together(root, files, features, dtype, tmp_path, monkeypatch):
+    fill(root, files, features, dtype)
+    local = FeatureCache(tmp_path / "local", {"dtype": dtype})
+    local.write([(local.key(path, None), path) for path in files], features)
+    expected = torch.stack([local.read(files[i], None) for i in ORDER])
+    cache = FeatureCache(root, {"dtype": dtype})
+    monkeypatch.setattr(remote, "AT_ONCE", 2)
+    requests = Requests(monkeypatch, together=2)
+    samples = [*Samples(cache, files)]
+    assert requests.most == 0, "a sample names its row"
+    with torch.inference_mode():
+        found = vision_of(samples)
+    assert found["video_features"].equal(expected) and found.keys() == {"video_features"}
+    assert requests.most == 2 and requests.most_rows <= 2 and requests.rows == 0
+    assert not [t for t in threading.enumerate() if "PoolExecutor" in t.name], "none is left when a process is forked"
+    kept = fetched(samples)
+    requests.most = 0
+    assert vision_of(kept)["video_features"].equal(expected) and requests.most == 0
+
+
+def test_a_data_worker_hands_over_the_rows_of_a_bucket(root, files, features, monkeypatch):
+    monkeypatch.setattr(handover, "BY_VALUE", 0)
+    cache = fill(root, files, features)
+    expected = DataCollatorForSupervisedDataset(0)([*Samples(cache, files)])
+    (found,) = DataLoader(
+        Samples(cache, files),
+        len(ORDER),
+        num_workers=1,
+        collate_fn=HandingOver(DataCollatorForSupervisedDataset(0), False),
+    )
+    assert found["sample_ids"] == expected["sample_ids"] and found["video_features"].is_shared()
+    assert found["video_features"].equal(expected["video_features"])
+
+
+def test_the_threads_of_a_batch_share_one_client(client, root, files, features, monkeypatch):
+    import boto3
+
+    cache = fill(root, files, features)
+    made, session = [], boto3.session.Session
+    monkeypatch.setattr(boto3.session, "Session", lambda: made.append(1) or session())
+    remote._client.cache_clear()
+    vision_of([*Samples(cache, files)])
+    assert len(made) == 1
+
+
+def test_the_first_damaged_row_of_a_batch_is_named_and_no_more_are_asked_for(
+    client, root, files, features, monkeypatch
+):
+    cache = fill(root, files, features)
+    edit(client, cache, lambda data: data.replace(features[0].tobytes(), features[2].tobytes()))
+    asked, read = [], S3Path.read_range
+    monkeypatch.setattr(S3Path, "read_range", lambda *args: asked.append(args[1]) or read(*args))
+    monkeypatch.setattr(remote, "AT_ONCE", 1)
+    with pytest.raises(DamagedFeatures, match=r"clip0\.mp4: its features in .*row 0, are damaged \(checksum"):
+        vision_of([*Samples(cache, files)] * 8)
+    assert len(asked) < 8 * len(ORDER), "those that wait are given up"
+    with pytest.raises(ValueError, match=r"clip1\.mp4: features of \(9, 8\) beside \(2, 9, 8\)"):
+        row = cache.stored(files[1], None)
+        vision_of([{"video_features": [cache.stored(files[2], None), row._replace(shape=(9, 8))]}])
