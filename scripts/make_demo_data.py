@@ -208,16 +208,19 @@ def draw(clip: Clip) -> np.ndarray:
 
 
 def write_clip(clip: Clip, folder: Path) -> None:
-    """Encodes a clip as H.264; a file that stands under its final name is always whole."""
-    path = folder / clip.path
+    encode(draw(clip), folder / clip.path, FPS)
+
+
+def encode(frames: np.ndarray, path: Path, rate: int) -> None:
+    """Writes frames (T, H, W, 3) uint8 as H.264; a file that stands under its final name is always whole."""
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.mp4")
     try:
         with av.open(str(temporary), "w") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
-            stream.width = stream.height = SIDE
+            stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+            stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.thread_count = 1
-            for frame in draw(clip):
+            for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
         os.replace(temporary, path)

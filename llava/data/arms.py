@@ -41,3 +41,15 @@ def flag_problems(other_clips: int | None, blind_share: float, sees: bool) -> li
         for name, value in asked.items()
         if value is not None and not sees
     ]
+
+
+def entropies_of(record: Mapping[str, Any], dataset: Any) -> dict[str, float]:
+    """The unigram entropy in nats of the targets of "captions" and of "text", from the record of a run.
+
+    Captions that are shown blind are texts: where the training `dataset` has no others, they have the captions' words.
+    """
+    counted = record.get("data", {}).get("train", {}).get("supervised", {})
+    found = {kind: values["entropy"] for kind, values in counted.items()}
+    if getattr(dataset, "alone", None) is not None and "captions" in found:
+        found.setdefault("text", found["captions"])
+    return found

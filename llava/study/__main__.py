@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llava.config.ranges import COUNT, Range, out_of_range
 from llava.config.recipe import as_arguments
 from llava.errors import FLAGS, UserError, run_command, show
 from llava.study import finish
+from llava.study.corpus import corpus_of
 from llava.study.design import (
     ARMS,
     OTHER,
@@ -84,6 +85,14 @@ class StudyFlags:
         default=None,
         metadata={"help": "One run, or those of a seed or an arm: seed=0,arm=V. A SLURM array does one a task."},
     )
+    text_corpus: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Text that all arms read beside the captions: plain text, JSON lines, or what python -m "
+            "llava.data.corpus made of it, which names source and licence."
+        },
+    )
+    words: str = field(default="all", metadata={"help": "Words of it, such as 10M; all takes everything."})
     status: bool = field(default=False, metadata={"help": "Print how far all runs are, and start nothing."})
 
     def __post_init__(self) -> None:
@@ -93,21 +102,24 @@ class StudyFlags:
             raise UserError(f"--arms {self.arms}: V,M or T,V,M")
 
 
-def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, list[str]]:
-    """The study's own flags, and the words that are the trainer's.
+def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, list[str]]:
+    """The study's own flags, those of its tests, and the words that are the trainer's.
 
     Raises:
         SystemExit: after a message for wrong flags, and after `--help`.
     """
     about = cleandoc(__doc__ or "") + "\n\nVariables and recipes are those of train_italian_video.sh."
-    parser = Parser((StudyFlags,), prog=PROG, description=about)
+    kinds = StudyFlags, finish.TestFlags
+    parser = Parser(kinds, prog=PROG, description=about)
     values, rest = parser.parse_known_args(None if argv is None else list(argv))
     FLAGS.update(f"--{name}" for name in known_flags())  # Messages may name these too.
     problems = list(out_of_range(vars(values), StudyFlags.ranges).values())
     if problems:
         refuse(problems[0], PROG)
     try:
-        return StudyFlags(**vars(values)), rest
+        given = vars(values)
+        own = StudyFlags(**{f.name: given[f.name] for f in fields(StudyFlags)})
+        return own, finish.TestFlags(**{f.name: given[f.name] for f in fields(finish.TestFlags)}), rest
     except UserError as error:
         refuse(error, PROG)
 
@@ -119,13 +131,27 @@ class Study:
         plans: what the runs of a seed have in common, by seed, as far as it was looked at.
     """
 
-    def __init__(self, flags: StudyFlags, rest: Sequence[str], environ: Mapping[str, str], jobs: Jobs) -> None:
-        self.flags, self.rest, self.environ, self.jobs = flags, list(rest), environ, jobs
+    def __init__(
+        self,
+        flags: StudyFlags,
+        tests: finish.TestFlags,
+        rest: Sequence[str],
+        environ: Mapping[str, str],
+        jobs: Jobs,
+    ) -> None:
+        self.flags, self.tests, self.rest, self.environ, self.jobs = flags, tests, list(rest), environ, jobs
         self.plans: dict[int, SeedPlan] = {}
         first = self.plan(0)
+        if flags.text_corpus or flags.words != "all":
+            if first.data:
+                raise UserError("--text_corpus: belongs to data of one's own, not to the demo: name them (--data_path)")
+            made = corpus_of(flags.text_corpus, flags.words, flags.output, self.command)
+            self.rest += ["--data_path", ",".join([first.flags["data_path"], *made])]
+            self.plans.clear()
+            first = self.plan(0)
         for note in first.notes:
             say(note)
-        settings = settings_of(first, flags.listed, flags.blind_share)
+        settings = settings_of(first, flags.listed, flags.blind_share) | {"words": flags.words}
         self.seeds = open_study(flags.output, settings, flags.seeds)
         self.runs = runs_of(flags.output, self.seeds, flags.listed)
 
@@ -182,10 +208,10 @@ class Study:
                 check_paired(trials)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-        sees = seconds.get(OWN, seconds.get(OTHER))
+        sees = seconds.get(OWN, seconds.get(OTHER, math.nan))
         of = {OWN: sees, OTHER: sees, TEXT: seconds.get(TEXT, sees)}
         rest = [run for run in self.runs if state_of(run.folder).kind != FINISHED]
-        took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest if of[run.arm] is not None) / 3600
+        took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest) / 3600
         about = "nobody knows how many" if math.isnan(took) else f"about {took:.2g}"
         say(
             f"{count(len(rest), 'run')} of {steps:,} steps left: {about} hours of training (measured on {how}; starts, "
@@ -213,14 +239,14 @@ class Study:
                 self.make(run.seed)
                 self.train(run, self.flags_of(run))
                 check_paired(self.runs)
-            finish.test_run(run, self.flags_of(run), self.command)
+            finish.test_run(run, self.flags_of(run), self.tests, self.command)
         if any(state_of(run.folder).kind != FINISHED for run in self.runs):
             say(table(self.runs))
             return 0
         check_paired(self.runs)
         for run in self.runs:
-            finish.test_run(run, self.flags_of(run), self.command)
-        say(f"\n{finish.write_answer(flags.output, self.runs)}\n\nwritten to {flags.output}")
+            finish.test_run(run, self.flags_of(run), self.tests, self.command)
+        say(f"\n{finish.give_answer(flags.output, self.runs, self.tests)}\n\nwritten to {flags.output}")
         return 0
 
 
@@ -235,13 +261,13 @@ def say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does seeing help?"""
-    flags, rest = parse(argv)
+    flags, tests, rest = parse(argv)
     if flags.status:
         found = read_study_file(flags.output)
         say(table(runs_of(flags.output, found["seeds"], found["arms"])))
         return 0
     with Jobs() as jobs:
-        return Study(flags, rest, os.environ, jobs).go()
+        return Study(flags, tests, rest, os.environ, jobs).go()
 
 
 if __name__ == "__main__":

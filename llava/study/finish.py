@@ -1,28 +1,61 @@
-"""What a study does with finished runs: `test_run` measures one, `write_answer` says what all of them show."""
+"""What a study does with finished runs: `test_run` measures one, `give_answer` says what all of them show."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.config.recipe import as_arguments
+from llava.config.recipe import WORDS, as_arguments
 from llava.constants import HELD_OUT_FILE, RUN_RECORD
+from llava.errors import UserError
+from llava.eval.result_files import FOLDER, file_name
+from llava.study.answer import CAPTIONS, MARKDOWN, write_answer
 from llava.study.design import TEXT, StudyRun
+from llava.study.results import BLIND, PAIRS, SIGHTED
 
-BLIND, SIGHTED = "blind_words", "sighted_captions"
-MODULES = {BLIND: "llava.eval.surprisal", SIGHTED: "llava.eval.sighted"}
-"""Each test by the name of its results, `RUN/tests/NAME.csv` and `NAME.json`, and the command that makes it."""
-PAGE, ANSWER = "study.md", "llava.study.answer"
-TOLD = ("video_folder", "image_folder", "allow_absolute_paths", "feature_cache")
-"""Flags of a run that its tests are told too."""
+COMMANDS_FILE = "commands.json"
+"""In the folder of a run's results: the command that made each."""
+CLIP_FOLDERS = ("video_folder", "image_folder", "allow_absolute_paths")
+NOTHING = (
+    "Nothing can be shown: no captions were held out, since there are too few clips, so that neither what was learned "
+    "about language nor whether V saw was measured on what is new to the models. Bring more clips (ten or more; a "
+    "claim takes hundreds), or captions of others with --eval_data_path."
+)
 
 Command = Callable[[Sequence[str], str], None]
 """Runs a command, which is named in words for messages."""
+
+
+@dataclass
+class TestFlags:
+    """What every run is tested on, beside held-out captions; more may be added to a finished study."""
+
+    __test__ = False
+    _argument_group_name = "tests"
+
+    text: list[str] = field(
+        default_factory=list, metadata={"help": "Plain text files, whose words are measured without a video."}
+    )
+    pairs: list[str] = field(default_factory=list, metadata={"help": "Files of minimal pairs (docs/pairs.md)."})
+    norms: list[str] = field(default_factory=list, metadata={"help": "Tables of words with columns of numbers."})
+    column: list[str] = field(default_factory=list, metadata={"help": "The columns of --norms that are taken."})
+    classes: str | None = field(default=None, metadata={"help": "Table of words with a column class."})
+    primary: str = field(
+        default=CAPTIONS,
+        metadata={"help": "The test that answers, named beforehand: captions, the name of a file of --text, or "
+                  "pairs_NAME of one of --pairs."},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if missing := [f for f in (*self.text, *self.pairs, *self.norms) if not Path(f).is_file()]:
+            raise UserError(f"{missing[0]}: no such file, which every run is to be tested on")
+        known = [CAPTIONS, *map(file_name, self.text), *(PAIRS + file_name(path) for path in self.pairs)]
+        if self.primary not in known:
+            raise UserError(f"--primary {self.primary}: no such test; use {' or '.join(known)}")
 
 
 def held_out_of(folder: Path) -> Path | None:
@@ -34,54 +67,65 @@ def held_out_of(folder: Path) -> Path | None:
     return file if (record.get("split") or {}).get("held_out") and file.is_file() else None
 
 
-def tests_of(run: StudyRun, flags: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The commands that test a finished run, by the name of their results: blind words of every arm, and captions with
-    their own videos of those that see.
+def tests_of(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags) -> dict[str, list[str]]:
+    """The commands that test a finished run, by the name of their results: words without a video of every arm, and
+    captions with their own videos of those that see.
 
     Args:
         flags: of the run, as it was trained.
     """
     records = held_out_of(run.folder)
-    if records is None:
-        return {}
-    told = as_arguments({name: flags[name] for name in TOLD if flags.get(name) not in (None, "", "off")})
-    words = [str(run.folder), "--data_path", str(records), *told]
-    found = {BLIND: words} if run.arm == TEXT else {BLIND: words, SIGHTED: words}
-    return {name: ["-m", MODULES[name], *words] for name, words in found.items() if find_spec(MODULES[name])}
+    device = ["--device", "cpu"] if WORDS.get(str(flags.get("use_cpu", "no")).lower()) else []
+    told = as_arguments({name: flags[name] for name in CLIP_FOLDERS if flags.get(name)})
+    kept = str(flags.get("feature_cache") or "off")
+    cache = ["--feature_cache", str(run.folder.parent / "feature_cache") if kept in ("off", "auto") else kept]
+    about = [] if records is None else ["--data_path", str(records), *told, *cache]
+
+    def command(module: str, *words: str) -> list[str]:
+        return ["-m", f"llava.eval.{module}", str(run.folder), *words, *device]
+
+    found: dict[str, list[str]] = {}
+    if about or asked.text:
+        more = as_arguments({name: values for name in ("text", "norms", "column") if (values := getattr(asked, name))})
+        found[BLIND] = command("surprisal", *about, *more, *(["--classes", asked.classes] if asked.classes else []))
+    if about and run.arm != TEXT:
+        found[SIGHTED] = command("sighted", *about)
+    # Pairs that name a video are also asked after it, and after another's.
+    sees = run.arm != TEXT and bool(flags.get("video_folder"))
+    shown = {name: flags[name] for name in CLIP_FOLDERS if flags.get(name) and name != "image_folder"}
+    for path in asked.pairs:
+        found[PAIRS + file_name(path)] = command("pairs", path, *([*as_arguments(shown), *cache] if sees else []))
+    return found
 
 
-def is_tested(run: StudyRun, name: str) -> bool:
-    """Whether a test's results are there, and newer than the model."""
-    result, record = run.folder / "tests" / f"{name}.json", run.folder / RUN_RECORD
-    return result.is_file() and result.stat().st_mtime >= record.stat().st_mtime
+def is_tested(run: StudyRun, name: str, words: Sequence[str]) -> bool:
+    """Whether a test's results are there, of this command, and newer than the model."""
+    folder, record = run.folder / FOLDER, run.folder / RUN_RECORD
+    result = folder / f"{name}.json"
+    is_newer = result.is_file() and result.stat().st_mtime >= record.stat().st_mtime
+    return is_newer and _commands(folder).get(name) == list(words)
 
 
-def test_run(run: StudyRun, flags: Mapping[str, Any], command: Command) -> None:
+def _commands(folder: Path) -> dict[str, list[str]]:
+    file = folder / COMMANDS_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def test_run(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags, command: Command) -> None:
     """Makes the tests of a finished run that are not there yet."""
-    for name, words in tests_of(run, flags).items():
-        if not is_tested(run, name):
-            command([sys.executable, *words], f"the test {name} of {run}")
+    for name, words in tests_of(run, flags, asked).items():
+        if is_tested(run, name, words):
+            continue
+        command([sys.executable, *words], f"the test {name} of {run}")
+        folder = run.folder / FOLDER
+        text = json.dumps({**_commands(folder), name: words}, indent=1, ensure_ascii=False)
+        (folder / COMMANDS_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
-def tested(run: StudyRun, flags: Mapping[str, Any]) -> str:
-    """Which tests of a finished run are there, in words for the table of progress."""
-    names = tests_of(run, flags)
-    return ", ".join(f"{name}{'' if is_tested(run, name) else ' (not yet)'}" for name in names) or "none"
-
-
-def write_answer(output: Path, runs: Sequence[StudyRun]) -> str:
+def give_answer(output: Path, runs: Sequence[StudyRun], asked: TestFlags) -> str:
     """What a study shows, in words, written into its folder; all runs are finished and tested."""
-    nothing = [run for run in runs if held_out_of(run.folder) is None]
-    if nothing:
-        text = (
-            "Nothing can be shown: no captions were held out, since there are too few clips, so that neither what was "
-            "learned about language nor whether V saw was measured on clips that are new to the models. Bring more "
-            "clips (ten or more; a claim takes hundreds), or captions of others with --eval_data_path."
-        )
-    elif find_spec(ANSWER) is not None:
-        return str(import_module(ANSWER).write_answer(output).text)
-    else:
-        text = "No verdict: this version has no blind test of language. Each run has its own report.html."
+    if asked.primary != CAPTIONS or all(held_out_of(run.folder) is not None for run in runs):
+        return write_answer(output, primary=asked.primary).text
     listed = "\n".join(f"- {run}: {run.folder.relative_to(output)}/report.html" for run in runs)
-    (output / PAGE).write_text(f"# Does seeing help?\n\n{text}\n\n{listed}\n", encoding="utf-8")
-    return text
+    (output / MARKDOWN).write_text(f"# Does seeing help?\n\n{NOTHING}\n\n{listed}\n", encoding="utf-8")
+    return NOTHING

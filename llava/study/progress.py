@@ -11,6 +11,7 @@ from typing import Any
 
 from llava.constants import REPORT_FILE, RUN_RECORD
 from llava.errors import UserError
+from llava.eval.result_files import FOLDER
 from llava.study.design import ABOUT, StudyRun
 from llava.train.checkpoint.files import list_checkpoints
 from llava.train.checkpoint.finished import EVALUATION_FILE
@@ -75,12 +76,12 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def table(runs: Sequence[StudyRun], tested: Mapping[StudyRun, str] | None = None) -> str:
+def table(runs: Sequence[StudyRun]) -> str:
     """A line for each run: its number in a SLURM array, seed, arm, how far it is, and its tests."""
     rows = [("run", "seed", "arm", "training", "tests")]
     for number, run in enumerate(runs):
         state = state_of(run.folder)
-        tests = (tested or {}).get(run, "") if state.kind == FINISHED else ""
+        tests = ", ".join(sorted(path.stem for path in (run.folder / FOLDER).glob("*.csv")))
         rows.append((str(number), str(run.seed), f"{run.arm}  {ABOUT[run.arm]}", str(state), tests))
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

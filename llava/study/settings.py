@@ -75,9 +75,9 @@ def read_study_file(output: Path) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """The settings that differ, by their names as flags where they are flags, with both values."""
     found = {}
-    for name in ("arms", "blind_share"):
-        if before[name] != now[name]:
-            found[f"--{name}"] = before[name], now[name]
+    for name in ("arms", "blind_share", "words"):
+        if before.get(name) != now.get(name):
+            found[f"--{name}"] = before.get(name), now.get(name)
     flags = before["flags"], now["flags"]
     for name in sorted(flags[0].keys() | flags[1].keys()):
         a, b = (values.get(name, "not given") for values in flags)

@@ -22,6 +22,7 @@ from transformers.integrations import TensorBoardCallback
 
 from llava.config.commands import quiet_libraries
 from llava.constants import IGNORE_INDEX, RUN_RECORD
+from llava.data.arms import entropies_of
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.columns import RecordIds
 from llava.data.handover import HandingOver
@@ -97,10 +98,7 @@ class LlavaTrainer(ResumableTrainer):
         self.guard: FiniteGuard | None = None
         self.half = half_weights(self.model, self.args, self.is_deepspeed_enabled or self.is_fsdp_enabled)
         self.last_batches: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
-        supervised = run_record.get("data", {}).get("train", {}).get("supervised", {})
-        self.entropies = {kind: found["entropy"] for kind, found in supervised.items()}
-        if getattr(self.train_dataset, "alone", None) is not None and "captions" in self.entropies:
-            self.entropies.setdefault("text", self.entropies["captions"])  # The same words, without their videos.
+        self.entropies = entropies_of(run_record, self.train_dataset)
         self.seen = Seen(getattr(self.train_dataset, "records", ()), run_record)
         if self.args.run_monitor:
             records = getattr(self.train_dataset, "records", None)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llava.data.arms import arm_record, describe, flag_problems
+from llava.data.arms import arm_record, describe, entropies_of, flag_problems
 from llava.data.blind import BlindDraw
 
 
@@ -30,3 +30,12 @@ def test_flags_without_a_tower_are_named():
     assert flag_problems(None, 0.0, sees=False) == flag_problems(0, 0.5, sees=True) == []
     problems = flag_problems(0, 0.5, sees=False)
     assert [p.partition(":")[0] for p in problems] == ["--other_clips 0", "--blind_share 0.5"]
+
+
+def test_captions_that_are_shown_blind_are_texts_of_the_same_words():
+    record = {"data": {"train": {"supervised": {"captions": {"entropy": 3.0}}}}}
+    plain, blind = SimpleNamespace(alone=None), SimpleNamespace(alone=object())
+    assert entropies_of(record, plain) == {"captions": 3.0} and entropies_of({}, blind) == {}
+    assert entropies_of(record, blind) == {"captions": 3.0, "text": 3.0}
+    record["data"]["train"]["supervised"]["text"] = {"entropy": 5.0}
+    assert entropies_of(record, blind)["text"] == 5.0, "texts of their own are most of them"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from llava.errors import UserError
 from llava.study import finish
 from llava.study.design import StudyRun, runs_of
+from llava.study.finish import TestFlags
 
-FLAGS = {"video_folder": "clips", "feature_cache": "cache", "image_folder": None}
+FLAGS = {"video_folder": "clips", "feature_cache": "cache", "image_folder": None, "use_cpu": "True"}
+CAPTIONS_ALONE = TestFlags()
 
 
 @pytest.fixture
@@ -24,42 +28,72 @@ def run(tmp_path: Path) -> StudyRun:
     return found
 
 
-@pytest.fixture
-def there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "find_spec", lambda name: object())
-
-
-def test_every_arm_is_tested_blind_and_those_that_see_sighted(run, there):
-    told = ["--data_path", str(run.folder / "held_out.json"), "--video_folder", "clips", "--feature_cache", "cache"]
-    assert finish.tests_of(run, FLAGS) == {
-        "blind_words": ["-m", "llava.eval.surprisal", str(run.folder), *told],
-        "sighted_captions": ["-m", "llava.eval.sighted", str(run.folder), *told],
+def test_every_arm_is_tested_blind_and_those_that_see_sighted(run):
+    about = [str(run.folder), "--data_path", str(run.folder / "held_out.json"), "--video_folder", "clips",
+             "--feature_cache", "cache"]  # fmt: skip
+    assert finish.tests_of(run, FLAGS, CAPTIONS_ALONE) == {
+        "blind_words": ["-m", "llava.eval.surprisal", *about, "--device", "cpu"],
+        "sighted_captions": ["-m", "llava.eval.sighted", *about, "--device", "cpu"],
     }
-    assert set(finish.tests_of(StudyRun(0, "T", run.folder), FLAGS)) == {"blind_words"}
+    assert set(finish.tests_of(StudyRun(0, "T", run.folder), FLAGS, CAPTIONS_ALONE)) == {"blind_words"}
     (run.folder / "llava_run.json").write_text(json.dumps({"flags": {"eval_data_path": "new.json"}}))
-    assert finish.tests_of(run, FLAGS)["blind_words"][4] == "new.json"
+    assert finish.tests_of(run, FLAGS | {"feature_cache": "off"}, CAPTIONS_ALONE)["blind_words"][4:9:4] == [
+        "new.json", str(run.folder.parent / "feature_cache"),
+    ]  # fmt: skip
 
 
-def test_a_test_is_made_once_for_a_model(run, there):
-    asked: list[str] = []
+def test_texts_norms_and_pairs_are_asked_of_every_arm(run, tmp_path):
+    for name in ("prosa.txt", "norms.tsv", "a.jsonl", "b.csv"):
+        (tmp_path / name).touch()
+    named = {"text": ["prosa.txt"], "norms": ["norms.tsv"], "pairs": ["a.jsonl", "b.csv"]}
+    asked = TestFlags(
+        **{k: [str(tmp_path / f) for f in v] for k, v in named.items()}, column=["AoA"], primary="pairs_b"
+    )
+    found = finish.tests_of(StudyRun(0, "T", run.folder), FLAGS, asked)
+    assert list(found) == ["blind_words", "pairs_a", "pairs_b"]
+    assert found["blind_words"][9:] == ["--text", str(tmp_path / "prosa.txt"), "--norms", str(tmp_path / "norms.tsv"),
+                                        "--column", "AoA", "--device", "cpu"]  # fmt: skip
+    assert found["pairs_a"][3:] == [str(tmp_path / "a.jsonl"), "--device", "cpu"], "nothing is shown to it"
+    sees = finish.tests_of(run, FLAGS, asked)["pairs_a"]
+    assert sees[4:] == ["--video_folder", "clips", "--feature_cache", "cache", "--device", "cpu"]
+    for wrong, words in (({"primary": "pairs_c"}, "use captions$"), ({"text": ["none.txt"]}, "none.txt: no such file")):
+        with pytest.raises(UserError, match=words):
+            TestFlags(**wrong)
+
+
+def test_the_commands_of_tests_know_their_flags(run, tmp_path):
+    """As their parsers read them; what they find in the run is another matter."""
+    (tmp_path / "a.jsonl").touch()
+    asked = TestFlags(text=[str(tmp_path / "a.jsonl")], pairs=[str(tmp_path / "a.jsonl")])
+    for name, (_, module, *words) in finish.tests_of(run, FLAGS, asked).items():
+        with pytest.raises((UserError, OSError, ValueError)) as error:
+            import_module(module).main(words)
+        assert "flag" not in str(error.value), (name, error.value)
+
+
+def test_a_test_is_made_once_for_a_model_and_a_command(run):
+    made: list[str] = []
 
     def command(words, what):
-        asked.append(what)
+        made.append(what)
         results = run.folder / "tests"
         results.mkdir(exist_ok=True)
         (results / f"{'blind_words' if 'surprisal' in words[2] else 'sighted_captions'}.json").write_text("{}")
 
     for _ in range(2):
-        finish.test_run(run, FLAGS, command)
-    assert asked == [f"the test {name} of seed 0, V (each clip's own video)" for name in finish.MODULES]
-    assert finish.tested(run, FLAGS) == "blind_words, sighted_captions"
+        finish.test_run(run, FLAGS, CAPTIONS_ALONE, command)
+    both = [f"the test {name} of seed 0, V (each clip's own video)" for name in ("blind_words", "sighted_captions")]
+    assert made == both
+    finish.test_run(run, FLAGS, TestFlags(text=[__file__]), command)
+    assert made == [*both, both[0]], "another file is another test"
     later = (run.folder / "tests" / "blind_words.json").stat().st_mtime + 10
     os.utime(run.folder / "llava_run.json", (later, later))
-    assert finish.tested(run, FLAGS) == "blind_words (not yet), sighted_captions (not yet)", "the model is newer"
+    finish.test_run(run, FLAGS, TestFlags(text=[__file__]), command)
+    assert made == [*both, both[0], *both], "the model is newer"
 
 
 def test_without_held_out_captions_nothing_can_be_shown(run, tmp_path):
     (run.folder / "llava_run.json").write_text(json.dumps({"flags": {}, "split": {"held_out": 0}}))
-    assert finish.tests_of(run, FLAGS) == {} and finish.tested(run, FLAGS) == "none"
-    assert "Nothing can be shown: no captions were held out" in finish.write_answer(tmp_path, [run])
-    assert "seed0/V/report.html" in (tmp_path / finish.PAGE).read_text()
+    assert finish.tests_of(run, FLAGS, CAPTIONS_ALONE) == {}
+    assert "Nothing can be shown: no captions were held out" in finish.give_answer(tmp_path, [run], CAPTIONS_ALONE)
+    assert "seed0/V/report.html" in (tmp_path / finish.MARKDOWN).read_text()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llava.commands import make_model
 from llava.errors import Stopped, UserError
 from llava.study import finish
 from llava.study.__main__ import main
@@ -34,10 +34,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         listed.append(what)
         if folder is not None:
             train(list(command)[2:])
-        elif "llava.commands.make_model" in command:
-            make_model.main(list(command)[3:])
         else:
-            raise AssertionError(command)
+            assert command[1] == "-m"
+            import_module(command[2]).main(list(command)[3:])
 
     monkeypatch.setattr(Jobs, "run", run)
     return listed
@@ -60,7 +59,10 @@ def data(tmp_path: Path) -> Path:
 
 def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatch, capsys):
     output = tmp_path / "study"
-    words = command(assets, data, output, save_strategy="steps", save_steps=1, controls="False")
+    words = command(
+        assets, data, output, save_strategy="steps", save_steps=1, controls="False", eval_data_path=assets.video_json,
+        use_cpu="True",
+    )  # fmt: skip
     asked = []
 
     def requested(self: Stop) -> bool:
@@ -81,10 +83,13 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
 
     number = len(ran)
     main(words)
-    assert ran[number:] == ["seed 0, M (another clip's video)", "seed 0, T (text alone)"]
+    other, text = "seed 0, M (another clip's video)", "seed 0, T (text alone)"
+    blind, sighted = "the test blind_words of ", "the test sighted_captions of "
+    assert ran[number:] == [other, blind + other, sighted + other, text, blind + text]
     said = capsys.readouterr().out
-    assert "measured on the runs so far" in said and "Nothing can be shown: no captions were held out" in said
-    assert "Nothing can be shown" in (output / finish.PAGE).read_text()
+    assert "measured on the runs so far" in said and "No verdict" in said and "1 seed" in said
+    assert "No verdict" in (output / finish.MARKDOWN).read_text() and (output / "report.html").is_file()
+    assert len((output / "items.csv").read_text().splitlines()) > 6 * 5
     state = json.loads((output / "seed0" / "M" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4], "each step once"
     kept = {arm: json.loads((output / "seed0" / arm / "llava_run.json").read_text()) for arm in "TVM"}
@@ -101,7 +106,7 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
     with pytest.raises(UserError, match=r"other settings:\n  --learning_rate: was 0.001, is 0.002\n"):
         main([*words, "--learning_rate", "2e-3"])
     main([*words, "--seeds", "2", "--only", "seed=1,arm=T"])
-    assert ran[number:] == ["seed 1, T (text alone)"]
+    assert ran[number:] == ["seed 1, T (text alone)", "the test blind_words of seed 1, T (text alone)"]
     assert "4 of 6 runs are finished" in capsys.readouterr().out
 
 
