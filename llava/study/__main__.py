@@ -22,7 +22,9 @@ from llava.config.known_flags import known_flags
 from llava.config.ranges import COUNT, Range, out_of_range
 from llava.config.recipe import as_arguments
 from llava.errors import FLAGS, UserError, run_command, show
+from llava.eval.data import held_out_of
 from llava.study import finish
+from llava.study.answer import CAPTIONS
 from llava.study.corpus import corpus_of
 from llava.study.design import (
     ARMS,
@@ -206,6 +208,8 @@ class Study:
                     seconds[run.arm] = step_seconds(run.folder)
                     steps = planned_steps(run.folder, self.flags_of(run))
                 check_paired(trials)
+                if self.tests.primary == CAPTIONS and held_out_of(trials[0].folder) is None:
+                    say(f"WARNING, before a run is trained: {finish.NOTHING}")
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         sees = seconds.get(OWN, seconds.get(OTHER, math.nan))

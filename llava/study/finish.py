@@ -24,9 +24,9 @@ COMMANDS_FILE = "commands.json"
 """In the folder of a run's results: the command that made each."""
 CLIP_FOLDERS = ("video_folder", "image_folder", "allow_absolute_paths")
 NOTHING = (
-    "Nothing can be shown: no captions were held out, since there are too few clips, so that neither what was learned "
-    "about language nor whether V saw was measured on what is new to the models. Bring more clips (ten or more; a "
-    "claim takes hundreds), or captions of others with --eval_data_path."
+    "Nothing can be shown: no captions were held out, since there are too few clips or --val_fraction is 0, so that "
+    "neither what was learned about language nor whether V saw was measured on what is new to the models. Bring more "
+    "clips (ten or more; a claim takes hundreds), or captions of others with --eval_data_path."
 )
 
 Command = Callable[[Sequence[str], str], None]

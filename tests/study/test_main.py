@@ -114,6 +114,16 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
     assert "4 of 6 runs are finished" in capsys.readouterr().out
 
 
+def test_few_clips_are_spoken_of_before_a_run_is_trained(assets, data, tmp_path, ran, capsys):
+    words = command(
+        assets, data, tmp_path / "study", "--arms", "V,M", use_cpu="True", preflight="off", controls="False"
+    )
+    main(words)
+    said = capsys.readouterr().out
+    assert said.index(f"WARNING, before a run is trained: {finish.NOTHING}") < said.index("1 of 2: seed 0, V")
+    assert (tmp_path / "study" / "study.md").read_text().count(finish.NOTHING) == 1
+
+
 def test_flags_that_a_study_sets_are_refused(assets, data, tmp_path, ran):
     with pytest.raises(UserError, match="--seed: --seeds says how many\n.*--text_only: arm T is text alone"):
         main([*command(assets, data, tmp_path / "study"), "--seed", "3", "--text_only", "True"])
