@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (flags,) = parse(__doc__, CorpusFlags, argv=argv, prog=PROG)
     try:
         about = write_corpus(flags)
-    except (DatasetError, UserError) as error:
+    except UserError as error:
         refuse(error, PROG)
     print(
         f"{flags.output}: {about['words']:,} of {about['of_words']:,} words, {about['documents']:,} documents in "

@@ -1,6 +1,6 @@
-"""Means with intervals: over clips by the bootstrap, over paired seeds by Student's t; several tests at once.
+"""Means with intervals over clips by the bootstrap, shares of trials, and several tests at once.
 
-Differences of arms over seeds *and* items are in `two_way`.
+Differences of arms over seeds, alone or with items, are in `two_way`.
 
 Letters in shapes: N captions, C clips, R resamples, K sums.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
+from scipy.special import betaincinv
 
 RESAMPLES = 2000
 
@@ -76,27 +76,6 @@ def bootstrap_median(values: Sequence[float], seed: int = 0) -> tuple[float, flo
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     low, high = np.percentile(np.median(np.asarray(values)[drawn], axis=1), [2.5, 97.5])
     return median, float(low), float(high)
-
-
-def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of `second - first` over pairs, with a 95 % interval by Student's t; NaN ends for a single pair.
-
-    Raises:
-        ValueError: when the pairs do not match or there are none.
-    """
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} values: pairs are needed")
-    return mean_interval([b - a for a, b in zip(first, second, strict=True)])
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of independent values with a 95 % interval by Student's t; NaN ends for a single one."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    t = float(stdtrit(len(values) - 1, 0.975))
-    half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def binomial_interval(successes: int, trials: int) -> tuple[float, float, float]:

@@ -118,8 +118,8 @@ def settings_of(folder: Path, arm: str, seed: int, steps: int) -> Any:
 
 
 def train(folder: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
-    """A run and what it knows at its end: `choice` of each rare noun, 1 for the right verb, and `sighted` nats of each
-    held-out caption with its own clip.
+    """A run and what it knows at its end without a clip: `choice` of each rare noun, 1 for the right verb, and `blind`
+    nats of each held-out caption.
     """
     start = time.process_time()
     run = prepare(settings_of(folder, arm, seed, steps))
