@@ -19,6 +19,7 @@ from llava.eval.grounding_answers import CONSTANT, MEASURES, WORDED, Answer, Tru
 from llava.eval.grounding_scores import figures, true_tube
 
 OTHER = "another clip's video"
+VALUE = "score, 95 % interval"
 SHOWN = 3
 """Examples of each task: its best answer, its median one, and its worst."""
 
@@ -89,9 +90,9 @@ def _task(task: str, asked: Sequence[Asked], grid: Sequence[int], metrics: Seque
         found["words"] = _words(asked, metrics)
     if constants:
         best = constants[CONSTANT][0]
-        found["constant"] = {
-            "box": best.box if set(measures) - {"tIoU"} else None, "span": best.span if "tIoU" in measures else None,
-        }  # fmt: skip
+        when = {} if best.span is None else {"end": [best.span[1]]} if task == "ELC" else {"span": list(best.span)}
+        where = {"box": best.box} if set(measures) - {"tIoU"} else {}
+        found["constant"] = {**where, **(when if "tIoU" in measures else {})}
     return found
 
 
@@ -175,7 +176,7 @@ def format_tasks(tasks: Mapping[str, Any]) -> str:
 def _lines(task: str, found: Mapping[str, Any]) -> list[str]:
     of = f"{found['records']} questions about {found['clips']} clips"
     unread = [
-        f"{found['records'] - part['parsed']} answers have no {measure} and count 0"
+        f"{found['records'] - part['parsed']} without {measure}, which count 0"
         for measure, part in found["measures"].items()
         if part["parsed"] < found["records"]
     ]
@@ -183,18 +184,17 @@ def _lines(task: str, found: Mapping[str, Any]) -> list[str]:
     rows: dict[str, dict[str, str]] = {}
     for measure, part in found["measures"].items():
         for name, figure in part["figures"].items():
-            cells = {"": _interval(figure["value"]), "read answers alone": _number(figure["parsed_only"])}
+            cells = {VALUE: _interval(figure["value"]), "read answers alone": _number(figure["parsed_only"])}
             rows[f"{measure} {name}"] = cells | {floor: _number(v) for floor, v in figure["floors"].items()}
     for name, score in (found.get("words") or {}).items():
-        rows[name] = {"": _interval(score["value"])} | {floor: _number(v) for floor, v in score["floors"].items()}
+        rows[name] = {VALUE: _interval(score["value"])} | {floor: _number(v) for floor, v in score["floors"].items()}
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     widths = {c: max(len(c), *(len(cells.get(c, "")) for cells in rows.values())) for c in columns}
     first = max(map(len, rows), default=0)
     lines.append("  " + " " * first + "  " + "  ".join(c.rjust(widths[c]) for c in columns))
     for name, cells in rows.items():
         lines.append(f"  {name:<{first}}  " + "  ".join(cells.get(c, "").rjust(widths[c]) for c in columns))
-    constant = {k: v for k, v in (found.get("constant") or {}).items() if v}
-    if constant:
+    if constant := found.get("constant"):
         said = [f"{name} ({', '.join(f'{x:.2f}' for x in value)})" for name, value in constant.items()]
         lines.append(f"  best constant answer: {', '.join(said)}")
     return [line.rstrip() for line in lines]
