@@ -102,9 +102,7 @@ def apart(a: Thing, b: Thing, frames: int) -> bool:
         one, other = a.box(frame), b.box(frame)
         if one is None or other is None:
             continue
-        if all(
-            one[axis] < other[axis + 2] + MARGIN and other[axis] < one[axis + 2] + MARGIN for axis in (0, 1)
-        ):
+        if all(one[axis] < other[axis + 2] + MARGIN and other[axis] < one[axis + 2] + MARGIN for axis in (0, 1)):
             return False
     return True
 

@@ -22,13 +22,14 @@ from llava.model.adapter import load_adapter
 from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
 from llava.model.capabilities import keeps_samples_apart, max_positions
 from llava.model.language_model.causal_lm import language_type
-from llava.model.lora import adapt
+from llava.model.lora import adapt, merge_adapters
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.packed_attention import choose_way, take_way
 from llava.model.vlm import VisionCausalLM
 from llava.train.checkpoint.sharding import built_whole
-from llava.train.run_flags import lora_settings, tunable_parts
+from llava.train.lora_flags import lora_settings
+from llava.train.run_flags import tunable_parts
 from llava.train.text_format import make_format, prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ def make_model(
                 f"{name} has vision, but there is no --vision_tower: name its tower, or start from a model without "
                 "vision"
             )
+        if model_args.merge_lora:
+            logger.info("%s: %d adapters merged", name, merge_adapters(model))
         adapt(model, lora_settings(model_args), name)
         set_trainable(model, parts)
         exempt = freeze_unused(records, model)
@@ -153,7 +156,7 @@ def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> N
     visual = int((modality_codes(records) != MODALITIES.index("text")).sum())
     if visual and model_args.vision_tower is None:
         raise UserError(f"{visual} records have a video or image, but there is no --vision_tower")
-    if not visual and set(tunable_parts(model_args)) - {"mm_language_model"}:
+    if not visual and set(tunable_parts(model_args)) - {"mm_language_model", "mm_embeddings"}:
         raise UserError(
             "no record has a video or image, so projector and resampler would never learn: leave --vision_tower out, "
             "or freeze them with --mm_tunable_parts mm_language_model"
