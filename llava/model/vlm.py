@@ -22,6 +22,7 @@ from transformers.utils import can_return_tuple
 
 from llava.errors import UserError
 from llava.foreign import check_sizes
+from llava.model.coordinates import CoordinateTables
 from llava.model.generation import CACHE, GeneratesWithVideo
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
@@ -46,6 +47,7 @@ class VisionConfig:
 
     `mm_hidden_size` is None on a model without vision. The other `mm_*` fields carry the launch flags of the same
     name; `video_spec`, `mm_processor` and `lora` are `VideoSpec`, `ProcessorSpec` and `LoraSettings` as dictionaries.
+    `coordinate_token_ids` has the id of every coordinate token and placeholder, by name.
     """
 
     mm_vision_tower: str | None = None
@@ -65,6 +67,8 @@ class VisionConfig:
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
     lora: dict | None = None
+    mm_coordinates: bool = False
+    coordinate_token_ids: dict | None = None
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in transformers; PEFT asks for it before it looks for layers."""
@@ -112,6 +116,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             own = self._keys_to_ignore_on_load_missing
             self._keys_to_ignore_on_load_missing = [*(own or ()), TOWER_KEYS]
         self.build_vision_modules()
+        self.build_coordinates()
         self.post_init()
         lora = settings_of(self)
         if lora is not None:
@@ -121,6 +126,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         super()._init_weights(module)
         if isinstance(module, StreamResampler):
             module.reset_parameters()
+        if isinstance(module, CoordinateTables):
+            module.fill_ids()  # Their values are drawn when the tokens come, or loaded.
 
     @classmethod
     def from_pretrained(
@@ -191,6 +198,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         sample_ids: list[str] | None = None,
         image_positions: torch.Tensor | None = None,
         video_positions: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         supervised_positions: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -206,6 +214,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         Args:
             input_ids: (B, L); visual positions are swapped for features as
                 `prepare_inputs_labels_for_multimodal_video` describes. The visual arguments are those of `VisionBatch`.
+            coordinates: (B, L) float32, the number at each coordinate placeholder and -1 elsewhere; a target there is
+                shared by its two coordinates, of which `labels` hold the nearer.
             segment_ids: (B, L) the sample that each position belongs to, from `llava.data.packing.TrainingCollator`;
                 rows are padded on the right. With `position_ids` that restart, attention stays within a sample; of a
                 flat row it also gives the `sample_bounds`, which go on to the attention.
@@ -233,7 +243,9 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
                 image_positions=image_positions,
                 video_positions=video_positions,
             )
-            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(input_ids, labels, vision)
+            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(
+                input_ids, labels, vision, coordinates
+            )
         if segment_ids is not None:
             # Causal attention never reaches the padding on the right, and transformers keeps samples of a row apart
             # where positions restart, but only without a mask and without a cache of keys and values.
@@ -248,11 +260,16 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         layout = nullcontext() if segment_ids is None else known_layout(packs)
         with layout:
             output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
-        hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)
+        tables = None if self.coordinates is None else self.coordinates()
+        to_logits = partial(self.logits_of, output, tables=tables)
+        hidden, head = output.last_hidden_state, ClassHead(to_logits, self.config.vocab_size)
         loss = logits = token_losses = None
         if labels is not None:
+            soft = None
+            if self.coordinates is not None and coordinates is not None:
+                soft = self.coordinates.soft_targets(labels, coordinates)
             loss, token_losses = supervised_loss(
-                hidden, labels, head, num_items_in_batch, supervised_positions, label_smoothing
+                hidden, labels, head, num_items_in_batch, supervised_positions, label_smoothing, soft
             )
         if labels is None or (return_logits if return_logits is not None else not self.training):
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -285,7 +302,9 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             given[name] = cache
         return self.base_model(inputs_embeds=inputs_embeds, **given, return_dict=True)
 
-    def logits_of(self, output: Any, states: torch.Tensor, multiple: int = 1) -> torch.Tensor:
+    def logits_of(
+        self, output: Any, states: torch.Tensor, multiple: int = 1, tables: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the class makes of states, with the scale or soft cap of its head: (N, D) or (B, N, D) -> (..., V).
 
         Its own `forward` is run with the body left out.
@@ -293,13 +312,22 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         Args:
             output: of `states`, for what else the class reads of it.
             multiple: as `llava.model.loss.head_logits` takes it.
+            tables: those of coordinates, whose logits take the place of the head's own for their tokens, where they are
+                at hand.
         """
+        if tables is None and self.coordinates is not None:
+            tables = self.coordinates()
         head = self.get_output_embeddings()
         name = next(name for name, module in self.named_children() if module is head)
         flat = states if states.dim() == 3 else states.unsqueeze(0)
         given = type(output)(last_hidden_state=flat)
         body = _StandIn(self.base_model, lambda *_, **__: given)
-        layer = _StandIn(head, partial(head_logits, head=head, multiple=multiple))
+
+        def linear(states: torch.Tensor) -> torch.Tensor:
+            found = head_logits(states, head, multiple)
+            return found if tables is None else self.coordinates.logits(states, found, tables)
+
+        layer = _StandIn(head, linear)
         others = _With(self, {self.base_model_prefix: body, name: layer})
         logits = type(self).class_forward(others, inputs_embeds=flat, return_dict=True).logits
         return logits if states.dim() == 3 else logits[0]
