@@ -62,7 +62,9 @@ def cross_entropies(
     )
     found = (targets[asked][:, None, None] == table).any(dim=-1)
     if not bool(found.any(dim=1).all()):
-        raise UserError("a number is asked for where the label is no coordinate: labels and numbers are of other samples")
+        raise UserError(
+            "a number is asked for where the label is no coordinate: labels and numbers are of other samples"
+        )
     own = table[found.int().argmax(dim=1)]
     place = numbers[asked].double() * (NUM_COORDINATES - 1)
     logs = logits[asked].log_softmax(-1)
