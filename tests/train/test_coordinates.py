@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llava.data.coordinates import CoordinateTokens
-from llava.data.dataset import LazySupervisedDataset
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import alarms, losses, train
@@ -20,7 +18,7 @@ BOX = "[<WIDTH-OUTPUT><HEIGHT-OUTPUT>]"
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
+def data(tmp_path) -> Path:
     """Six clips, each with a time that is told, and a time and a place that are asked for."""
     records = []
     for i, (caption, values) in enumerate(zip(CAPTIONS, VALUES, strict=True)):
@@ -32,20 +30,6 @@ def data(tmp_path, monkeypatch) -> Path:
         records.append(made)
     path = tmp_path / "grounding.json"
     path.write_text(json.dumps(records))
-    if not hasattr(LazySupervisedDataset, "coordinates"):
-        tokens, getitem = LazySupervisedDataset.tokens, LazySupervisedDataset.__getitem__
-
-        def place(self, index):
-            ids, labels = tokens(self, index)
-            return ids, *CoordinateTokens.of(self.tokenizer).place(ids, labels, VALUES[int(self.record(index).id[1:])])
-
-        monkeypatch.setattr(LazySupervisedDataset, "tokens", lambda self, i: place(self, i)[:2])
-        monkeypatch.setattr(
-            LazySupervisedDataset, "__getitem__",
-            lambda self, i: getitem(self, i) | ({"coordinates": place(self, i)[2]} if i >= 0 else {}),
-        )  # fmt: skip
-        monkeypatch.setattr("llava.train.preflight.words.check_words", lambda *args: [])
-        monkeypatch.setattr("llava.train.monitor.served.ServedSamples.words", lambda *args: None)
     return path
 
 
