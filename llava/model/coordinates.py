@@ -27,7 +27,7 @@ from llava.constants import (
     NUM_COORDINATES,
 )
 from llava.errors import UserError
-from llava.model.loss import SoftTargets
+from llava.model.loss import SoftTargets, can_look
 
 AXES = ("temporal", "spatial_height", "spatial_width")
 TABLES = tuple(f"{axis}_{way}_embeddings" for way in ("input", "output") for axis in AXES)
@@ -149,10 +149,11 @@ class CoordinateTables(nn.Module):
             numbers: (B, L), from 0 to 1 at placeholders; None where there are none.
 
         Raises:
-            ValueError: where a look costs nothing, for placeholders without numbers and numbers elsewhere.
+            ValueError: for placeholders without numbers and numbers elsewhere; not looked for while training on a
+                device, where the collator's are those of the dataset, nor token by token.
         """
         index, tokens = self._index(input_ids), len(COORDINATE_TOKENS)
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if can_look(input_ids) or (input_ids.shape[1] > 1 and _is_evaluated(input_ids)):
             self.check_numbers(input_ids, numbers)
         told = torch.zeros_like(index, dtype=torch.float32) if numbers is None else _whole(numbers)
         is_token = index < tokens
@@ -192,7 +193,7 @@ class CoordinateTables(nn.Module):
         soft = (numbers >= 0) & (index >= 0) & (index < len(COORDINATE_TOKENS)) & (labels != IGNORE_INDEX)
         away = numbers.clamp(0, 1) * (NUM_COORDINATES - 1) - (index % NUM_COORDINATES).float()
         shares = torch.where(soft, away.abs(), 0.0)
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and bool((shares > 0.5 + OFF).any()):
+        if can_look(labels) and bool((shares > 0.5 + OFF).any()):
             row, at = (shares > 0.5 + OFF).nonzero()[0].tolist()
             raise UserError(
                 f"row {row}, position {at}: the label is not the coordinate nearest to {float(numbers[row, at])}: "
@@ -243,6 +244,11 @@ class CoordinateTables(nn.Module):
         place = resized(time, frames, corners=True)[:, None] + rows.flatten(0, 1)
         place = F.pad(place, (0, 0, tokens - place.shape[1], 0))
         return features + place.to(features.dtype)
+
+
+def _is_evaluated(values: torch.Tensor) -> bool:
+    """Whether nothing trains, so that a device may be waited for."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or values.is_meta)
 
 
 def _whole(numbers: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.model.builder import load_language_model
 from llava.model.coordinates import CoordinateTables
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
@@ -58,6 +59,18 @@ def test_a_run_is_silent(assets, data, tmp_path, caplog):
     assert {"mm_coordinates"} <= {row["part"] for row in recorded["parameters"] if row["trainable"]}
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["mm_coordinates"] and len(config["coordinate_token_ids"]) == 306
+    # The next run keeps them without being told, and what it lacks is said.
+    own = load_file(tmp_path / "run" / "model.safetensors")
+    follows = {"model_name_or_path": tmp_path / "run", "mm_coordinates": None, "max_steps": 1, "preflight": "off"}
+    grounded(assets, data, tmp_path / "next", **follows | {"learning_rate": 1e-9})
+    again = load_file(tmp_path / "next" / "model.safetensors")
+    tables = [name for name in own if name.startswith("coordinates.")]
+    assert own.keys() == again.keys() and len(tables) == 6
+    assert all(torch.allclose(own[name], again[name], atol=1e-7) for name in tables)
+    with pytest.raises(ValueError, match="--mm_coordinates False: .* was trained with coordinates"):
+        grounded(assets, data, tmp_path / "third", **follows | {"mm_coordinates": False})
+    model = load_language_model(str(tmp_path / "run"), from_scratch=True)
+    assert model.coordinates is None and not model.config.mm_coordinates
 
 
 def test_a_run_on_text_alone_has_them_too_and_says_which_table_is_idle(assets, data, tmp_path, caplog):
@@ -103,3 +116,16 @@ def test_hard_targets_are_noticed(assets, data, tmp_path, monkeypatch):
     monkeypatch.setattr(CoordinateTables, "soft_targets", hard)
     with pytest.raises(PreflightError, match="loss of a token"):
         grounded(assets, data, tmp_path / "run", max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mm_tunable_parts": "mm_language_model"}, "fresh tables, which --mm_tunable_parts freezes: add mm_coord"),
+        ({"mm_coordinates": False, "mm_tunable_parts": "mm_coordinates"}, "there is no --mm_coordinates True"),
+        ({"mm_tunable_parts": "mm_language_model", "mm_coordinates_lr": 1e-3}, "mm_coordinates does not train"),
+    ],
+)
+def test_flags_that_disagree_are_named(assets, data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        grounded(assets, data, tmp_path / "run", **options)

@@ -17,6 +17,7 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.coordinates import CoordinateTokens
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import expand_placeholders, preprocess_plain_lm
+from llava.eval.loss import token_losses
 from llava.model.builder import MM_PARTS, add_coordinate_tokens, part_of, set_trainable
 from llava.model.lora import LoraSettings, add_adapters, merge_adapters
 from llava.model.packed_attention import take_way
@@ -142,6 +143,10 @@ def test_logits_and_losses_are_those_of_a_plain_computation(family):
     torch.testing.assert_close(found.logits[real], logits[real], rtol=1e-4, atol=1e-5)
     losses = plain_losses(logits, family, batch)
     torch.testing.assert_close(found.token_losses, losses, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(token_losses(family.model, batch), losses, rtol=1e-4, atol=1e-4)
+    one = {k: v[1:2] for k, v in batch.items() if torch.is_tensor(v) and k not in ("pixel_values_videos", "num_videos")}
+    own = family.model.own_loss(**{k: v for k, v in one.items() if k != "num_images"})
+    torch.testing.assert_close(own, losses[1].sum() / (one["labels"] != IGNORE_INDEX).sum(), rtol=1e-4, atol=0)
     torch.testing.assert_close(found.loss, losses.sum() / (batch["labels"] != IGNORE_INDEX).sum(), rtol=1e-4, atol=0)
 
 
@@ -163,6 +168,10 @@ def test_a_batch_without_coordinates_gives_the_tables_a_gradient_of_zeros(family
     tables = dict(model.coordinates.named_parameters())
     assert all(p.grad is not None for p in tables.values())
     assert not any(p.grad.any() for n, p in tables.items() if "input" in n)
+    model.zero_grad()
+    plain["labels"] = torch.full_like(plain["labels"], IGNORE_INDEX)
+    model(**plain, num_items_in_batch=torch.tensor(3)).loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in tables.values())
 
 
 def test_packed_samples_have_the_losses_they_have_alone(family):
