@@ -6,6 +6,7 @@ that a norm lacks is looked up by its lemma too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -41,6 +42,11 @@ class Norm:
         """The value of a form, or else of its lemma; None where neither is in the table."""
         other = word if self.absent is not None else lemmas.get(word, word)
         return self.values.get(word, self.values.get(other, self.absent))
+
+    @property
+    def digest(self) -> str:
+        """A hash of all values."""
+        return hashlib.sha256(repr(sorted(self.values.items())).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,15 @@ def read_frequencies(path: str) -> Norm:
         found = norm_of(table, column)
         return Norm("frequency", found.values, found.repeated, absent=0.0)
     return _of_records(path, set())
+
+
+def frequencies_for(path: str | None, run: str | Path) -> tuple[Norm | None, str]:
+    """The frequencies of a `--frequency`, or of the run's training records without one, and what is to be said of them.
+
+    Raises:
+        DatasetError: as `read_frequencies`.
+    """
+    return training_frequencies(run) if path is None else (read_frequencies(path), f"frequency: by {show(path)}")
 
 
 def training_frequencies(run: str | Path) -> tuple[Norm | None, str]:
