@@ -97,9 +97,11 @@ def score_sighted(
         shown = [i for i in other_samples(clips, [0] * len(records), seed) if i is not None]
         if len(shown) < len(records):
             raise UserError("--conditions other needs two different clips: there is one")
-    # A sentence that stands in several pairs of a clip is measured once: it is equal to itself to the last bit.
+    # The same tokens after the same clip are measured once: a tie is one to the last bit.
     sources = [(clips[i], records[i].split) for i in shown]
-    keys = [(r.conversations[1]["value"], source) for r, source in zip(records, sources, strict=True)]
+    texts = [r.conversations[1]["value"] for r in records]
+    rows = scorer.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    keys = [(tuple(ids), source) for ids, source in zip(rows, sources, strict=True)]
     first = {key: index for index, key in reversed(list(enumerate(keys)))}
     nats = scorer.score(
         [records[i] for i in first.values()],

@@ -47,8 +47,9 @@ def test_the_interval_holds_for_new_words_and_covariates_are_held():
 
 @pytest.mark.parametrize("words", [6, 12, 60])
 def test_the_interval_holds_for_words_as_unequal_as_those_of_a_text(words):
-    """Words by Zipf's law, few of them with a norm: residuals of frequent ones are small, since the model follows them.
-    Without the correction for leverage zero is excluded in a fifth of the worlds of six words, and a tenth of the others."""
+    """Words by Zipf's law: the model follows the frequent ones, and leaves little of them. Without the correction for
+    leverage zero is excluded in a fifth of the worlds of six words, and in a tenth of the others.
+    """
     generator, wrong = np.random.default_rng(5), 0
     share = 1 / np.arange(1, words + 1)
     for _ in range(300):

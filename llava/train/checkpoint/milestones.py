@@ -65,7 +65,7 @@ def milestone_name(words: int) -> str:
     """`chck_7M` of 7,000,000 words, as the BabyLM pipeline calls it; `chck_500k`, `chck_1234`."""
     for unit, size in (("M", MILLION), ("k", 1_000)):
         if words >= size and words % (size // 10 or 1) == 0:
-            return f"chck_{words / size:g}{unit}"
+            return f"chck_{words / size:.1f}".removesuffix(".0") + unit
     return f"chck_{words}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -35,6 +35,8 @@ def test_milestones_of_babylm_and_of_a_list():
 
 
 @given(st.integers(1, 10**10))
+@example(123_456_700)
+@example(10**12)
 def test_every_number_of_words_has_a_name_of_its_own(words):
     digits, unit = milestone_name(words).removeprefix("chck_"), 1
     if digits[-1] in "kM":
