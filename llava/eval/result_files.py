@@ -190,9 +190,12 @@ def stamps(paths: Iterable[str | Path | None]) -> list[dict[str, Any]]:
 
 
 def changed_since(facts: Mapping[str, Any]) -> list[str]:
-    """The paths of files that results were made from and that have other contents now, or are gone."""
+    """The paths of files that results were made from and that have other contents now, or are gone; of earlier commits,
+    which kept no hashes, all.
+    """
     made = [*(facts.get("files") or []), *(facts.get("tables") or [])]
-    return [f["path"] for f in made if _sha256_if_there(f["path"]) != f["sha256"]]
+    known = [(f["path"], f["sha256"]) if isinstance(f, Mapping) else (str(f), None) for f in made]
+    return [path for path, digest in known if digest is None or _sha256_if_there(path) != digest]
 
 
 def _sha256_if_there(path: str | Path) -> str | None:

@@ -78,6 +78,7 @@ def test_what_results_were_made_from_may_have_changed_since(kept):
     old(kept / "norms.tsv")
     (kept / "a.txt").unlink()
     assert changed_since(kept_results(kept, "t", kept)) == [str(kept / "a.txt"), str(kept / "norms.tsv")]
+    assert changed_since({"files": ["named.txt"]}) == ["named.txt"], "as an earlier commit wrote them"
 
 
 def test_names_of_tests():
