@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AddedToken, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llava.constants import COORDINATE_PLACEHOLDERS, COORDINATE_TOKENS, VISUAL_TOKENS
-from llava.data.coordinates import CoordinateTokens
+from llava.constants import VISUAL_TOKENS
+from llava.data.coordinates import CoordinateTokens, register
 from llava.data.prompt import visual_token_ids
 from llava.errors import MissingFile, UserError
 from llava.foreign import check_sizes, config_values, load_tokenizer
@@ -33,6 +33,9 @@ COORDINATE_PART = "mm_coordinates"
 PART_PREFIXES = {**VISION_PARTS, COORDINATE_PART: ("coordinates.",)}
 MM_PARTS = ("mm_language_model", *PART_PREFIXES)
 """What `mm_tunable_parts` may name; together they hold every parameter."""
+EMBEDDING_PART = "mm_embeddings"
+"""The word embeddings within the language model, which a run may train alone, or beside adapters. A head that is tied
+to them trains with them."""
 VISION_GROUPS = {
     "projector": ("mm_projector.",),
     "resampler fast": ("vision_resampler.fast.",),
@@ -84,11 +87,10 @@ def add_coordinate_tokens(tokenizer: PreTrainedTokenizerBase, model: VisionCausa
     Raises:
         ValueError: when the tokenizer gives other ids than the model was trained with.
     """
-    names = (*COORDINATE_TOKENS, *COORDINATE_PLACEHOLDERS)
-    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
+    register(tokenizer)
     ids = dict(CoordinateTokens.of(tokenizer).ids)
     if model.coordinates is not None:
-        other = [name for name in names if ids[name] != model.coordinates.ids[name]]
+        other = [name for name in ids if ids[name] != model.coordinates.ids[name]]
         if other:
             raise UserError(
                 f"the tokenizer gives {other[0]} the id {ids[other[0]]}, and the model was trained with "
@@ -154,11 +156,12 @@ def select_parts(names: str | Iterable[str]) -> list[str]:
         ValueError: for an unknown name, or none at all.
     """
     parts = [p.strip() for p in (names.split(",") if isinstance(names, str) else names) if p.strip()]
-    unknown = sorted(set(parts) - set(MM_PARTS))
+    known = (*MM_PARTS, EMBEDDING_PART)
+    unknown = sorted(set(parts) - set(known))
     if unknown or not parts:
         raise UserError(
             f"mm_tunable_parts: {'unknown ' + ', '.join(unknown) if unknown else 'nothing to train'}; "
-            f"use a comma-separated list of {', '.join(MM_PARTS)}"
+            f"use a comma-separated list of {', '.join(known)}"
         )
     return list(dict.fromkeys(parts))
 
@@ -175,12 +178,20 @@ def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def trainable_names(model: nn.Module, parts: Iterable[str]) -> set[str]:
-    """Names of the parameters of `parts`; of a language model with LoRA, those of its adapters alone."""
-    adapters = adapter_parameters(model)
+    """Names of the parameters of `parts`; of a language model with LoRA, those of its adapters alone, and its word
+    embeddings where they are named.
+    """
+    parts, adapters = set(parts), adapter_parameters(model)
     names = {name for name, _ in model.named_parameters() if part_of(name) in parts}
-    if adapters is None:
-        return names
-    return {name for name in names if part_of(name) != "mm_language_model" or name in adapters}
+    if adapters is not None:
+        names = {name for name in names if part_of(name) != "mm_language_model" or name in adapters}
+    return names | word_embeddings(model) if EMBEDDING_PART in parts else names
+
+
+def word_embeddings(model: nn.Module) -> set[str]:
+    """Names of the parameters of the table that words are looked up in."""
+    table = set(map(id, model.get_input_embeddings().parameters()))
+    return {name for name, parameter in model.named_parameters() if id(parameter) in table}
 
 
 def part_of(parameter_name: str) -> str:

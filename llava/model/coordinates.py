@@ -27,11 +27,10 @@ from llava.constants import (
     NUM_COORDINATES,
 )
 from llava.errors import UserError
-from llava.model.loss import SoftTargets
+from llava.model.loss import SoftTargets, can_look
 
-TABLES = tuple(
-    f"{axis}_{way}_embeddings" for way in ("input", "output") for axis in ("temporal", "spatial_height", "spatial_width")
-)
+AXES = ("temporal", "spatial_height", "spatial_width")
+TABLES = tuple(f"{axis}_{way}_embeddings" for way in ("input", "output") for axis in AXES)
 """The six tables under LLaVA-ST's names, in the order of `CoordinateTables.forward`."""
 CYCLES = (0.25, 16.0)
 """Slowest and fastest wave, from 0 to 1, of the function that fresh tables are: from a quarter of the axis to a few
@@ -138,9 +137,7 @@ class CoordinateTables(nn.Module):
         """Ids (B, L) as places among tokens and then placeholders; -1 for all others, `IGNORE_INDEX` among them."""
         return torch.where(ids < 0, -1, self.index_of[ids.clamp(0, len(self.index_of) - 1)])
 
-    def embed(
-        self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor, numbers: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed(self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         """Swaps the embeddings of coordinate tokens and placeholders for rows of the tables for reading.
 
         Computed at every position, whatever stands there: nothing waits for the device, and the tables have a gradient,
@@ -152,10 +149,11 @@ class CoordinateTables(nn.Module):
             numbers: (B, L), from 0 to 1 at placeholders; None where there are none.
 
         Raises:
-            ValueError: where a look costs nothing, for placeholders without numbers and numbers elsewhere.
+            ValueError: for placeholders without numbers and numbers elsewhere; not looked for while training on a
+                device, where the collator's are those of the dataset, nor token by token.
         """
         index, tokens = self._index(input_ids), len(COORDINATE_TOKENS)
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if can_look(input_ids) or (input_ids.shape[1] > 1 and _is_evaluated(input_ids)):
             self.check_numbers(input_ids, numbers)
         told = torch.zeros_like(index, dtype=torch.float32) if numbers is None else _whole(numbers)
         is_token = index < tokens
@@ -195,7 +193,7 @@ class CoordinateTables(nn.Module):
         soft = (numbers >= 0) & (index >= 0) & (index < len(COORDINATE_TOKENS)) & (labels != IGNORE_INDEX)
         away = numbers.clamp(0, 1) * (NUM_COORDINATES - 1) - (index % NUM_COORDINATES).float()
         shares = torch.where(soft, away.abs(), 0.0)
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and bool((shares > 0.5 + OFF).any()):
+        if can_look(labels) and bool((shares > 0.5 + OFF).any()):
             row, at = (shares > 0.5 + OFF).nonzero()[0].tolist()
             raise UserError(
                 f"row {row}, position {at}: the label is not the coordinate nearest to {float(numbers[row, at])}: "
@@ -213,6 +211,29 @@ class CoordinateTables(nn.Module):
         own = F.linear(states, tables[1].flatten(0, 1).to(states.dtype))
         return logits.index_copy(-1, self.token_ids, own.to(logits.dtype))
 
+    def whole_logits(self, head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """As `logits`, written down plainly as a measure for it: every token of every axis by its name."""
+        logits = head(states).clone()
+        for name, rows in zip(COORDINATE_AXES, self()[1], strict=True):
+            for k, row in enumerate(rows):
+                logits[..., self.ids[f"<{name}-{k:03d}>"]] = states @ row.to(states.dtype)
+        return logits
+
+    def probabilities(self, labels: torch.Tensor, numbers: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
+        """(B, L, V): what the targets are; a measure for `soft_targets`, which follows from the numbers alone."""
+        wanted = torch.zeros(*labels.shape, vocabulary, device=labels.device)
+        names = {i: name for name, i in self.ids.items()}
+        for row, at in (labels != IGNORE_INDEX).nonzero().tolist():
+            label, number = int(labels[row, at]), -1.0 if numbers is None else float(numbers[row, at])
+            if number < 0:
+                wanted[row, at, label] = 1.0
+                continue
+            axis, place = names[label][1:].split("-")[0], min(number, 1.0) * (NUM_COORDINATES - 1)
+            for k in (math.floor(place), math.ceil(place)):
+                wanted[row, at, self.ids[f"<{axis}-{k:03d}>"]] += 1 - abs(place - k)
+            wanted[row, at] /= wanted[row, at].sum()  # A whole number is its own floor and ceiling.
+        return wanted
+
     def patches(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Adds its time, height and width to every patch: (..., T, extra + P, D) projected patches, `extra` leading
         tokens that have no place. Times are `i / (T - 1)`; an image is a single frame.
@@ -225,8 +246,13 @@ class CoordinateTables(nn.Module):
         return features + place.to(features.dtype)
 
 
+def _is_evaluated(values: torch.Tensor) -> bool:
+    """Whether nothing trains, so that a device may be waited for."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or values.is_meta)
+
+
 def _whole(numbers: torch.Tensor) -> torch.Tensor:
     """In the precision that they were given in; half precision would move them by whole coordinates."""
     if torch.finfo(numbers.dtype).bits < 32:
-        raise ValueError(f"coordinates came in {numbers.dtype}, which holds no number to a hundredth: give float32")
+        raise UserError(f"coordinates came in {numbers.dtype}, which holds no number to a hundredth: give float32")
     return numbers

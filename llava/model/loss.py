@@ -89,7 +89,7 @@ def supervised_loss(
     """
     if positions is None:
         positions = supervised_positions(labels)
-    elif _can_look(labels) and not torch.equal(positions[positions > 0], supervised_positions(labels)):
+    elif can_look(labels) and not torch.equal(positions[positions > 0], supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
     if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
         raise UserError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
@@ -112,7 +112,7 @@ def supervised_loss(
     return total / ((positions > 0).sum() if num_items is None else num_items), spread
 
 
-def _can_look(values: torch.Tensor) -> bool:
+def can_look(values: torch.Tensor) -> bool:
     """Whether a look at values costs nothing: they are in memory, and no graph of operations is being made."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 

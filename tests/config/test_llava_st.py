@@ -79,7 +79,7 @@ def test_every_flag_is_there_once_and_those_that_work_lead_somewhere():
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_flags_of_the_stages_are_known(stage):
     result = taken(*STAGES[stage].split())
-    assert any(note.startswith(f"--stage {stage}: ") for note in result.notes)
+    assert not any(note.startswith("--stage") for note in result.notes)
     refused = [line.partition(":")[0] for line in result.problems]
     assert refused == [[], [], ["--load_lora_path output/stage2"]][stage - 1]
     if stage == 1:
