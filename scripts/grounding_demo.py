@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from grounding_scenes import FPS, FRAMES, SIDE, Scene, draw, event_text, phrase, plan_split, split_pairs
+from llava.data.grounding.annotation import Annotation, Event
+from llava.data.grounding.tasks import records_of
 from make_demo_data import encode, read_manifest, write_json
 from PIL import Image
 
-from llava.data.grounding.annotation import Annotation, Event
-from llava.data.grounding.tasks import records_of
 from llava.progress import progress
 
 IMAGE_TASKS = {"REC": 0.8, "REG": 0.2}
@@ -100,7 +100,7 @@ def joined(records: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def benchmark_records(scene: Scene) -> list[dict[str, Any]]:
-    """A clip's events as ST-Align's benchmark has them: boxes x, y, width, height in pixels by frame, times in frames."""
+    """A clip's events as ST-Align's benchmark has them: x, y, width, height in pixels by frame, times in frames."""
     records = []
     for thing in scene.things:
         boxes = {

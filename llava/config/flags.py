@@ -221,9 +221,7 @@ class TrainingArguments(transformers.TrainingArguments):
     mm_embeddings_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the word embeddings, where mm_embeddings is named."}
     )
-    mm_coordinates_lr: float | None = field(
-        default=None, metadata={"help": "Learning rate of the coordinate tables."}
-    )
+    mm_coordinates_lr: float | None = field(default=None, metadata={"help": "Learning rate of the coordinate tables."})
     group_by_modality_length: bool | None = field(
         default=None,
         metadata={

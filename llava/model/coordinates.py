@@ -30,7 +30,9 @@ from llava.errors import UserError
 from llava.model.loss import SoftTargets
 
 TABLES = tuple(
-    f"{axis}_{way}_embeddings" for way in ("input", "output") for axis in ("temporal", "spatial_height", "spatial_width")
+    f"{axis}_{way}_embeddings"
+    for way in ("input", "output")
+    for axis in ("temporal", "spatial_height", "spatial_width")
 )
 """The six tables under LLaVA-ST's names, in the order of `CoordinateTables.forward`."""
 CYCLES = (0.25, 16.0)
@@ -138,9 +140,7 @@ class CoordinateTables(nn.Module):
         """Ids (B, L) as places among tokens and then placeholders; -1 for all others, `IGNORE_INDEX` among them."""
         return torch.where(ids < 0, -1, self.index_of[ids.clamp(0, len(self.index_of) - 1)])
 
-    def embed(
-        self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor, numbers: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed(self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         """Swaps the embeddings of coordinate tokens and placeholders for rows of the tables for reading.
 
         Computed at every position, whatever stands there: nothing waits for the device, and the tables have a gradient,

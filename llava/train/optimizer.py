@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llava.config.flags import MUON
-from llava.model.builder import EMBEDDING_PART, MM_PARTS, parameter_groups, part_of, word_embeddings
+from llava.model.builder import COORDINATE_PART, EMBEDDING_PART, MM_PARTS, parameter_groups, part_of, word_embeddings
 from llava.train.muon import MuonAdamW, muon_cuts
 
 
@@ -19,6 +19,7 @@ def part_learning_rates(args: Any) -> dict[str, float]:
         "mm_mlp_adapter": args.mm_projector_lr,
         "mm_vision_resampler": args.mm_vision_resampler_lr,
         "mm_vision_tower": args.mm_vision_tower_lr,
+        COORDINATE_PART: args.mm_coordinates_lr,
         EMBEDDING_PART: args.mm_embeddings_lr,
     }
     parts = (*MM_PARTS, EMBEDDING_PART)

@@ -320,6 +320,7 @@ def flag_problems(
         ("mm_vision_resampler", "mm_vision_resampler_lr"),
         ("mm_vision_tower", "mm_vision_tower_lr"),
         ("mm_embeddings", "mm_embeddings_lr"),
+        ("mm_coordinates", "mm_coordinates_lr"),
     ):
         if getattr(training_args, flag) is not None and parts and part not in parts:
             problems.append(f"--{flag} is set, but {part} does not train: add it to --mm_tunable_parts")
