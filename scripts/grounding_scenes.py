@@ -194,22 +194,25 @@ def draw(scene: Scene) -> np.ndarray:
         for thing in scene.things:
             centre = thing.centre(t)
             if centre is not None:
-                share = coverage(thing.shape, thing.radius, centre)[..., None]
-                frames[t] += share * (np.array(thing.rgb, dtype=np.float32) - frames[t])
+                (left, top), share = coverage(thing.shape, thing.radius, centre)
+                part = frames[t, top : top + len(share), left : left + len(share)]
+                part += share[..., None] * (np.array(thing.rgb, dtype=np.float32) - part)
     return np.rint(frames).astype(np.uint8)
 
 
-def coverage(shape: str, radius: float, centre: tuple[float, float]) -> np.ndarray:
-    """How much of each pixel a shape covers, (S, S) float32 from 0 to 1."""
-    scale = SIDE * SUPERSAMPLING
-    canvas = Image.new("L", (scale, scale))
+def coverage(shape: str, radius: float, centre: tuple[float, float]) -> tuple[tuple[int, int], np.ndarray]:
+    """How much of each pixel a shape covers, float32 from 0 to 1: the square around it, and its left and top corner."""
+    r = radius * SIDE
+    size = min(SIDE, math.ceil(2 * r) + 2)
+    left, top = (min(max(math.floor(c * SIDE - r), 0), SIDE - size) for c in centre)
+    canvas = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
-    x, y, r = centre[0] * scale, centre[1] * scale, radius * scale
+    x, y, r = ((centre[0] * SIDE - left) * SUPERSAMPLING, (centre[1] * SIDE - top) * SUPERSAMPLING, r * SUPERSAMPLING)
     if outline := OUTLINES.get(shape):
         pen.polygon([(x + r * u, y + r * v) for u, v in outline], fill=255)
     else:
         pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
-    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+    return (left, top), np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
 def phrase(thing: Thing) -> str:
