@@ -1,7 +1,7 @@
 """Scenes of the grounding demo: one or two shapes, of which each appears or moves during part of the clip.
 
-Pure functions of a seed: what there is to see, where and when, and the frames. Nothing here is estimated: boxes follow
-from the outlines that are drawn, times from the frames.
+Functions of a seed: what there is to see, where and when, and the frames. Nothing here is estimated: boxes follow from
+the outlines that are drawn, times from the frames. Processes that draw load this module alone.
 
 Letters in shapes: T frames of a scene (one of an image), S its side in pixels.
 """
@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from demo_captions import ADJECTIVES, ATTRIBUTES, GENDERS
-from make_demo_data import JITTER, OUTLINES, RGB
+from make_demo_data import JITTER, OUTLINES, RGB, encode
 from PIL import Image, ImageDraw
 
 SIDE, FRAMES, FPS = 112, 10, 5
@@ -213,6 +214,22 @@ def coverage(shape: str, radius: float, centre: tuple[float, float]) -> tuple[tu
     else:
         pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
     return (left, top), np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def file_of(scene: Scene, folder: Path) -> Path:
+    """Where a scene lies in the folder of clips and images."""
+    return folder / ("clips" if scene.frames > 1 else "images") / scene.path
+
+
+def write_scene(scene: Scene, folder: Path) -> None:
+    """Writes a clip or an image; a file that stands under its final name is whole."""
+    frames, path = draw(scene), file_of(scene, folder)
+    if scene.frames > 1:
+        encode(frames, path, FPS)
+        return
+    temporary = path.with_name(f".{path.name}")
+    Image.fromarray(frames[0]).save(temporary, format="PNG")
+    temporary.replace(path)
 
 
 def phrase(thing: Thing) -> str:
