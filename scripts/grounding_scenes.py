@@ -32,8 +32,8 @@ TRAVEL = (0.25, 0.6)
 """How far a shape moves, as a share of the side."""
 MARGIN = 0.01
 """Free room between two shapes that are there at once, as a share of the side."""
-TWO_OF = 4
-"""Of so many scenes one has one shape, and the others two, which only what is asked for tells apart."""
+ALONE = 2
+"""Of so many scenes one has a single shape; the others have two, which only the words of a question tell apart."""
 SUPERSAMPLING = 4
 HELDOUT_PAIRS, VALIDATION_PAIRS = 6, 4
 """Of the 32 (shape, colour) pairs; each shape and each colour stays in training."""
@@ -130,7 +130,7 @@ def plan_scene(seed: int, kind: str, split: str, index: int, pairs: Sequence[Pai
         pairs: two (shape, colour) pairs of the split, of which the second may stay away.
     """
     rng = random.Random(f"{seed}/{kind}/{split}/{index}")
-    number = 1 if index % TWO_OF == 0 else 2
+    number = 1 if index % ALONE == 0 else 2
     while True:
         things = tuple(_thing(rng, pair, frames) for pair in pairs[:number])
         if number == 1 or apart(*things, frames):
