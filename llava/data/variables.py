@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llava.constants import COORDINATE_PLACEHOLDERS
+from llava.constants import COORDINATE_PLACEHOLDERS, COORDINATE_TOKENS
 from llava.data.captions import MODEL_ROLES
 from llava.errors import UserError
 
@@ -22,8 +22,12 @@ VARIABLES = {
 }
 """LLaVA-ST's keys of `variables`, and the placeholder whose numbers each lists."""
 
+COORDINATES = "coordinates"
+"""The kind of a problem with them."""
+
 _KEYS = {placeholder: key for key, placeholder in VARIABLES.items()}
 _PLACEHOLDER = re.compile("|".join(map(re.escape, COORDINATE_PLACEHOLDERS)))
+_KNOWN = frozenset((*COORDINATE_PLACEHOLDERS, *COORDINATE_TOKENS))
 _WORD = re.compile(r"<(?:TEMP|HEIGHT|WIDTH)-(?:\d+|INPUT|OUTPUT)>")
 
 
@@ -46,6 +50,20 @@ def axis_of(placeholder: str) -> str:
 def is_asked(placeholder: str) -> bool:
     """Whether a placeholder's number is an answer's, and not told."""
     return placeholder.endswith("-OUTPUT>")
+
+
+def check_variables(
+    turns: Sequence[Mapping[str, str]], variables: Any, is_allowed: bool
+) -> tuple[tuple[float, ...], list[str]]:
+    """`read_variables` where records may have coordinates; where they may not, none and what says that it has some."""
+    if is_allowed:
+        shows = variables is not None or any("<" in turn["value"] for turn in turns)
+        return read_variables(turns, variables) if shows else ((), [])
+    word = next((word for turn in turns if (word := coordinate_word(turn["value"]))), "")
+    if word:
+        return (), [f"{word} in the text stands for a number, and there is no --mm_coordinates True"]
+    has_some = any(variables.values()) if isinstance(variables, dict) else bool(variables)
+    return (), ["variables hold numbers, and there is no --mm_coordinates True"] if has_some else []
 
 
 def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[tuple[float, ...], list[str]]:
@@ -81,6 +99,9 @@ def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[
         if name in queues and places != len(queues[name]):
             few = "few" if len(queues[name]) < places else "many"
             wrong.append(f"{places} {name} in the text, but {len(queues[name])} numbers ({few}) under {_KEYS[name]}")
+    unknown = (word for turn in turns for word in _WORD.findall(turn["value"]) if word not in _KNOWN)
+    if word := next(unknown, ""):
+        wrong.append(f"{word} is no coordinate: they are {COORDINATE_TOKENS[0]} to {COORDINATE_TOKENS[99]} and so on")
     for turn, name in found:
         if is_asked(name) != (turn["from"] in MODEL_ROLES):
             where, other = ("a question", "INPUT") if is_asked(name) else ("an answer", "OUTPUT")
