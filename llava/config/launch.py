@@ -341,7 +341,7 @@ class _Steps:
 
     def _score_grounding(self, data: str) -> list[str]:
         """The arguments of scoring where and when after training, on pairs that were never trained on."""
-        words = ["--model-path", str(self.value("output_dir")), "--data_path", f"{data}/test.json"]
+        words = [str(self.value("output_dir")), "--data_path", f"{data}/test.json", "--batch_size", "64"]
         return words + as_arguments({
             name: self.value(name) for name in ("video_folder", "image_folder", "feature_cache") if self.value(name)
         })  # fmt: skip

@@ -155,7 +155,8 @@ def test_the_grounding_demo_is_drawn_and_scored_by_its_own_commands():
     assert train["--video_folder"] == train["--image_folder"] == "demo_grounding/data/visual"
     assert steps["SCORE"] == [] and planned().steps["GROUND"] == []
     run = train["--output_dir"]
-    assert steps["GROUND"][:4] == ["--model-path", run, "--data_path", "demo_grounding/data/test.json"]
+    assert steps["GROUND"][:3] == [run, "--data_path", "demo_grounding/data/test.json"]
+    assert "output/feature_cache" in steps["GROUND"]
     with pytest.raises(ValueError, match="which no text alone can tell"):
         planned(RECIPE="grounding_demo", EXP_ID="1")
 
