@@ -48,8 +48,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Comma-separated parts that train: mm_language_model, mm_mlp_adapter, mm_vision_resampler, "
-            "mm_vision_tower, mm_embeddings (of the language model, its words alone). Default: all that exist but the "
-            "tower."
+            "mm_vision_tower, mm_coordinates, mm_embeddings (of the language model, its words alone). Default: all "
+            "that exist but the tower."
         },
     )
     version: str = field(
@@ -87,6 +87,13 @@ class ModelArguments:
     mm_perceiver_latents_fast: int = field(default=9, metadata={"help": "Latents of a frame in the fast stream."})
     mm_perceiver_depth: int = field(
         default=1, metadata={"help": "Cross-attention blocks of each stream; 0 is pooling alone."}
+    )
+    mm_coordinates: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Times and places as numbers in the records' `variables` (docs/grounding.md): coordinate tokens "
+            "and their tables, which train as mm_coordinates. Default: as the checkpoint has them."
+        },
     )
     stage: str | None = field(
         default=None,

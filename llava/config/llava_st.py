@@ -289,6 +289,7 @@ def trained_parts(values: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     everything = [
         "mm_language_model",
         *(["mm_mlp_adapter", "mm_vision_resampler"] if values.get("vision_tower") else []),
+        *(["mm_coordinates"] if values.get("mm_coordinates") else []),
     ]
     parts = [*(tuned or [part for part in everything if part not in frozen]), *tower]
     if not parts:

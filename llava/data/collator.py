@@ -112,7 +112,8 @@ class DataCollatorForSupervisedDataset:
             "num_images": _counts(samples, ("pixel_values", "image_features")),
         }
         if any("coordinates" in s for s in samples):
-            numbers = [s["coordinates"] for s in samples]
+            # What fills the last batch has none.
+            numbers = [s.get("coordinates", torch.full(s["input_ids"].shape, NO_COORDINATE)) for s in samples]
             batch["coordinates"] = pad_sequence(numbers, batch_first=True, padding_value=NO_COORDINATE)
         return batch | vision_of(samples, self.reads)
 

@@ -5,14 +5,15 @@ Letters in shapes: B batch, L positions, K positions that precede a target in so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import COORDINATE_AXES, IGNORE_INDEX, NUM_COORDINATES
+from llava.errors import UserError
 
 
 @torch.no_grad()
@@ -28,18 +29,52 @@ def token_scores(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor,
     positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    wide, kept = logits.float(), targets[:, positions]
-    losses = F.cross_entropy(wide.flatten(0, 1), kept.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
-    losses = losses.view(kept.shape)
-    tables, numbers = getattr(model, "coordinates", None), batch.get("coordinates")
-    if tables is not None and numbers is not None:
-        soft = tables.soft_targets(batch["labels"], numbers)
-        others, shares = soft.others[:, 1:][:, positions], soft.shares[:, 1:][:, positions]
-        label, other = wide.gather(-1, torch.stack([kept.clamp(min=0), others], dim=-1)).unbind(-1)
-        losses = losses + shares * (label - other)
+    losses = cross_entropies(logits.float(), positions, batch, model.config.coordinate_token_ids)
     each = torch.zeros(targets.shape, device=losses.device).index_copy(1, positions, losses)
-    hits = logits.argmax(dim=-1) == kept
+    hits = logits.argmax(dim=-1) == targets[:, positions]
     return each, torch.zeros_like(targets, dtype=torch.bool).index_copy(1, positions, hits)
+
+
+def cross_entropies(
+    logits: torch.Tensor, positions: torch.Tensor, batch: Mapping[str, Any], ids: Mapping[str, int] | None
+) -> torch.Tensor:
+    """Cross-entropy in nats (B, K) of the targets after `positions`, 0 where nothing is supervised; of a number that is
+    asked for, that of a target shared by the coordinates on both of its sides.
+
+    Args:
+        logits: (B, K, V) at these positions.
+        positions: (K,).
+        batch: with `labels` and, of records with numbers, `coordinates`, both (B, L).
+        ids: of coordinate tokens by name; None of a model without.
+
+    Raises:
+        ValueError: for a number whose label is no coordinate.
+    """
+    targets = batch["labels"][:, 1:][:, positions]
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    ).view_as(targets)
+    if ids is None or batch.get("coordinates") is None:
+        return losses
+    numbers = batch["coordinates"][:, 1:][:, positions]
+    asked = (numbers >= 0) & (targets != IGNORE_INDEX)
+    table = torch.tensor(
+        [[ids[f"<{axis}-{k:03d}>"] for k in range(NUM_COORDINATES)] for axis in COORDINATE_AXES], device=logits.device
+    )
+    found = (targets[asked][:, None, None] == table).any(dim=-1)
+    if not bool(found.any(dim=1).all()):
+        raise UserError(
+            "a number is asked for where the label is no coordinate: labels and numbers are of other samples"
+        )
+    own = table[found.int().argmax(dim=1)]
+    place = numbers[asked].double() * (NUM_COORDINATES - 1)
+    logs = logits[asked].log_softmax(-1)
+    below, above = (
+        logs.gather(1, own.gather(1, at.long()[:, None])).squeeze(1) for at in (place.floor(), place.ceil())
+    )
+    share = (place - place.floor()).to(logs.dtype)
+    losses[asked] = -torch.lerp(below, above, share)
+    return losses
 
 
 def token_losses(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:

@@ -29,11 +29,8 @@ from llava.constants import (
 from llava.errors import UserError
 from llava.model.loss import SoftTargets
 
-TABLES = tuple(
-    f"{axis}_{way}_embeddings"
-    for way in ("input", "output")
-    for axis in ("temporal", "spatial_height", "spatial_width")
-)
+AXES = ("temporal", "spatial_height", "spatial_width")
+TABLES = tuple(f"{axis}_{way}_embeddings" for way in ("input", "output") for axis in AXES)
 """The six tables under LLaVA-ST's names, in the order of `CoordinateTables.forward`."""
 CYCLES = (0.25, 16.0)
 """Slowest and fastest wave, from 0 to 1, of the function that fresh tables are: from a quarter of the axis to a few
@@ -213,6 +210,29 @@ class CoordinateTables(nn.Module):
         own = F.linear(states, tables[1].flatten(0, 1).to(states.dtype))
         return logits.index_copy(-1, self.token_ids, own.to(logits.dtype))
 
+    def whole_logits(self, head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """As `logits`, written down plainly as a measure for it: every token of every axis by its name."""
+        logits = head(states).clone()
+        for name, rows in zip(COORDINATE_AXES, self()[1], strict=True):
+            for k, row in enumerate(rows):
+                logits[..., self.ids[f"<{name}-{k:03d}>"]] = states @ row.to(states.dtype)
+        return logits
+
+    def probabilities(self, labels: torch.Tensor, numbers: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
+        """(B, L, V): what the targets are; a measure for `soft_targets`, which follows from the numbers alone."""
+        wanted = torch.zeros(*labels.shape, vocabulary, device=labels.device)
+        names = {i: name for name, i in self.ids.items()}
+        for row, at in (labels != IGNORE_INDEX).nonzero().tolist():
+            label, number = int(labels[row, at]), -1.0 if numbers is None else float(numbers[row, at])
+            if number < 0:
+                wanted[row, at, label] = 1.0
+                continue
+            axis, place = names[label][1:].split("-")[0], min(number, 1.0) * (NUM_COORDINATES - 1)
+            for k in (math.floor(place), math.ceil(place)):
+                wanted[row, at, self.ids[f"<{axis}-{k:03d}>"]] += 1 - abs(place - k)
+            wanted[row, at] /= wanted[row, at].sum()  # A whole number is its own floor and ceiling.
+        return wanted
+
     def patches(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Adds its time, height and width to every patch: (..., T, extra + P, D) projected patches, `extra` leading
         tokens that have no place. Times are `i / (T - 1)`; an image is a single frame.
@@ -228,5 +248,5 @@ class CoordinateTables(nn.Module):
 def _whole(numbers: torch.Tensor) -> torch.Tensor:
     """In the precision that they were given in; half precision would move them by whole coordinates."""
     if torch.finfo(numbers.dtype).bits < 32:
-        raise ValueError(f"coordinates came in {numbers.dtype}, which holds no number to a hundredth: give float32")
+        raise UserError(f"coordinates came in {numbers.dtype}, which holds no number to a hundredth: give float32")
     return numbers

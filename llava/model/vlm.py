@@ -20,6 +20,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.utils import can_return_tuple
 
+from llava.constants import IGNORE_INDEX
 from llava.errors import UserError
 from llava.foreign import check_sizes
 from llava.model.coordinates import CoordinateTables
@@ -333,11 +334,22 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         return logits if states.dim() == 3 else logits[0]
 
     def own_loss(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there."""
+        """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there.
+
+        The class knows nothing of coordinates: its head is given their columns, and the targets are all probabilities.
+        """
         mask = inputs.pop("attention_mask", None)
         embeds, _ = self.prepare_inputs_labels_for_multimodal_video(**inputs)
-        given = {"attention_mask": mask, "labels": labels, "use_cache": False, "return_dict": True}
-        return super().forward(inputs_embeds=embeds, **given).loss
+        given = {"inputs_embeds": embeds, "attention_mask": mask, "use_cache": False, "return_dict": True}
+        if self.coordinates is None:
+            return super().forward(labels=labels, **given).loss
+        head = self.get_output_embeddings()
+        name = next(name for name, module in self.named_children() if module is head)
+        layer = _StandIn(head, partial(self.coordinates.whole_logits, head))
+        logits = type(self).class_forward(_With(self, {name: layer}), **given).logits.float()
+        wanted = self.coordinates.probabilities(labels, inputs.get("coordinates"), logits.shape[-1])
+        losses = -(logits.log_softmax(-1)[:, :-1] * wanted[:, 1:]).sum(-1)
+        return losses.sum() / (labels[:, 1:] != IGNORE_INDEX).sum()
 
 
 @cache

@@ -81,7 +81,8 @@ def make_optimizer(
         if not parameter.requires_grad:
             continue
         part = parts[name]
-        kind = "muon" if name in cuts else "" if name in decayed else "no decay"
+        decays = name in decayed and part != COORDINATE_PART  # A row that is seldom read would fade.
+        kind = "muon" if name in cuts else "" if decays else "no decay"
         group = groups.setdefault(
             (part, kind),
             {

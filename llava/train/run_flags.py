@@ -34,9 +34,10 @@ from llava.data.mixture import path_problems
 from llava.data.text_start import EOS, TEXT_STARTS
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import UserError
-from llava.model.builder import select_parts
+from llava.model.builder import VISION_PARTS, select_parts
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.packed_attention import WAYS
+from llava.train import coordinates
 from llava.train.checkpoint import milestones, sharding
 from llava.train.experiments import parse_faults
 from llava.train.lora_flags import lora_notes, lora_problems
@@ -234,6 +235,7 @@ def flag_problems(
     """What is wrong with the flags, as far as they alone can tell."""
     problems = path_flag_problems(model_args, data_args, pending)
     problems += format_problems(model_args, data_args)
+    problems += coordinates.flag_problems(model_args)
     for name, value, known in (
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
         ("vision_precision", model_args.vision_precision, PRECISIONS),
@@ -308,7 +310,7 @@ def flag_problems(
     if adapter and model_args.vision_tower is None:
         problems.append("--pretrain_mm_mlp_adapter has weights of a projector, but there is no --vision_tower")
     if model_args.vision_tower is None:
-        asked = [p for p in parts if p not in ("mm_language_model", "mm_embeddings")]
+        asked = [p for p in parts if p in VISION_PARTS]
         if asked and model_args.mm_tunable_parts is not None:
             problems.append(f"--mm_tunable_parts names {', '.join(asked)}, but there is no --vision_tower")
     if "mm_vision_tower" in parts and model_args.mm_vision_tower_storage == "reference":
@@ -332,7 +334,7 @@ def tunable_parts(model_args: ModelArguments) -> list[str]:
     if model_args.mm_tunable_parts is not None:
         return select_parts(model_args.mm_tunable_parts)
     vision = ["mm_mlp_adapter", "mm_vision_resampler"] if model_args.vision_tower else []
-    return ["mm_language_model", *vision]
+    return ["mm_language_model", *vision, *(["mm_coordinates"] if model_args.mm_coordinates else [])]
 
 
 def make_run_record(settings: Settings) -> dict[str, Any]:

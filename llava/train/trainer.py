@@ -175,6 +175,11 @@ class LlavaTrainer(ResumableTrainer):
             self.monitor.add_batch(outputs["token_losses"], inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As in transformers, which for DeepSpeed rounds all numbers to half precision; coordinates stay whole."""
+        kept = {k: v.to(self.args.device) for k, v in inputs.items() if k == "coordinates"}
+        return {**super()._prepare_inputs(inputs), **kept}
+
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
         replayed = self.replay is not None and self.replay.due(self.state.global_step + 1)

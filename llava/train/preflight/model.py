@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
 from llava.data.features.quantised import dequantised
+from llava.eval.loss import cross_entropies
 from llava.model.builder import EMBEDDING_PART
 from llava.train.preflight.data import Finding
 
@@ -70,10 +70,8 @@ def look(model: nn.Module, batch: Batch, context: Context) -> Reference:
     with torch.no_grad(), context():
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits.float()
-    each = F.cross_entropy(
-        logits.flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    losses = each.new_zeros(targets.shape).index_copy(1, positions, each.view(len(targets), -1))
+    each = cross_entropies(logits, positions, batch, model.config.coordinate_token_ids)
+    losses = each.new_zeros(targets.shape).index_copy(1, positions, each)
     return Reference(batch, positions, logits, losses)
 
 
