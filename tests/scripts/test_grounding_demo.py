@@ -186,3 +186,35 @@ def test_a_finished_demo_is_left_alone_and_other_settings_are_refused(modules, f
     assert "made before" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="other settings"):
         make(modules, folder, "--seed", "1")
+
+
+def result_of(folder: Path, value: float) -> dict:
+    """What `llava.eval.grounding` writes, with made-up figures, of a run whose answers are true."""
+    chosen = [r for r in records(folder, "test") if r["meta"]["task"] in ("REC", "STVG")]
+    examples = []
+    for r in chosen:
+        truth = {"box": None, "span": None, "boxes": {}} | r["meta"]["truth"]
+        examples.append({
+            "task": r["meta"]["task"], "path": r.get("image") or r["video"], "is_image": "image" in r,
+            "truth": truth, "said": truth,
+        })  # fmt: skip
+    floors = {"another clip's video": [0.1, 0.0, 0.2], "best constant answer": [0.2, 0.1, 0.3]}
+    figures = {name: {"value": [value, 0.0, 1.0], "floors": floors} for name in ("mean", "≥ 0.5")}
+    return {"summary": {"tasks": {"REC": {"measures": {"IoU": {"figures": figures}}}}, "examples": examples}}
+
+
+def test_the_page_s_table_and_picture_are_made_of_the_runs_results(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS / "experiments"))
+    script = importlib.import_module("grounding")
+    runs = []
+    for seed, value in enumerate((0.9, 0.5, 0.7)):
+        tests = tmp_path / str(seed) / "tests"
+        tests.mkdir(parents=True)
+        (tests / "grounding.json").write_text(json.dumps(result_of(folder, value)))
+        runs.append(str(tmp_path / str(seed)))
+    script.main([*runs, "--clips", str(folder / "visual"), "--picture", str(tmp_path / "page.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [f"| REC | {name} | .70 | .90 / .50 / .70 | .10 | .20 |" for name in ("mean IoU", "IoU ≥ 0.5")]
+    with Image.open(tmp_path / "page.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    assert script.SAID in colours, "the answers' boxes cover the true ones where they are right"
