@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AddedToken, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llava.constants import COORDINATE_PLACEHOLDERS, COORDINATE_TOKENS, VISUAL_TOKENS
-from llava.data.coordinates import CoordinateTokens
+from llava.constants import VISUAL_TOKENS
+from llava.data.coordinates import CoordinateTokens, register
 from llava.data.prompt import visual_token_ids
 from llava.errors import MissingFile, UserError
 from llava.foreign import check_sizes, config_values, load_tokenizer
@@ -87,11 +87,10 @@ def add_coordinate_tokens(tokenizer: PreTrainedTokenizerBase, model: VisionCausa
     Raises:
         ValueError: when the tokenizer gives other ids than the model was trained with.
     """
-    names = (*COORDINATE_TOKENS, *COORDINATE_PLACEHOLDERS)
-    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
+    register(tokenizer)
     ids = dict(CoordinateTokens.of(tokenizer).ids)
     if model.coordinates is not None:
-        other = [name for name in names if ids[name] != model.coordinates.ids[name]]
+        other = [name for name in ids if ids[name] != model.coordinates.ids[name]]
         if other:
             raise UserError(
                 f"the tokenizer gives {other[0]} the id {ids[other[0]]}, and the model was trained with "

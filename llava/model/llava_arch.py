@@ -225,7 +225,8 @@ class LlavaMetaForCausalLM:
         embeds = self.get_input_embeddings()(input_ids)
         if self.coordinates is not None:
             return self.coordinates.embed(embeds, input_ids, coordinates)
-        if coordinates is not None:
+        # Its tokenizer may know the tokens, and they are words like any other.
+        if coordinates is not None and bool((coordinates >= 0).any()):
             raise UserError("this model was trained without coordinates (--mm_coordinates True): it takes no numbers")
         return embeds
 

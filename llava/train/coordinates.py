@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.config.flags import ModelArguments
+from llava.config.flags import ModelArguments, TrainingArguments
 from llava.constants import COORDINATE_AXES
 from llava.errors import UserError
 from llava.model.builder import COORDINATE_GROUPS, COORDINATE_PART, add_coordinate_tokens
@@ -30,7 +30,7 @@ def has_tables(model_args: ModelArguments) -> bool:
     return isinstance(values, dict) and bool(values.get("mm_coordinates"))
 
 
-def flag_problems(model_args: ModelArguments) -> list[str]:
+def flag_problems(model_args: ModelArguments, training_args: TrainingArguments) -> list[str]:
     """What is wrong with `--mm_coordinates`, which is set here where nobody named it."""
     there = has_tables(model_args)
     if model_args.mm_coordinates is None:
@@ -48,6 +48,11 @@ def flag_problems(model_args: ModelArguments) -> list[str]:
         problems.append(
             f"--mm_coordinates True gives the model fresh tables, which --mm_tunable_parts freezes: add "
             f"{COORDINATE_PART} to it"
+        )
+    if model_args.mm_coordinates and training_args.fsdp and (training_args.bf16 or training_args.fp16):
+        problems.append(
+            "--mm_coordinates True --fsdp in half precision: FSDP rounds the numbers that a batch brings to it: use "
+            "--deepspeed scripts/zero3.json, or leave --bf16 and --fp16 out"
         )
     return problems
 

@@ -235,7 +235,7 @@ def flag_problems(
     """What is wrong with the flags, as far as they alone can tell."""
     problems = path_flag_problems(model_args, data_args, pending)
     problems += format_problems(model_args, data_args)
-    problems += coordinates.flag_problems(model_args)
+    problems += coordinates.flag_problems(model_args, training_args)
     for name, value, known in (
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
         ("vision_precision", model_args.vision_precision, PRECISIONS),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from llava.data.coordinates import CoordinateTokens
-from llava.data.dataset import LazySupervisedDataset
-from llava.train.preflight.run import PREFLIGHT_FILE
+from llava.model.coordinates import CoordinateTables
+from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import alarms, train
 
@@ -19,7 +21,7 @@ BOX = "[<WIDTH-OUTPUT><HEIGHT-OUTPUT>]"
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
+def data(tmp_path) -> Path:
     """Six clips, each with a time that is told, and a time and a place that are asked for."""
     records = []
     for i, (caption, values) in enumerate(zip(CAPTIONS, VALUES, strict=True)):
@@ -28,23 +30,10 @@ def data(tmp_path, monkeypatch) -> Path:
             "temporal_input_locations": values[:1], "temporal_output_locations": values[1:2],
             "spatial_width_output_locations": values[2:3], "spatial_height_output_locations": values[3:],
         }  # fmt: skip
+        made["meta"] = {"width": 64, "height": 64}
         records.append(made)
     path = tmp_path / "grounding.json"
     path.write_text(json.dumps(records))
-    if not hasattr(LazySupervisedDataset, "coordinates"):
-        tokens, getitem = LazySupervisedDataset.tokens, LazySupervisedDataset.__getitem__
-
-        def place(self, index):
-            ids, labels = tokens(self, index)
-            return ids, *CoordinateTokens.of(self.tokenizer).place(ids, labels, VALUES[int(self.record(index).id[1:])])
-
-        monkeypatch.setattr(LazySupervisedDataset, "tokens", lambda self, i: place(self, i)[:2])
-        monkeypatch.setattr(
-            LazySupervisedDataset, "__getitem__",
-            lambda self, i: getitem(self, i) | ({"coordinates": place(self, i)[2]} if i >= 0 else {}),
-        )  # fmt: skip
-        monkeypatch.setattr("llava.train.preflight.words.check_words", lambda *args: [])
-        monkeypatch.setattr("llava.train.monitor.served.ServedSamples.words", lambda *args: None)
     return path
 
 
@@ -59,7 +48,7 @@ def grounded(assets: SimpleNamespace, data: Path, output: Path, **options) -> li
 
 def test_a_run_is_silent(assets, data, tmp_path, caplog):
     with caplog.at_level("INFO"):
-        grounded(assets, data, tmp_path / "run", preflight="full", pad_to_multiple_of=8)
+        grounded(assets, data, tmp_path / "run", pad_to_multiple_of=8)
     bad = [c for c in checks(tmp_path / "run") if c["status"] in ("FAIL", "warning") and c["check"] != "text form"]
     assert bad == [] and alarms(tmp_path / "run") == []
     assert "is that of the live model" in caplog.text
@@ -69,3 +58,48 @@ def test_a_run_is_silent(assets, data, tmp_path, caplog):
     assert {"mm_coordinates"} <= {row["part"] for row in recorded["parameters"] if row["trainable"]}
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["mm_coordinates"] and len(config["coordinate_token_ids"]) == 306
+
+
+def test_a_run_on_text_alone_has_them_too_and_says_which_table_is_idle(assets, data, tmp_path, caplog):
+    """The control of grounding by sight; a text that never tells or asks for a height leaves its table as it is."""
+    text = data.read_text().replace("<HEIGHT-OUTPUT>", "").replace("<WIDTH-OUTPUT>", "<WIDTH-050>")
+    records = json.loads(text)
+    for made in records:
+        made["variables"] = {k: v for k, v in made["variables"].items() if k.startswith("temporal")}
+    data.write_text(json.dumps(records))
+    output = tmp_path / "run"
+    grounded(assets, data, output, experiment=1, text_only=True, max_steps=4)
+    bad = [c for c in checks(output) if c["status"] in ("FAIL", "warning") and c["check"] != "text form"]
+    assert bad == [] and alarms(output) == []
+    (trains,) = [c for c in checks(output) if c["check"] == "what trains"]
+    assert "coordinates that no record tells or asks for (HEIGHT)" in trains["finding"]
+    rows = {row["part"]: row for row in json.loads((output / "llava_run.json").read_text())["parameters"]}
+    assert rows["mm_coordinates"]["frozen"] == 100 * 32
+
+
+def test_a_run_resumes_bit_for_bit(assets, data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = {"save_strategy": "steps", "save_steps": 3, "preflight": "off", "optim": "muon"}
+    grounded(assets, data, whole, **common)
+    shutil.copytree(whole / "checkpoint-3", parts / "checkpoint-3")
+    grounded(assets, data, parts, **common | {"resume_from_checkpoint": True})
+    ours, theirs = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert losses(whole) == losses(parts)
+    started = load_file(whole / "checkpoint-3" / "model.safetensors")
+    moved = [name for name in ours if name.startswith("coordinates.") and not torch.equal(ours[name], started[name])]
+    assert len(moved) == 6
+    with pytest.raises(ValueError, match="--mm_coordinates: was True, is False"):
+        grounded(assets, data, parts, **common | {"resume_from_checkpoint": True, "mm_coordinates": False})
+
+
+def test_hard_targets_are_noticed(assets, data, tmp_path, monkeypatch):
+    soft = CoordinateTables.soft_targets
+
+    def hard(*args):
+        found = soft(*args)
+        return type(found)(found.others, torch.zeros_like(found.shares))
+
+    monkeypatch.setattr(CoordinateTables, "soft_targets", hard)
+    with pytest.raises(PreflightError, match="loss of a token"):
+        grounded(assets, data, tmp_path / "run", max_steps=1)

@@ -129,8 +129,10 @@ def _collated(batch: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[
         own = segments == place
         labels = sample["labels"].clone()
         labels[0] = IGNORE_INDEX  # Nothing comes before it.
-        numbers = {"coordinates": sample["coordinates"]} if "coordinates" in sample else {}
-        for key, wanted in {"input_ids": sample["input_ids"], "labels": labels, **numbers}.items():
+        laid = {"input_ids": sample["input_ids"], "labels": labels}
+        if "coordinates" in sample:
+            laid["coordinates"] = sample["coordinates"]
+        for key, wanted in laid.items():
             if key not in batch or not torch.equal(batch[key][own], wanted):
                 problems.append(f"{key} of a sample change in the training batch")
     targets = batch["supervised_positions"]

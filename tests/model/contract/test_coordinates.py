@@ -17,7 +17,8 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.coordinates import CoordinateTokens
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import expand_placeholders, preprocess_plain_lm
-from llava.model.builder import add_coordinate_tokens, set_trainable
+from llava.model.builder import MM_PARTS, add_coordinate_tokens, part_of, set_trainable
+from llava.model.lora import LoraSettings, add_adapters, merge_adapters
 from llava.model.packed_attention import take_way
 from tests.conftest import SPEC, make_tokenizer
 from tests.model.contract.conftest import Family
@@ -249,7 +250,9 @@ def test_a_prompt_without_its_numbers_is_an_error(family):
         family.model.generate(**prompt, max_new_tokens=1)
 
 
-def test_a_checkpoint_opens_bit_for_bit(family, tmp_path):
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+def test_a_checkpoint_opens_bit_for_bit(grounded, name, tmp_path):
+    family = grounded(name)
     family.model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ours, theirs = family.model.state_dict(), again.state_dict()
@@ -260,8 +263,8 @@ def test_a_checkpoint_opens_bit_for_bit(family, tmp_path):
     assert torch.equal(family.model(**batch).logits, again(**batch).logits)
 
 
-def test_a_training_step_never_waits_for_the_device(family):
-    """On `meta`, where there are no values, whatever asks for one raises."""
+def training_batch(family: Family) -> dict:
+    """With features in place of pixels, as training lays them out."""
     features = []
     for sample in samples(family):
         if "pixel_values_videos" in sample:
@@ -271,7 +274,77 @@ def test_a_training_step_never_waits_for_the_device(family):
         features.append(sample)
     pad = family.tokenizer.eos_token_id
     batch = TrainingCollator(pad, templates=family.model.visual_templates(), multiple=8)(features)
+    return batch | {"num_items_in_batch": torch.tensor(int((batch["labels"] != IGNORE_INDEX).sum()))}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+def test_a_training_step_never_waits_for_the_device(grounded, name):
+    """On `meta`, where there are no values, whatever asks for one raises."""
+    family = grounded(name)
     model = family.copy().to("meta")
-    inputs = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in batch.items()}
-    model(**inputs, num_items_in_batch=torch.tensor(9, device="meta")).loss.backward()
+    inputs = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in training_batch(family).items()}
+    model(**inputs).loss.backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_a_training_step_is_one_graph(grounded):
+    """`fullgraph` refuses a graph with a break."""
+    family = grounded("gpt2")
+    batch = training_batch(family)
+    torch.compiler.reset()
+    model, plain = family.copy(), family.copy()
+    loss, expected = torch.compile(model, backend="eager", fullgraph=True)(**batch).loss, plain(**batch).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for (name, table), own in zip(model.coordinates.named_parameters(), plain.coordinates.parameters(), strict=True):
+        torch.testing.assert_close(table.grad, own.grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_checkpointing_and_half_precision_have_the_gradients_of_the_plain_step(grounded, monkeypatch):
+    """Activations and pieces of the logits that are computed again, and bf16 as far as it goes."""
+    family = grounded("llama")
+    batch, found = training_batch(family), []
+    for again, kind in ((False, None), (True, None), (False, torch.bfloat16)):
+        model = family.copy()
+        if again:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+            monkeypatch.setattr("llava.model.loss.CHUNK_LOGITS", 4 * model.config.vocab_size)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind is not None):
+            model(**batch).loss.backward()
+        found.append({n: p.grad for n, p in model.coordinates.named_parameters()})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad)
+        assert float(F.cosine_similarity(found[2][name].flatten(), grad.flatten(), dim=0)) > 0.99
+
+
+def test_weights_in_half_precision_read_numbers_whole(grounded):
+    """Tables and words in bf16; the numbers stay as they are, and a token is its row to the bit."""
+    family = grounded("llama")
+    model = family.copy().eval().to(torch.bfloat16)
+    batch = batch_of(family)
+    embeds = model.embed(batch["input_ids"], batch["coordinates"])
+    assert embeds.dtype == torch.bfloat16
+    at = batch["input_ids"] == model.coordinates.ids["<HEIGHT-042>"]
+    assert torch.equal(embeds[at][0], model.coordinates.spatial_height_input_embeddings[42])
+    batch["pixel_values_videos"] = batch["pixel_values_videos"].to(torch.bfloat16)
+    with torch.no_grad():
+        found, expected = model(**batch).loss, family.model(**batch_of(family)).loss
+    assert float(found) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_adapters_train_beside_the_tables(grounded):
+    """The words and the language model stay as they are."""
+    pytest.importorskip("peft", reason='LoRA needs peft: pip install -e ".[lora]"')
+    family = grounded("llama")
+    model, batch = family.copy(), training_batch(family)
+    add_adapters(model, LoraSettings(r=2, dropout=0.0))
+    set_trainable(model, PARTS)
+    model(**batch).loss.backward()
+    trained = {part_of(n) for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert trained == set(PARTS.split(","))
+    assert all("lora_" in n for n, p in model.named_parameters() if p.requires_grad and part_of(n) == MM_PARTS[0])
+    expected = model.eval()(**batch).loss
+    merge_adapters(model)
+    torch.testing.assert_close(model(**batch).loss, expected)
