@@ -24,11 +24,11 @@ from llava.data.coordinates import CoordinateTokens
 from llava.data.features.extract import FeatureCache
 from llava.data.features.store import Clip
 from llava.data.features.workers import CLIP_TIMEOUT
-from llava.data.grounding.moved import moved_numbers
 from llava.data.other_clips import OtherClips, clips_named
 from llava.data.prompt import Spans
 from llava.data.record_table import RecordTable
 from llava.data.records import MODALITIES, Problem, Record, by_modality, spread
+from llava.data.square_numbers import moved_numbers
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.token_table import TokenTable
 from llava.data.video import frames_to_pixels, read_frames, read_image

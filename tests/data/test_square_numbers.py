@@ -18,12 +18,12 @@ from llava.data.chat_formats import add_tokens
 from llava.data.coordinates import NO_COORDINATE, register
 from llava.data.dataset import LazySupervisedDataset, measure_lengths
 from llava.data.grounding.annotation import Annotation, Event
-from llava.data.grounding.moved import coordinate_problems, moved_numbers
 from llava.data.grounding.tasks import TASKS, records_of
 from llava.data.grounding.text import parse_box, parse_frame_boxes, parse_span
 from llava.data.problems import REMEDIES
 from llava.data.record_table import RecordTable, open_records
 from llava.data.records import Record, text_alone
+from llava.data.square_numbers import coordinate_problems, moved_numbers
 from llava.data.text_format import text_format
 from llava.data.token_table import open_tokens
 from llava.data.variables import COORDINATES
