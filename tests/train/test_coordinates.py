@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from llava.model.coordinates import CoordinateTables
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
-from tests.train.runs import alarms, train
+from tests.train.runs import alarms, losses, train
 
 VALUES = [[0.12 * i, 0.1 + 0.13 * i, 0.05 + 0.15 * i, 0.3 + 0.1 * i] for i in range(len(CAPTIONS))]
 BOX = "[<WIDTH-OUTPUT><HEIGHT-OUTPUT>]"
