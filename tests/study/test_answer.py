@@ -100,6 +100,15 @@ def test_the_pages_show_every_seed_and_every_value_is_in_one_csv(tmp_path):
     count = sum(r["arm"] == "V" for r in words)
     assert (mean["V"] - mean["M"]) / count == pytest.approx(answer.measured.primary.two_way.mean)
     assert words[0]["visual_strength"] and words[0]["unit"] == "nats" and words[0]["step"] == "100"
+    with (tmp_path / "milestones.csv").open(newline="") as file:
+        earlier = list(csv.DictReader(file))
+    assert list(earlier[0]) == list(rows[0]) and len(earlier) == 2 * len(rows)
+    assert earlier[0]["run"] == "seed0/V/chck_900K" and earlier[-1]["run"] == "seed2/T/chck_10M"
+    for budget in answer.budgets[:2]:
+        name = "chck_" + budget.name.removesuffix(" words")
+        there = [r for r in earlier if r["test"] == "captions" and r["run"].endswith(name)]
+        mean = {a: sum(float(r["value"]) for r in there if r["arm"] == a) / count for a in "VM"}
+        assert mean["V"] - mean["M"] == pytest.approx(budget.result.two_way.mean), name
 
 
 def test_foreign_names_do_not_break_the_page(tmp_path):
