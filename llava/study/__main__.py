@@ -116,7 +116,8 @@ def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, lis
     parser = Parser(kinds, prog=PROG, description=about)
     values, rest = parser.parse_known_args(None if argv is None else list(argv))
     FLAGS.update(f"--{name}" for name in known_flags())  # Messages may name these too.
-    problems = [*_nearly(rest), *out_of_range(vars(values), StudyFlags.ranges).values()]
+    stray = [f"{word}: belongs to no flag" for word in rest[:1] if not word.startswith("--")]
+    problems = [*stray, *_nearly(rest), *out_of_range(vars(values), StudyFlags.ranges).values()]
     if problems:
         refuse(problems[0], PROG)
     try:
@@ -153,6 +154,7 @@ class Study:
         self.flags, self.tests, self.rest, self.environ, self.jobs = flags, tests, list(rest), environ, jobs
         self.plans: dict[int, SeedPlan] = {}
         first = self.plan(0)
+        finish.check_tests(tests, first.flags)
         if flags.text_corpus or flags.words != "all":
             if first.data:
                 raise UserError("--text_corpus: belongs to data of one's own, not to the demo: name them (--data_path)")
@@ -162,8 +164,10 @@ class Study:
             first = self.plan(0)
         for note in first.notes:
             say(note)
-        finish.check_tests(tests, first.flags)
-        settings = settings_of(first, flags.listed, flags.blind_share) | {"words": flags.words}
+        settings = settings_of(first, flags.listed, flags.blind_share) | {
+            "words": flags.words,
+            "primary": tests.primary,
+        }
         self.seeds = open_study(flags.output, settings, flags.seeds)
         self.runs = runs_of(flags.output, self.seeds, flags.listed)
 

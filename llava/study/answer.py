@@ -22,6 +22,7 @@ from llava.report.page import environment, part
 from llava.study.measure import SEEING, Measured, difference, measure
 from llava.study.results import Table, milestones, read_milestones, read_study, runs_of, words_of
 from llava.study.sections import Budget, Section, sections_of
+from llava.study.settings import recorded
 from llava.study.verdict import HARMS, HELPS, NO_DIFFERENCE, NO_VERDICT, UNITS, Verdict, judge
 
 ITEMS, MILESTONES, MARKDOWN = "items.csv", "milestones.csv", "study.md"
@@ -75,12 +76,13 @@ def write_answer(
         raise UserError(
             f"{study}: no test {show(primary)} of both V and M; the tests are {error.args[0]}; name one as the primary"
         ) from None
+    begun = recorded(study)
     smallest = UNITS[measured.primary.unit].smallest if smallest is None else smallest
-    verdict = judge(measured, share, smallest)
+    verdict = judge(measured, share, smallest, begun.get("primary"))
     budgets = _budgets(study, primary)
     if budgets:
         budgets.append(Budget("the end", math.nan, measured.primary, measured.levels[primary]))
-    sections = sections_of(measured, budgets, smallest)
+    sections = sections_of(measured, budgets, smallest, begun)
     written = datetime.now().strftime("%Y-%m-%d %H:%M")
     page = study / REPORT_FILE
     for path, content in (

@@ -87,7 +87,7 @@ def check_tests(asked: TestFlags, flags: Mapping[str, Any]) -> None:
     anywhere = bool(WORDS.get(str(told["allow_absolute_paths"]).lower()))
     for path in asked.pairs:
         pairs = [pair for pair in read_pairs(path, Columns())[0] if pair.clip]
-        if told["video_folder"]:
+        if pairs and told["video_folder"]:
             records = records_of(pairs, told["video_folder"], anywhere)
             apply_policy(records, missing_files(records[::2]), "stop")
 

@@ -54,10 +54,18 @@ def open_study(output: Path, settings: Mapping[str, Any], seeds: int) -> int:
                 "those that come: give the same settings, or choose another --output"
             )
         if seeds > before["seeds"]:
+            # What was named before the study stays what it was.
+            kept = wanted | {"primary": before.get("primary")}
+            aside.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(aside, path)
         return max(seeds, before["seeds"])
     finally:
         aside.unlink(missing_ok=True)
+
+
+def recorded(output: Path) -> dict[str, Any]:
+    """The settings of a study; empty where its results were put together by hand."""
+    return read_study_file(output) if (output / STUDY_FILE).is_file() else {}
 
 
 def _has_begun(output: Path) -> bool:
@@ -97,11 +105,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
         a, b = (values.get(name, "not given") for values in flags)
         if a != b:
             found[f"--{name}"] = a, b
-    return {name: (_written(a), _written(b)) for name, (a, b) in found.items()}
+    return {name: (written(a), written(b)) for name, (a, b) in found.items()}
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as it is typed: whole numbers without a point, lists as one word."""
     if isinstance(value, list):
-        return ",".join(map(_written, value))
+        return ",".join(map(written, value))
     return f"{value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)

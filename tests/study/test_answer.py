@@ -74,6 +74,11 @@ def test_pairs_can_be_the_primary_test(tmp_path):
     assert answer.verdict.kind == "helps" and "percentage points, 3 seeds, 40 pairs" in answer.text
     assert {r.part for r in answer.measured.classes} == {"adjective", "noun", "verb", "colour"}
     assert "pairs_colour: colour" in answer.page.read_text()
+    begun = {"seeds": 5, "arms": ["V", "M"], "blind_share": 0.5, "flags": {}, "primary": "captions"}
+    (tmp_path / "study.json").write_text(json.dumps(begun))
+    later = write_answer(tmp_path, primary="pairs_colour").text
+    assert "began with captions as its primary test, and pairs_colour was chosen later" in later
+    assert "chosen later" not in write_answer(tmp_path).text
     with pytest.raises(UserError, match="no test blimp of both V and M; the tests are captions, pairs_colour"):
         write_answer(tmp_path, primary="blimp")
 

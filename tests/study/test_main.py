@@ -131,7 +131,8 @@ def test_few_clips_are_spoken_of_before_a_run_is_trained(assets, data, tmp_path,
 
 def test_what_cannot_be_tested_is_said_before_anything_is_trained(assets, data, tmp_path, ran):
     words = command(assets, data, tmp_path / "study")
-    norms, pairs = tmp_path / "norms.tsv", tmp_path / "pairs.csv"
+    norms, pairs, plain = (tmp_path / name for name in ("norms.tsv", "pairs.csv", "plain.csv"))
+    plain.write_text("good,bad\nUn gatto,Un gatti\n")
     norms.write_text("word\tAOA\ngatto\t3,5\n")
     pairs.write_text("good,bad,video\nUn gatto,Un gatti,nowhere.mp4\n")
     for asked, said in (
@@ -141,6 +142,7 @@ def test_what_cannot_be_tested_is_said_before_anything_is_trained(assets, data, 
         (["--pairs", str(pairs)], "nowhere.mp4"),
         (["--text", str(norms), str(tmp_path / "again" / "norms.txt")], "two tests would be called norms"),
         (["--classes", str(pairs)], "class"),
+        (["--pairs", str(plain), "--primary", "pairs_mine"], "no such test; use captions or pairs_plain"),
     ):
         (tmp_path / "again").mkdir(exist_ok=True)
         (tmp_path / "again" / "norms.txt").write_text("Un gatto.")
@@ -157,6 +159,9 @@ def test_a_flag_that_is_nearly_one_of_the_study_is_told(capsys):
     with pytest.raises(SystemExit):
         main(["--arms", "V", "M"])
     assert "--arms V: write V,M,T, or V,M without text alone, as one word" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--seeds", "3", "clips.json", "--status"])
+    assert "clips.json: belongs to no flag" in capsys.readouterr().err
 
 
 def test_an_installed_package_says_that_it_has_no_demo(tmp_path, ran, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava.errors import UserError
-from llava.study.settings import STUDY_FILE, open_study, read_study_file
+from llava.study.settings import STUDY_FILE, open_study, read_study_file, recorded
 
 SETTINGS = {"arms": ["T", "V", "M"], "blind_share": 0.5, "flags": {"learning_rate": 0.001, "bf16": False}}
 
@@ -61,6 +61,13 @@ def test_seeds_are_added_and_never_taken_away(tmp_path):
     begun(tmp_path)
     assert [open_study(tmp_path, SETTINGS, seeds) for seeds in (3, 5, 2)] == [3, 5, 5]
     assert read_study_file(tmp_path)["seeds"] == 5
+
+
+def test_the_primary_test_stays_the_one_that_the_study_began_with(tmp_path):
+    begun(tmp_path)
+    for seeds, primary in ((3, "captions"), (5, "pairs_x"), (3, "pairs_x")):
+        open_study(tmp_path, SETTINGS | {"primary": primary}, seeds)
+    assert recorded(tmp_path)["primary"] == "captions" and recorded(tmp_path / "seed0") == {}
 
 
 @pytest.mark.parametrize(
