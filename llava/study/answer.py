@@ -28,6 +28,11 @@ from llava.study.verdict import HARMS, HELPS, NO_DIFFERENCE, NO_VERDICT, UNITS, 
 ITEMS, MILESTONES, MARKDOWN = "items.csv", "milestones.csv", "study.md"
 CAPTIONS = "captions"
 """The blind test of held-out captions."""
+READING = (
+    "V saw each caption after its own clip, M after another's; both are then tested without any video, unless a test "
+    "says so. In V − M, nats below zero favour V, and so do percentage points above zero. In brackets: 95 %, two-way t."
+)
+"""How the numbers of the headline are read."""
 TONES = {HELPS: "good", HARMS: "bad", NO_DIFFERENCE: "plain", NO_VERDICT: "unmeasured"}
 
 
@@ -160,6 +165,8 @@ def markdown(name: str, verdict: Verdict, sections: Sequence[Section]) -> str:
         "",
         f"**{verdict.headline}**",
         "",
+        READING,
+        "",
         *(f"- {s}" for s in verdict.sentences),
         "",
     ]
@@ -180,6 +187,7 @@ def html(name: str, verdict: Verdict, sections: Sequence[Section], written: str)
         .render(
             name=name,
             verdict=verdict,
+            reading=READING,
             tone=TONES[verdict.kind],
             sections=[(s, [draw(p) for p in s.panels]) for s in sections],
             written=written,

@@ -91,7 +91,8 @@ def test_the_pages_show_every_seed_and_every_value_is_in_one_csv(tmp_path):
     page, text = answer.page.read_text(), (tmp_path / "study.md").read_text()
     for seed in answer.measured.primary.two_way.per_seed:
         assert f"{seed:.3f}".replace("-", "−") in text and f"{seed:.3f}".replace("-", "−") in page
-    assert text.index("**Seeing") < text.index("## Seeing: V − M")
+    assert text.index("**Seeing") < text.index("nats below zero favour V") < text.index("## Seeing: V − M")
+    assert "nats below zero favour V" in page
     assert [b.name for b in answer.budgets] == ["900K words", "10M words", "the end"]
     for title in ("By word class", "On norms of words", "Did V see?", "At other budgets", "M − T"):
         assert title in page and title in text
