@@ -29,9 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grounding_scenes import FPS, FRAMES, SIDE, Scene, draw, event_text, phrase, plan_split, split_pairs
-from make_demo_data import encode, read_manifest, write_json
-from PIL import Image
+from grounding_scenes import FPS, FRAMES, SIDE, Scene, event_text, file_of, phrase, plan_split, split_pairs, write_scene
+from make_demo_data import read_manifest, write_json
 
 from llava.data.grounding.annotation import Annotation, Event
 from llava.data.grounding.tasks import records_of
@@ -100,7 +99,7 @@ def joined(records: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def benchmark_records(scene: Scene) -> list[dict[str, Any]]:
-    """A clip's events as ST-Align's benchmark has them: boxes x, y, width, height in pixels by frame, times in frames."""
+    """A clip's events as ST-Align's benchmark has them: x, y, width, height in pixels by frame, times in frames."""
     records = []
     for thing in scene.things:
         boxes = {
@@ -120,18 +119,6 @@ def benchmark_records(scene: Scene) -> list[dict[str, Any]]:
             },
         })  # fmt: skip
     return records
-
-
-def write_scene(scene: Scene, folder: Path) -> None:
-    """Writes a clip or an image; a file that stands under its final name is whole."""
-    frames = draw(scene)
-    path = folder / ("clips" if scene.frames > 1 else "images") / scene.path
-    if scene.frames > 1:
-        encode(frames, path, FPS)
-        return
-    temporary = path.with_name(f".{path.name}")
-    Image.fromarray(frames[0]).save(temporary, format="PNG")
-    temporary.replace(path)
 
 
 def plan(seed: int, num_train: int) -> dict[str, list[Scene]]:
@@ -156,7 +143,7 @@ def make(folder: Path, seed: int, num_train: int, num_workers: int) -> None:
     manifest = read_manifest(folder, {"grounding": True, "seed": seed, "format": [SIDE, FRAMES, FPS], "splits": digest})
     visual = folder / "visual"
     scenes = [scene for each in splits.values() for scene in each]
-    missing = [s for s in scenes if not (visual / ("clips" if s.frames > 1 else "images") / s.path).exists()]
+    missing = [scene for scene in scenes if not file_of(scene, visual).exists()]
     if set(splits) <= set(manifest["complete"]) and not missing:
         print(f"grounding demo: {len(scenes)} clips and images in {folder}, made before")
         return
@@ -185,7 +172,7 @@ def plan_hash(scenes: Sequence[Scene]) -> str:
 def write_scenes(scenes: Sequence[Scene], folder: Path, num_workers: int) -> None:
     """Draws scenes on `num_workers` processes (at most one: in this one), with a progress bar."""
     for scene in scenes:
-        (folder / ("clips" if scene.frames > 1 else "images") / scene.path).parent.mkdir(parents=True, exist_ok=True)
+        file_of(scene, folder).parent.mkdir(parents=True, exist_ok=True)
     work = partial(write_scene, folder=folder)
 
     def follow(results: Iterable[None]) -> None:

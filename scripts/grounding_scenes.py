@@ -1,7 +1,7 @@
 """Scenes of the grounding demo: one or two shapes, of which each appears or moves during part of the clip.
 
-Pure functions of a seed: what there is to see, where and when, and the frames. Nothing here is estimated: boxes follow
-from the outlines that are drawn, times from the frames.
+Functions of a seed: what there is to see, where and when, and the frames. Nothing here is estimated: boxes follow from
+the outlines that are drawn, times from the frames. Processes that draw load this module alone.
 
 Letters in shapes: T frames of a scene (one of an image), S its side in pixels.
 """
@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from demo_captions import ADJECTIVES, ATTRIBUTES, GENDERS
-from make_demo_data import JITTER, OUTLINES, RGB
+from make_demo_data import JITTER, OUTLINES, RGB, encode
 from PIL import Image, ImageDraw
 
 SIDE, FRAMES, FPS = 112, 10, 5
@@ -31,8 +32,8 @@ TRAVEL = (0.25, 0.6)
 """How far a shape moves, as a share of the side."""
 MARGIN = 0.01
 """Free room between two shapes that are there at once, as a share of the side."""
-TWO_OF = 4
-"""Of so many scenes one has one shape, and the others two, which only what is asked for tells apart."""
+ALONE = 2
+"""Of so many scenes one has a single shape; the others have two, which only the words of a question tell apart."""
 SUPERSAMPLING = 4
 HELDOUT_PAIRS, VALIDATION_PAIRS = 6, 4
 """Of the 32 (shape, colour) pairs; each shape and each colour stays in training."""
@@ -129,7 +130,7 @@ def plan_scene(seed: int, kind: str, split: str, index: int, pairs: Sequence[Pai
         pairs: two (shape, colour) pairs of the split, of which the second may stay away.
     """
     rng = random.Random(f"{seed}/{kind}/{split}/{index}")
-    number = 1 if index % TWO_OF == 0 else 2
+    number = 1 if index % ALONE == 0 else 2
     while True:
         things = tuple(_thing(rng, pair, frames) for pair in pairs[:number])
         if number == 1 or apart(*things, frames):
@@ -194,22 +195,41 @@ def draw(scene: Scene) -> np.ndarray:
         for thing in scene.things:
             centre = thing.centre(t)
             if centre is not None:
-                share = coverage(thing.shape, thing.radius, centre)[..., None]
-                frames[t] += share * (np.array(thing.rgb, dtype=np.float32) - frames[t])
+                (left, top), share = coverage(thing.shape, thing.radius, centre)
+                part = frames[t, top : top + len(share), left : left + len(share)]
+                part += share[..., None] * (np.array(thing.rgb, dtype=np.float32) - part)
     return np.rint(frames).astype(np.uint8)
 
 
-def coverage(shape: str, radius: float, centre: tuple[float, float]) -> np.ndarray:
-    """How much of each pixel a shape covers, (S, S) float32 from 0 to 1."""
-    scale = SIDE * SUPERSAMPLING
-    canvas = Image.new("L", (scale, scale))
+def coverage(shape: str, radius: float, centre: tuple[float, float]) -> tuple[tuple[int, int], np.ndarray]:
+    """How much of each pixel a shape covers, float32 from 0 to 1: the square around it, and its left and top corner."""
+    r = radius * SIDE
+    size = min(SIDE, math.ceil(2 * r) + 2)
+    left, top = (min(max(math.floor(c * SIDE - r), 0), SIDE - size) for c in centre)
+    canvas = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
-    x, y, r = centre[0] * scale, centre[1] * scale, radius * scale
+    x, y, r = ((centre[0] * SIDE - left) * SUPERSAMPLING, (centre[1] * SIDE - top) * SUPERSAMPLING, r * SUPERSAMPLING)
     if outline := OUTLINES.get(shape):
         pen.polygon([(x + r * u, y + r * v) for u, v in outline], fill=255)
     else:
         pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
-    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+    return (left, top), np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def file_of(scene: Scene, folder: Path) -> Path:
+    """Where a scene lies in the folder of clips and images."""
+    return folder / ("clips" if scene.frames > 1 else "images") / scene.path
+
+
+def write_scene(scene: Scene, folder: Path) -> None:
+    """Writes a clip or an image; a file that stands under its final name is whole."""
+    frames, path = draw(scene), file_of(scene, folder)
+    if scene.frames > 1:
+        encode(frames, path, FPS)
+        return
+    temporary = path.with_name(f".{path.name}")
+    Image.fromarray(frames[0]).save(temporary, format="PNG")
+    temporary.replace(path)
 
 
 def phrase(thing: Thing) -> str:

@@ -24,7 +24,7 @@ RATES = {
     COORDINATES: "mm_coordinates_lr",
 }
 """The flag of each part's own learning rate."""
-SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.03}
+SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_steps": 0.03}
 ADAPTED = {
     "mm_coordinates": True,
     "mm_tunable_parts": f"mm_language_model,{RESAMPLER},{EMBEDDINGS},{COORDINATES}",

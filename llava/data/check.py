@@ -26,7 +26,6 @@ from llava.data.coordinates import register
 from llava.data.dataset import measure_lengths
 from llava.data.features.extract import Clip, distinct_clips
 from llava.data.features.workers import WorkerFailure, run_tasks
-from llava.data.grounding.moved import coordinate_problems
 from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     DatasetError,
@@ -40,6 +39,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import count_sources, format_sources
+from llava.data.square_numbers import coordinate_problems
 from llava.data.text_format import text_format
 from llava.data.text_start import NONE, TEXT_STARTS, choose_start, recorded_text
 from llava.data.video import (

@@ -24,11 +24,11 @@ from llava.data.coordinates import CoordinateTokens
 from llava.data.features.extract import FeatureCache
 from llava.data.features.store import Clip
 from llava.data.features.workers import CLIP_TIMEOUT
-from llava.data.grounding.moved import moved_numbers
 from llava.data.other_clips import OtherClips, clips_named
 from llava.data.prompt import Spans
 from llava.data.record_table import RecordTable
 from llava.data.records import MODALITIES, Problem, Record, by_modality, spread
+from llava.data.square_numbers import moved_numbers
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.token_table import TokenTable
 from llava.data.video import frames_to_pixels, read_frames, read_image
@@ -40,6 +40,8 @@ Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
 
 LEAST_CUT = 4
 """Positions of a plain text that is cut: a start, two words and the end."""
+CLOSING = 4
+"""Positions within which a box or span ends after its last number: a space, a bracket, a stop."""
 COMPARED = 64
 """Records whose prepared tokens are compared with their text at the start of every run."""
 
@@ -275,16 +277,17 @@ def cut(
     """At most `max_length` positions of ids and labels (L,), as the text format cuts them.
 
     Raises:
-        ValueError: when too little would be left, or a number would be lost: half a box is another answer.
+        ValueError: when too little would be left, or a number or the end of its box would be lost: that is another
+            answer.
     """
     ids, labels = text_format.truncate(*whole, max_length)
     if coordinates is not None and len(ids) < len(whole[0]):
         total, kept = coordinates.count(whole[0]), coordinates.count(ids)
-        if kept < total:
+        if kept < total or coordinates.count(ids[-1 - CLOSING : -1]):
             raise UserError(
-                f"{len(whole[0])} positions do not fit model_max_length {max_length}, and of the {total} coordinates "
-                f"of the text {total - kept} would be cut off: raise --model_max_length (and the model's positions), "
-                "lower --num_frames or --mm_perceiver_latents, or write boxes for fewer frames"
+                f"{len(whole[0])} positions do not fit model_max_length {max_length}, and would be cut after {kept} of "
+                f"the {total} coordinates of the text: raise --model_max_length (and the model's positions), lower "
+                "--num_frames or --mm_perceiver_latents, or write boxes for fewer frames"
             )
     return ids, labels
 

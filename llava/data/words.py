@@ -5,6 +5,7 @@ Letters in shapes: L positions of a sample.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from llava.data.coordinates import spell
 from llava.data.records import Record
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.variables import fill, is_asked
+
+_SPACED = re.compile(r"\s*(<(?:TEMP|HEIGHT|WIDTH)-\d+>)\s*")
 
 
 def record_words(record: Record, text_format: TextFormat, numbers: Sequence[float] = ()) -> str:
@@ -85,6 +88,8 @@ def differing_words(
     """
     found = supervised_words(labels, tokenizer)
     wanted = record_words(record, PlainLM(tokenizer) if text_format is None else text_format, numbers)
+    if numbers:  # Some tokenizers put a space after every token that was added to them.
+        found, wanted = _SPACED.sub(r"\1", found), _SPACED.sub(r"\1", wanted)
     if reads_as(found, wanted, cut):
         return None
     ids = tokenizer(wanted, add_special_tokens=False)["input_ids"]

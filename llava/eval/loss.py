@@ -22,7 +22,8 @@ def token_scores(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor,
     whether the target has the largest logit, (B, L - 1) boolean.
 
     Column `i` belongs to the token at position `i + 1`. Computed from logits, (B, K, V) at the positions that precede
-    a target, and so apart from the model's own loss.
+    a target, and so apart from the model's own loss. A number that two coordinates share has the cross-entropy with
+    both.
     """
     targets = batch["labels"][:, 1:]
     positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
@@ -87,6 +88,18 @@ def caption_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tenso
     return token_losses(model, batch).sum(dim=1), supervised.sum(dim=1).float()
 
 
+def coordinate_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Boolean (B, L - 1): the targets that are coordinates; of a model without them, none.
+
+    Args:
+        labels: (B, L), of a collated batch.
+    """
+    tables = getattr(model, "coordinates", None)
+    if tables is None:
+        return torch.zeros_like(labels[:, 1:], dtype=torch.bool)
+    return torch.isin(labels[:, 1:], tables.token_ids)
+
+
 def after_first_token(input_ids: torch.Tensor, labels: torch.Tensor, visual_ids: Sequence[int]) -> torch.Tensor:
     """Boolean (B, L - 1): the targets that a text-only and a video run both predict.
 
@@ -100,3 +113,44 @@ def after_first_token(input_ids: torch.Tensor, labels: torch.Tensor, visual_ids:
     text = ~torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype, device=input_ids.device))
     first = text & (text.cumsum(dim=1) == 1)
     return (labels[:, 1:] != IGNORE_INDEX) & ~first[:, 1:]
+
+
+SUMS = ("nats", "tokens", "common_nats", "common_tokens", "common_hits", "coordinate_nats", "coordinate_tokens")
+
+
+def sums_of_samples(model: nn.Module, batch: dict[str, Any], visual_ids: Sequence[int]) -> torch.Tensor:
+    """What each sample adds to `SUMS`, (B, 7) in fp64; arguments as in `token_scores` and `after_first_token`."""
+    losses, hits = token_scores(model, batch)
+    labels = batch["labels"]
+    common, numbers = after_first_token(batch["input_ids"], labels, visual_ids), coordinate_targets(model, labels)
+    parts = (
+        losses, labels[:, 1:] != IGNORE_INDEX, losses * common, common, hits & common, losses * numbers, numbers,
+    )  # fmt: skip
+    return torch.stack([part.sum(1).double() for part in parts], dim=1)
+
+
+def set_metrics(sums: Sequence[float], samples: int, prefix: str) -> dict[str, float]:
+    """The loss of a set of samples in nats per supervised token, and its parts, by names that begin with `prefix`.
+
+    `common` is what a text-only and a video run both predict, for their comparison; `coordinate` are the targets that
+    are coordinates. What a set does not have is left out.
+
+    Args:
+        sums: of all samples, in the order of `SUMS`.
+    """
+    of = dict(zip(SUMS, sums, strict=True))
+    found: dict[str, float] = {
+        "loss": of["nats"] / of["tokens"], "nats_per_caption": of["nats"] / samples, "tokens": int(of["tokens"]),
+        "samples": samples,
+    }  # fmt: skip
+    if of["common_tokens"]:
+        found |= {
+            "common_loss": of["common_nats"] / of["common_tokens"],
+            "common_accuracy": of["common_hits"] / of["common_tokens"], "common_tokens": int(of["common_tokens"]),
+        }  # fmt: skip
+    if of["coordinate_tokens"]:
+        found |= {
+            "coordinate_loss": of["coordinate_nats"] / of["coordinate_tokens"],
+            "coordinate_tokens": int(of["coordinate_tokens"]),
+        }  # fmt: skip
+    return {f"{prefix}_{name}": value for name, value in found.items()}

@@ -25,7 +25,6 @@ from llava.data.dataset import LazySupervisedDataset, Preprocess, measure_length
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, describe_cache, extract_features, open_cache
 from llava.data.features.remote import open_folder
-from llava.data.grounding.moved import coordinate_problems
 from llava.data.hashes import below
 from llava.data.record_table import RecordTable
 from llava.data.records import (
@@ -40,6 +39,7 @@ from llava.data.records import (
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.split.holdout import Holdout, difference, plan
+from llava.data.square_numbers import coordinate_problems
 from llava.data.variables import variables_of
 from llava.errors import Stopped, UserError
 from llava.model.vlm import VisionCausalLM

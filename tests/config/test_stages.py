@@ -42,8 +42,7 @@ def test_what_is_given_wins_and_the_line_says_so():
     assert taken.note == (
         "stage 1 sets nothing; given and so decided by the command: --mm_tunable_parts "
         "mm_vision_resampler,mm_mlp_adapter,mm_language_model (stage 1: mm_vision_resampler,mm_embeddings), "
-        "--learning_rate 5e-4 (stage 1: 0.0001), --warmup_ratio 0.1 (stage 1: 0.03); left to the command's other "
-        "flags: --mm_embeddings_lr"
+        "--learning_rate 5e-4 (stage 1: 0.0001); left to the command's other flags: --mm_embeddings_lr, --warmup_steps"
     )
 
 
@@ -53,7 +52,8 @@ def test_what_is_given_wins_and_the_line_says_so():
         ({"lora_enable": "False"}, {"lora_r", "lora_alpha", "lora_dropout"}),
         ({"mm_tunable_parts": "mm_language_model,mm_coordinates"}, {"mm_vision_resampler_lr", "mm_embeddings_lr"}),
         ({"tune_mm_vision_resampler": "True"}, {"mm_tunable_parts", "mm_embeddings_lr", "mm_coordinates_lr"}),
-        ({"warmup_steps": "10"}, {"warmup_ratio"}),
+        ({"warmup_ratio": "0.1"}, {"warmup_steps"}),
+        ({"warmup_steps": "10"}, set()),
         ({"mm_coordinates": "False"}, {"mm_coordinates_lr"}),
     ],
 )

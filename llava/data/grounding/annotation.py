@@ -20,11 +20,13 @@ class Event:
         text: a phrase or a sentence.
         span: its first and last time, from 0 to 1; None where that is not known, and in images.
         boxes: by time from 0 to 1; of an image the one box at 0.
+        first_box: where it starts, should none of `boxes` be at that time.
     """
 
     text: str
     span: Span | None = None
     boxes: Mapping[float, Box] = field(default_factory=dict)
+    first_box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Annotation:
     Attributes:
         id: of the clip; ids of records begin with it.
         video, image: the path of the one or the other.
-        width, height: of a frame in pixels, as a player shows it.
+        width, height: of a frame in pixels, as a player shows it; 0 where no event has boxes and nobody knows.
         num_frames: frames that are seen of the clip; their times are `i / (num_frames - 1)`. 0 where boxes are given
             at other times.
         split: the segment in frames, [first, last], as `meta.split`.
@@ -56,7 +58,8 @@ class Annotation:
         wrong = []
         if bool(self.video) == bool(self.image):
             wrong.append(f"expected a video or an image, got {self.video!r} and {self.image!r}")
-        if self.width < 1 or self.height < 1:
+        is_placed = any(event.boxes for event in self.events)
+        if min(self.width, self.height) < is_placed:
             wrong.append(f"width and height are {self.width} x {self.height} pixels")
         for number, event in enumerate(self.events):
             wrong += [f"events[{number}]: {problem}" for problem in _problems(event)]

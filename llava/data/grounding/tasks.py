@@ -73,6 +73,17 @@ def records_of(annotation: Annotation, tasks: Sequence[str], language: str, rng:
     return records
 
 
+def asked_as(annotation: Annotation, task: str, language: str, question: str) -> dict[str, Any]:
+    """The record of an annotation's one event with a question of its own, in which `{event}`, `{box}`, `{span}` and
+    `{start}` stand for what is told, each where the task tells it.
+
+    Raises:
+        ValueError: when the question tells what the task does not.
+    """
+    ((event, made),) = _all_of(task, annotation, language)
+    return _record(annotation, task, 0, language, event, made, question)
+
+
 def _all_of(task: str, annotation: Annotation, language: str) -> Iterator[tuple[Event | None, _Made]]:
     if task == "DGC":
         if annotation.image and (boxed := [e for e in annotation.events if e.boxes]):
@@ -97,8 +108,7 @@ def _record(
     meta: dict[str, Any] = {
         "task": task,
         "language": language,
-        "width": annotation.width,
-        "height": annotation.height,
+        **({"width": annotation.width, "height": annotation.height} if annotation.width else {}),
         "truth": made.truth,
     }
     if event is not None:
@@ -122,6 +132,8 @@ def _fill(question: str, told: dict[str, str | Written]) -> Written:
     while "{" in rest:
         before, _, rest = rest.partition("{")
         name, _, rest = rest.partition("}")
+        if name not in told:
+            raise UserError(f"the question tells {{{name}}}, and its task tells {', '.join(told) or 'nothing'}")
         value = told[name]
         words, its = (value, []) if isinstance(value, str) else value
         text += before + words
@@ -185,7 +197,7 @@ def _elc(event: Event) -> _Made:
     span, boxes = _span(event), _boxes(event)
     told: dict[str, str | Written] = {
         "start": time_text(span[0], "INPUT"),
-        "box": box_text(event.boxes[min(event.boxes)], "INPUT"),
+        "box": box_text(event.first_box or event.boxes[min(event.boxes)], "INPUT"),
     }
     when, where = time_text(span[1]), frame_boxes_text(event.boxes)
     answer = f"{when[0]}, {event.text.rstrip('.')}. {where[0]}", [*when[1], *where[1]]

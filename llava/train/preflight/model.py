@@ -22,6 +22,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
 from llava.data.features.quantised import dequantised
 from llava.eval.loss import cross_entropies
+from llava.model.builder import EMBEDDING_PART
 from llava.train.preflight.data import Finding
 
 Batch = dict[str, Any]
@@ -157,7 +158,7 @@ def check_start(loss: float, kind: str, fresh: bool, parts: Sequence[str], vocab
     name = f"start of the loss, {kind}"
     chance = math.log(vocabulary)
     words = f"{loss:.2f}, ln(vocabulary) is {chance:.2f}"
-    if abs(loss - chance) <= NEAR_CHANCE and "mm_language_model" not in parts:
+    if abs(loss - chance) <= NEAR_CHANCE and not {"mm_language_model", EMBEDDING_PART} & set(parts):
         remedy = "add mm_language_model to --mm_tunable_parts, or start from a trained language model"
         words += ": the language model guesses and is frozen, so it will never learn a word"
         return Finding(name, "FAIL", words, remedy, loss)

@@ -13,7 +13,7 @@ from llava.errors import UserError
 @pytest.mark.parametrize(("fields", "said"), [
     ({"video": "a.mp4", "image": "a.png"}, "a video or an image"),
     ({}, "a video or an image"),
-    ({"image": "a.png", "width": 0}, "0 x 10 pixels"),
+    ({"image": "a.png", "width": 0, "events": [Event("x", None, {0.0: (0, 0, 1, 1)})]}, "0 x 10 pixels"),
     ({"image": "a.png", "events": [Event(" ")]}, r"events\[0\]: its text is empty"),
     ({"image": "a.png", "events": [Event("x <TEMP-001>")]}, "its text holds <TEMP-001>"),
     ({"video": "a.mp4", "events": [Event("x", (0.5, 0.2))]}, r"its span \[0.5, 0.2\] is not"),
