@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.model.builder import load_language_model
+from llava.model.builder import add_coordinate_tokens, load_language_model, set_trainable
 from llava.model.coordinates import CoordinateTables
+from llava.train.optimizer import make_optimizer
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import alarms, losses, train
@@ -129,3 +130,22 @@ def test_hard_targets_are_noticed(assets, data, tmp_path, monkeypatch):
 def test_flags_that_disagree_are_named(assets, data, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         grounded(assets, data, tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw_torch"])
+def test_tables_are_trained_by_adamw_without_weight_decay(build, tokenizer, optim):
+    model = build()
+    add_coordinate_tokens(tokenizer, model)
+    set_trainable(model, ["mm_language_model", "mm_coordinates"])
+    args = SimpleNamespace(
+        optim=optim, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, adam_epsilon=1e-8, learning_rate=1e-3,
+        mm_projector_lr=None, mm_vision_resampler_lr=None, mm_vision_tower_lr=None, mm_embeddings_lr=None,
+        mm_coordinates_lr=2e-3,
+    )  # fmt: skip
+    names = {name for name, _ in model.named_parameters()}
+    optimizer = make_optimizer(model, args, names, lambda: (torch.optim.AdamW, {"lr": 1e-3}))
+    own = [g for g in optimizer.param_groups if any(p is model.coordinates.temporal_input_embeddings
+                                                    for p in g["params"])]  # fmt: skip
+    (group,) = own
+    assert len(group["params"]) == 6 and group["lr"] == 2e-3 and group["weight_decay"] == 0.0
+    assert not group.get("muon") and group["name"] == "mm_coordinates, no decay"
