@@ -23,6 +23,7 @@ from llava.model.lora import LoraSettings, add_adapters, merge_adapters
 from llava.model.packed_attention import take_way
 from tests.conftest import SPEC, make_tokenizer
 from tests.model.contract.conftest import Family
+from tests.model.contract.test_graphs import WAITING, Operations
 
 FAMILIES = ("gpt2", "llama", "qwen3", "gemma2", "gemma3_text")
 PARTS = "mm_language_model,mm_mlp_adapter,mm_vision_resampler,mm_coordinates"
@@ -294,6 +295,17 @@ def test_a_training_step_never_waits_for_the_device(grounded, name):
     inputs = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in training_batch(family).items()}
     model(**inputs).loss.backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_no_operation_of_a_step_sizes_its_result_by_values(grounded, monkeypatch):
+    """Which a device would be waited for; a look at values on CPU is left out, as it is elsewhere."""
+    family = grounded("gpt2")
+    batch, model = training_batch(family), family.copy()
+    for module in ("loss", "coordinates"):
+        monkeypatch.setattr(f"llava.model.{module}.can_look", lambda values: False)
+    with Operations() as seen:
+        model(**batch).loss.backward()
+    assert "embedding_dense_backward" in seen.names and not seen.names & WAITING
 
 
 def test_a_training_step_is_one_graph(grounded):
