@@ -18,7 +18,14 @@ from llava.data.coordinates import CoordinateTokens
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import expand_placeholders, preprocess_plain_lm
 from llava.eval.loss import token_losses
-from llava.model.builder import MM_PARTS, add_coordinate_tokens, part_of, set_trainable
+from llava.model.builder import (
+    COORDINATE_GROUPS,
+    MM_PARTS,
+    add_coordinate_tokens,
+    parameter_groups,
+    part_of,
+    set_trainable,
+)
 from llava.model.lora import LoraSettings, add_adapters, merge_adapters
 from llava.model.packed_attention import take_way
 from tests.conftest import SPEC, make_tokenizer
@@ -156,6 +163,7 @@ def test_a_gradient_reaches_every_table_and_no_dead_row(family):
     model(**batch_of(family)).loss.backward()
     trains = {n: p for n, p in model.named_parameters() if n.startswith("coordinates.")}
     assert len(trains) == 6 and all(bool(p.grad.any()) for p in trains.values())
+    assert set(parameter_groups(model).values()) >= set(COORDINATE_GROUPS)
     tokens = model.coordinates.token_ids
     for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
         assert not weight.grad[tokens].any()
