@@ -28,6 +28,7 @@ COORDINATES = "coordinates"
 _KEYS = {placeholder: key for key, placeholder in VARIABLES.items()}
 _PLACEHOLDER = re.compile("|".join(map(re.escape, COORDINATE_PLACEHOLDERS)))
 _KNOWN = frozenset((*COORDINATE_PLACEHOLDERS, *COORDINATE_TOKENS))
+_BRACKETS = re.compile(r"\[\s*\]|\{\s*\}")
 _WORD = re.compile(r"<(?:TEMP|HEIGHT|WIDTH)-(?:\d+|INPUT|OUTPUT)>")
 
 
@@ -40,6 +41,13 @@ def coordinate_word(text: str) -> str:
     """The first coordinate token or placeholder of a text, a number beyond the tokens included; empty for none."""
     found = _WORD.search(text) if "<" in text else None
     return found[0] if found else ""
+
+
+def without_coordinates(text: str) -> str:
+    """The text with a space in place of every coordinate token and placeholder, and of brackets around nothing else."""
+    if not coordinate_word(text):
+        return text
+    return _BRACKETS.sub(" ", _WORD.sub(" ", text))
 
 
 def axis_of(placeholder: str) -> str:

@@ -16,9 +16,11 @@ from llava.eval.accuracy import clustered_share
 from llava.eval.caption_scores import score_texts
 from llava.eval.captioning import Caption
 from llava.eval.grounding_answers import CONSTANT, MEASURES, WORDED, Answer, Truth, constant_answers, measured
-from llava.eval.grounding_scores import figures, true_tube
+from llava.eval.grounding_scores import answered_tube, figures, true_tube
 
 OTHER = "another clip's video"
+VALUE = "score, 95 % interval"
+READ_ALONE = "read answers alone"
 SHOWN = 3
 """Examples of each task: its best answer, its median one, and its worst."""
 
@@ -89,9 +91,9 @@ def _task(task: str, asked: Sequence[Asked], grid: Sequence[int], metrics: Seque
         found["words"] = _words(asked, metrics)
     if constants:
         best = constants[CONSTANT][0]
-        found["constant"] = {
-            "box": best.box if set(measures) - {"tIoU"} else None, "span": best.span if "tIoU" in measures else None,
-        }  # fmt: skip
+        when = {} if best.span is None else {"end": [best.span[1]]} if task == "ELC" else {"span": list(best.span)}
+        where = {"box": best.box} if set(measures) - {"tIoU"} else {}
+        found["constant"] = {**where, **(when if "tIoU" in measures else {})}
     return found
 
 
@@ -154,7 +156,8 @@ def examples_of(asked: Sequence[Asked], grid: Sequence[int], question: Callable[
                 "id": a.record.id, "task": task, "question": question(a.record), "path": path_of(a.record),
                 "is_image": not a.record.videos, "split": list(a.record.split) if a.record.split else None,
                 "answer": a.said.text, "value": value if measure else None, "measure": measure,
-                "truth": _drawn(a.truth, true_tube(a.truth.boxes, grid)), "said": _drawn(a.answer, a.answer.boxes),
+                "truth": _drawn(a.truth, true_tube(a.truth.boxes, grid)),
+                "said": _drawn(a.answer, answered_tube(a.answer.boxes, grid)),
                 "words": a.truth.text,
             })  # fmt: skip
     return found
@@ -167,37 +170,50 @@ def _drawn(what: Truth | Answer, boxes: Mapping[int, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def format_tasks(tasks: Mapping[str, Any]) -> str:
-    """The scores of all tasks as aligned text, each figure beside its floors."""
-    return "\n\n".join("\n".join(_lines(task, found)) for task, found in tasks.items())
+@dataclass(frozen=True)
+class TaskTable:
+    """The scores of a task in words: `rows` are the cells of each figure by the name of their column."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Mapping[str, Mapping[str, str]]
+    constant: str
 
 
-def _lines(task: str, found: Mapping[str, Any]) -> list[str]:
-    of = f"{found['records']} questions about {found['clips']} clips"
+def table_of(task: str, found: Mapping[str, Any]) -> TaskTable:
+    """The scores of a task, as `scores_of` gives them, each figure beside its floors."""
     unread = [
-        f"{found['records'] - part['parsed']} answers have no {measure} and count 0"
+        f"{found['records'] - part['parsed']} without {measure}, which count 0"
         for measure, part in found["measures"].items()
         if part["parsed"] < found["records"]
     ]
-    lines = [f"{task}: " + "; ".join([of, *unread])]
+    heading = "; ".join([f"{task}: {found['records']} questions about {found['clips']} clips", *unread])
     rows: dict[str, dict[str, str]] = {}
     for measure, part in found["measures"].items():
         for name, figure in part["figures"].items():
-            cells = {"": _interval(figure["value"]), "read answers alone": _number(figure["parsed_only"])}
+            cells = {VALUE: _interval(figure["value"]), READ_ALONE: _number(figure["parsed_only"])}
             rows[f"{measure} {name}"] = cells | {floor: _number(v) for floor, v in figure["floors"].items()}
     for name, score in (found.get("words") or {}).items():
-        rows[name] = {"": _interval(score["value"])} | {floor: _number(v) for floor, v in score["floors"].items()}
+        rows[name] = {VALUE: _interval(score["value"])} | {floor: _number(v) for floor, v in score["floors"].items()}
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-    widths = {c: max(len(c), *(len(cells.get(c, "")) for cells in rows.values())) for c in columns}
-    first = max(map(len, rows), default=0)
-    lines.append("  " + " " * first + "  " + "  ".join(c.rjust(widths[c]) for c in columns))
-    for name, cells in rows.items():
-        lines.append(f"  {name:<{first}}  " + "  ".join(cells.get(c, "").rjust(widths[c]) for c in columns))
-    constant = {k: v for k, v in (found.get("constant") or {}).items() if v}
-    if constant:
-        said = [f"{name} ({', '.join(f'{x:.2f}' for x in value)})" for name, value in constant.items()]
-        lines.append(f"  best constant answer: {', '.join(said)}")
-    return [line.rstrip() for line in lines]
+    constant = [f"{name} ({', '.join(f'{x:.2f}' for x in v)})" for name, v in (found.get("constant") or {}).items()]
+    return TaskTable(heading, columns, rows, ", ".join(constant))
+
+
+def format_tasks(tasks: Mapping[str, Any]) -> str:
+    """The scores of all tasks as aligned text."""
+    return "\n\n".join("\n".join(_lines(table_of(task, found))) for task, found in tasks.items())
+
+
+def _lines(table: TaskTable) -> list[str]:
+    widths = {c: max(len(c), *(len(cells.get(c, "")) for cells in table.rows.values())) for c in table.columns}
+    first = max(map(len, table.rows), default=0)
+    lines = [table.heading, "  " + " " * first + "  " + "  ".join(c.rjust(widths[c]) for c in table.columns)]
+    for name, cells in table.rows.items():
+        lines.append(f"  {name:<{first}}  " + "  ".join(cells.get(c, "").rjust(widths[c]) for c in table.columns))
+    return [
+        line.rstrip() for line in [*lines, *([f"  best constant answer: {table.constant}"] if table.constant else [])]
+    ]
 
 
 def _number(triple: Sequence[float | None]) -> str:

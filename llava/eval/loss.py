@@ -22,8 +22,7 @@ def token_scores(model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor,
     whether the target has the largest logit, (B, L - 1) boolean.
 
     Column `i` belongs to the token at position `i + 1`. Computed from logits, (B, K, V) at the positions that precede
-    a target, and so apart from the model's own loss. A number that two coordinates share has the cross-entropy with
-    both.
+    a target, and so apart from the model's own loss.
     """
     targets = batch["labels"][:, 1:]
     positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)

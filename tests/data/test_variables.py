@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from llava.data.variables import VARIABLES, coordinate_word, fill, placeholders_in, read_variables, variables_of
+from llava.data.variables import (
+    VARIABLES,
+    coordinate_word,
+    fill,
+    placeholders_in,
+    read_variables,
+    variables_of,
+    without_coordinates,
+)
 from tests.data.test_captions import talk
 
 TURNS = talk(
@@ -71,3 +79,6 @@ def test_words_that_stand_for_coordinates() -> None:
     assert placeholders_in("a <TEMP-INPUT><video><TEMP-012> <WIDTH-OUTPUT>") == ["<TEMP-INPUT>", "<WIDTH-OUTPUT>"]
     assert coordinate_word("a <TEMP-999> b") == "<TEMP-999>" and coordinate_word("<HEIGHT-INPUT>") == "<HEIGHT-INPUT>"
     assert coordinate_word("<TEMP> <video>") == ""
+    box = "[<WIDTH-OUTPUT><HEIGHT-001><WIDTH-OUTPUT><HEIGHT-OUTPUT>]"
+    assert without_coordinates(f"un gatto {box} in {{<TEMP-INPUT><TEMP-INPUT>}}.").split() == ["un", "gatto", "in", "."]
+    assert without_coordinates("un gatto [] {}") == "un gatto [] {}"
