@@ -137,7 +137,7 @@ def test_every_sample_has_numbers_where_the_tokenizer_knows_them(records: Record
 def test_the_same_numbers_with_the_video_and_without(records: RecordTable) -> None:
     shown = [r for r in records if r.id != "words"]
     dataset = dataset_of(shown)
-    dataset.alone = dataset_of([text_alone(r) for r in shown], spec=None, tokenizer=dataset.tokenizer)
+    dataset.alone = dataset_of([text_alone(r) for r in shown], tokenizer=dataset.tokenizer)
     for index, record in enumerate(shown):
         assert said(dataset, index) == said(dataset, index + len(shown))
         assert dataset.numbers(text_alone(record)) == dataset.numbers(record)
