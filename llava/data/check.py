@@ -39,7 +39,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import count_sources, format_sources
-from llava.data.square_numbers import coordinate_problems
+from llava.data.square_numbers import coordinate_problems, loose_times
 from llava.data.text_format import text_format
 from llava.data.text_start import NONE, TEXT_STARTS, choose_start, recorded_text
 from llava.data.video import (
@@ -304,6 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if numbered := [r for r in records if r.coordinates]:
         numbers = sum(len(r.coordinates) for r in numbered)
         print(f"coordinates: {numbers} numbers in {len(numbered)} records, which train with --mm_coordinates True")
+        if remark := loose_times(records, spec):
+            print(f"remark: {remark}")
     unseen = len({clip[0] for clip, report in reports.items() if not report.is_whole})
     if unseen:
         print(
