@@ -62,6 +62,8 @@ class VisionConfig:
     mm_projector_type: str = "mlp2x_gelu"
     mm_resampler_type: str = "fast_slow_resampler"
     mm_perceiver_depth: int = 1
+    mm_perceiver_width: int | None = None
+    mm_perceiver_heads: int | None = None
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
     lora: dict | None = None
