@@ -50,7 +50,7 @@ def load_adapter(model: LlavaMetaForCausalLM, path: str) -> str:
         own = getattr(model, part).state_dict()
         found[part] = {n.partition(f"{part}.")[2]: value for n, value in weights.items() if f"{part}." in n}
         if found[part] or (part == "mm_projector" and own):
-            problems += _differences(part, found[part], own)
+            problems += differences(part, found[part], own)
     if not any(found.values()):
         problems = [f"no weight of mm_projector or vision_resampler, only {', '.join(list(weights)[:3]) or 'nothing'}"]
     if problems:
@@ -82,7 +82,7 @@ def load_resampler(model: LlavaMetaForCausalLM, path: str) -> str:
     part = "vision_resampler"
     named = {n.partition(f"{part}.")[2]: value for n, value in weights.items() if f"{part}." in n}
     found = from_llava_st(weights) or named or weights
-    problems = _differences(part, found, own)
+    problems = differences(part, found, own)
     if problems:
         raise UserError(
             f"{RESAMPLER} {path} does not fit this model: {_listed(problems)}. It must come from a resampler of the "
@@ -119,7 +119,7 @@ def _listed(problems: list[str]) -> str:
     return f"{'; '.join(problems[:MOST_PROBLEMS])}{more}"
 
 
-def _differences(part: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+def differences(part: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
     """Every way in which the weights `found` for a part are not those that it has."""
     differences = [f"{part}.{name} is missing" for name in own if name not in found]
     differences += [f"{part}.{name} is not one of the model's" for name in found if name not in own]
