@@ -22,8 +22,7 @@ from llava.model.capabilities import embedding_std
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import empty_vision_tower, load_vision_tower
 from llava.model.multimodal_projector.builder import build_projector
-from llava.model.multimodal_resampler.builder import attention_of, build_resampler
-from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.multimodal_resampler.builder import DRAWS_ITSELF, attention_of, build_resampler
 from llava.model.splice import splice
 from llava.model.vision_batch import NO_VISION, VisionBatch
 
@@ -119,7 +118,7 @@ class LlavaMetaForCausalLM:
         config.video_spec = spec.to_dict()
         self.build_vision_modules()
         for module in self.vision_resampler.modules():
-            if isinstance(module, StreamResampler):
+            if isinstance(module, DRAWS_ITSELF):
                 module.row_std = embedding_std(self) if self.row_std is None else self.row_std
         for module in (self.mm_projector, self.vision_resampler):
             module.apply(self._init_weights)

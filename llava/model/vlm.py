@@ -26,7 +26,7 @@ from llava.model.generation import CACHE, GeneratesWithVideo
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
-from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.multimodal_resampler.builder import DRAWS_ITSELF
 from llava.model.packed import known_layout
 from llava.model.packed_attention import NAMES, ready_mask
 from llava.model.peft_defaults import teach_peft
@@ -121,7 +121,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, StreamResampler):
+        if isinstance(module, DRAWS_ITSELF):
             module.reset_parameters()
 
     @classmethod

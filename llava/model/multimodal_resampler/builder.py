@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from llava.config.video import RESAMPLERS, VideoSpec, temporal_factor
 from llava.errors import UserError
-from llava.model.multimodal_resampler.fast_slow import FastSlowResampler, default_heads
-from llava.model.multimodal_resampler.stp import SpatialTemporalPacker
+from llava.model.multimodal_resampler.fast_slow import FastSlowResampler, StreamResampler, default_heads
+from llava.model.multimodal_resampler.stp import Packer, SpatialTemporalPacker
 
 Resampler = FastSlowResampler | SpatialTemporalPacker
+DRAWS_ITSELF = (StreamResampler, Packer)
+"""Modules that draw weights after the language model's own scheme has, by `reset_parameters` and their `row_std`."""
 
 
 def build_resampler(

@@ -20,8 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from llava.config.video import VideoSpec, divisors, grid
 from llava.errors import UserError
+from llava.model.multimodal_resampler.fast_slow import ROW_STD
 
 Grid = tuple[int, int]
+GAIN = 0.64
+"""Of a matrix at the start: LLaVA-ST's standard deviation of .02 at its attention's width of 1,024. At a width of 32
+the same .02 leaves queries and keys so small that their norms get no gradient to speak of."""
 
 
 def space_blocks(features: torch.Tensor, source: Grid, target: Grid) -> torch.Tensor:
@@ -64,6 +68,15 @@ class Packer(nn.Module):
         self.norm_query, self.norm_key, self.norm_value = (nn.LayerNorm(inner) for _ in range(3))
         self.query, self.key, self.value, self.merge = (nn.Linear(inner, inner) for _ in range(4))
         self.out = nn.Linear(inner, width, bias=False)
+        self.row_std = ROW_STD
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the matrices so that attention begins alike at any width, and what is added within `row_std`."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                gain = self.row_std if module is self.out else GAIN
+                nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_features))
 
     def attend(self, queries: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
         """(..., D) queries, (..., K, D) the block of each -> (..., D) what they are with what they found."""
