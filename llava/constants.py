@@ -36,6 +36,14 @@ VISUAL_TOKENS = (
 )
 """The eight tokens whose positions hold vision features; never written by a record's author."""
 
+NUM_COORDINATES = 100
+"""Steps from 0 to 1 along an axis, both ends included: coordinate `k` is the number `k / 99`."""
+COORDINATE_AXES = ("TEMP", "HEIGHT", "WIDTH")
+COORDINATE_TOKENS = tuple(f"<{axis}-{k:03d}>" for axis in COORDINATE_AXES for k in range(NUM_COORDINATES))
+"""LLaVA-ST's words for when and where, axis by axis; a record may write them, and a model does."""
+COORDINATE_PLACEHOLDERS = tuple(f"<{axis}-{way}>" for axis in COORDINATE_AXES for way in ("INPUT", "OUTPUT"))
+"""Stand in a record's text for numbers that it gives: one that is told, and one that is asked for."""
+
 RUN_RECORD = "llava_run.json"
 """In the folder of a run and of each checkpoint: what the run was started with, and on what."""
 ALARMS_FILE = "alarms.jsonl"
