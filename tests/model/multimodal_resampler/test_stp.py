@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from llava.config.video import VideoSpec, grid
 from llava.model.builder import KEY_BIASES
+from llava.model.multimodal_resampler import stp
 from llava.model.multimodal_resampler.builder import build_resampler
 from llava.model.multimodal_resampler.llava_st import from_llava_st
 from llava.model.multimodal_resampler.stp import SpatialTemporalPacker, middle, space_blocks, time_blocks
@@ -156,6 +157,21 @@ def test_a_row_sees_its_block_and_nothing_else():
     after[0, 2, 3] += 1.0  # The upper right block of the third frame.
     moved = (packer(before) != packer(after)).any(-1)[0].nonzero().flatten().tolist()
     assert moved == [2, 4 + 4 + 1], "the third fast row, and the second place of the second slow step"
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        ("space_blocks", lambda x, s, t: space_blocks(x.unflatten(-2, s).transpose(-3, -2).flatten(-3, -2), s, t)),
+        ("time_blocks", lambda x, frames: x.flatten(1, 2).unflatten(1, (-1, x.shape[2], frames))),
+    ],
+)
+def test_transposed_blocks_and_space_for_time_are_noticed(packer, golden, monkeypatch, name, mutant):
+    monkeypatch.setattr(stp, name, mutant)
+    with pytest.raises(AssertionError):
+        test_every_packer_gives_the_values_of_llava_st(packer, golden)
+    with pytest.raises(AssertionError):
+        test_blocks_are_those_of_a_loop_over_queries({})
 
 
 def test_patches_and_frames_that_do_not_fit_are_refused(packer):
