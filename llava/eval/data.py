@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import HELD_OUT_FILE, RUN_RECORD
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.features.extract import FeatureCache, extract_features
-from llava.data.mixture import DEFAULT_SEED, split_paths
+from llava.data.mixture import DEFAULT_SEED, read_mixture, split_paths
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
 from llava.data.text_format import recorded_format
@@ -32,12 +32,26 @@ def device_of(name: str | None) -> torch.device:
         raise UserError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
 
 
+def record_files(data_path: str) -> list[str]:
+    """The files that a `--data_path` names: those of records, mixtures, and what mixtures name.
+
+    Raises:
+        ValueError: as `split_paths`.
+    """
+    found = []
+    for path in split_paths(data_path):
+        found.append(path)
+        if path.casefold().endswith((".yaml", ".yml")):
+            found += [entry.path for entry in read_mixture(path)[0]]
+    return list(dict.fromkeys(found))
+
+
 def trained_on(model_path: str | Path, path: str) -> bool:
     """Whether a `--data_path` has a file that the model's run trained on, by its record; False where there is none."""
     try:
         flags = json.loads((Path(model_path) / RUN_RECORD).read_text(encoding="utf-8"))["flags"]
-        known = {os.path.realpath(p) for p in split_paths(flags["data_path"])}
-        return any(os.path.realpath(p) in known for p in split_paths(path))
+        known = {os.path.realpath(p) for p in record_files(flags["data_path"])}
+        return any(os.path.realpath(p) in known for p in record_files(path))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

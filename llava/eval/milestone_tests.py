@@ -18,7 +18,7 @@ from llava.errors import UserError, show
 from llava.eval import pairs, surprisal
 from llava.eval.data import held_out_of
 from llava.eval.pair_files import Columns, read_pairs
-from llava.eval.result_files import FOLDER, RunFlags, file_name, sha256, step_of
+from llava.eval.result_files import FOLDER, RunFlags, file_name, kept_results, stamps, step_of
 from llava.eval.surprisal import BLIND, BlindTest, SurprisalFlags
 
 END = "end"
@@ -155,8 +155,8 @@ class RunTests:
         self.pair_flags = pairs.PairFlags(
             files=flags.pairs, conditions=[pairs.NONE], batch_size=flags.batch_size, context=flags.context
         )
+        self.pair_stamps = stamps(flags.pairs)
         self.pair_files = {path: read_pairs(path, self.columns) for path in flags.pairs}
-        self._hashes: dict[str, str] = {}
         self._blind_settings = self.blind.settings if self.blind else {}
 
     def _held_out(self) -> MilestoneFlags:
@@ -180,17 +180,14 @@ class RunTests:
         """Names of the results that a model does not have: not there, older than the model, or of something else."""
         names = []
         if self.blind is not None:
-            wanted = {"files": [self._hash(p) for p in self.blind.files], **self._blind_settings}
+            wanted = {"files": [made["sha256"] for made in self.blind.files], **self._blind_settings}
             if not covers(facts_of(model, BLIND), wanted):
                 names.append(BLIND)
         settings = pairs.settings_of(self.pair_flags, self.columns)
-        for path, name in zip(self.pair_files, self.pair_names, strict=True):
-            if not covers(facts_of(model, name), {"files": [self._hash(path)], **settings}):
+        for made, name in zip(self.pair_stamps, self.pair_names, strict=True):
+            if not covers(facts_of(model, name), {"files": [made["sha256"]], **settings}):
                 names.append(name)
         return names
-
-    def _hash(self, path: str) -> str:
-        return self._hashes.setdefault(path, sha256(path))
 
     def measure(self, model: Kept) -> None:
         """Makes the results that a model lacks."""
@@ -200,20 +197,12 @@ class RunTests:
             surprisal.measure(run, self.blind)
         names = zip(self.pair_files.items(), self.pair_names, strict=True)
         if files := {path: found for (path, found), name in names if name in lacking}:
-            pairs.measure(run, self.pair_flags, self.columns, files)
+            pairs.measure(run, self.pair_flags, self.columns, files, self.pair_stamps)
 
 
 def facts_of(model: Kept, name: str) -> dict[str, Any] | None:
-    """What the file beside a model's results says; None where they are not there, or older than the model."""
-    path = model.folder / FOLDER / f"{name}.json"
-    weights = [p.stat().st_mtime_ns for ending in ("*.safetensors", "*.bin") for p in model.folder.glob(ending)]
-    try:
-        if not path.with_suffix(".csv").is_file() or path.stat().st_mtime_ns < max(weights, default=0):
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    """What the file beside a model's results says; None where there are none of this model."""
+    return kept_results(model.folder / FOLDER, name, model.folder)
 
 
 def covers(facts: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
@@ -223,7 +212,7 @@ def covers(facts: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
     made = {**(facts.get("settings") or {}), "files": [f.get("sha256") for f in facts.get("files") or []]}
     for name, value in wanted.items():
         has = made.get(name)
-        more = name in ("files", "columns", "norms", "conditions") and isinstance(has, list)
+        more = name in ("files", "tests", "columns", "norms", "conditions") and isinstance(has, list)
         if not (set(value) <= set(has) if more else name in made and has == value):
             return False
     return True

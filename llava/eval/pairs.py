@@ -29,7 +29,7 @@ from llava.eval.accuracy import clustered_share, correct
 from llava.eval.controls import other_samples
 from llava.eval.data import device_of
 from llava.eval.pair_files import Columns, Pair, read_pairs, summarise
-from llava.eval.result_files import Results, RunFlags, file_name
+from llava.eval.result_files import Results, RunFlags, file_name, stamps
 from llava.eval.sighted import SightedScorer, clusters_of, open_seeing_cache
 from llava.eval.text_scores import TextScorer, check_texts, load_without_tower, plain_format, reserved_texts
 from llava.model.builder import load_pretrained_model
@@ -97,9 +97,11 @@ def score_sighted(
         shown = [i for i in other_samples(clips, [0] * len(records), seed) if i is not None]
         if len(shown) < len(records):
             raise UserError("--conditions other needs two different clips: there is one")
-    # A sentence that stands in several pairs of a clip is measured once: it is equal to itself to the last bit.
+    # The same tokens after the same clip are measured once: a tie is one to the last bit.
     sources = [(clips[i], records[i].split) for i in shown]
-    keys = [(r.conversations[1]["value"], source) for r, source in zip(records, sources, strict=True)]
+    texts = [r.conversations[1]["value"] for r in records]
+    rows = scorer.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    keys = [(tuple(ids), source) for ids, source in zip(rows, sources, strict=True)]
     first = {key: index for index, key in reversed(list(enumerate(keys)))}
     nats = scorer.score(
         [records[i] for i in first.values()],
@@ -280,14 +282,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, flags, columns = parse(
         main.__doc__, RunFlags, PairFlags, Columns, argv=argv, prog="python -m llava.eval.pairs"
     )
-    measure(run, flags, columns, {path: read_pairs(path, columns) for path in flags.files})
+    made = stamps(flags.files)
+    measure(run, flags, columns, {path: read_pairs(path, columns) for path in flags.files}, made)
     return 0
 
 
 def measure(
-    run: RunFlags, flags: PairFlags, columns: Columns, files: Mapping[str, tuple[list[Pair], list[str]]]
+    run: RunFlags,
+    flags: PairFlags,
+    columns: Columns,
+    files: Mapping[str, tuple[list[Pair], list[str]]],
+    made: Sequence[Mapping[str, Any]],
 ) -> None:
     """Measures one checkpoint, writes the files of each file of pairs, and prints what they say.
+
+    Args:
+        files: pairs and remarks by path, from `read_pairs`; `made`: `stamps` of the paths.
 
     Raises:
         ValueError: from the scorers.
@@ -308,8 +318,9 @@ def measure(
         rows, summary = measured.measure(pairs, columns)
         if not rows:
             continue
+        read = [m for m in made if m["path"] == path]
         table = results.write(
-            f"pairs_{file_name(path)}", COLUMNS, rows, [path], {"remarks": remarks, "accuracy": summary},
+            f"pairs_{file_name(path)}", COLUMNS, rows, read, {"remarks": remarks, "accuracy": summary},
             {"text_start": form.text_start, **settings_of(flags, columns)},
         )  # fmt: skip
         print(f"{format_accuracies(summary)}\nwritten to {show(table)}")

@@ -25,6 +25,10 @@ from llava.errors import UnwritableFile
 FOLDER = "tests"
 TRAINER_STATE = "trainer_state.json"
 NO_NAME = frozenset("*?[]:\\/")
+MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
+NO_WEIGHTS = "training_args.bin"
+BLOCKS, BLOCK = 256, 4096
+"""Places of a large file that are read to tell it from another, and bytes at each."""
 
 
 @dataclass
@@ -84,35 +88,38 @@ class Results:
         name: str,
         columns: Sequence[str],
         rows: Sequence[Mapping[str, Any]],
-        files: Sequence[str | Path],
+        files: Sequence[Mapping[str, Any]],
         summary: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
+        tables: Sequence[Mapping[str, Any]] = (),
     ) -> Path:
         """Writes NAME.csv and NAME.json, each whole or not at all, and returns the path of the first.
 
         Args:
-            files: what was measured on; their hashes are kept.
+            files: what was measured on, and `tables` what is said of its words: by `stamps`, from before they were
+                read, so that a file that changes meanwhile is not taken for what was measured.
         """
         table = self.folder / f"{name}.csv"
+        text = csv_text(columns, rows).encode("utf-8", "backslashreplace")
         facts = {
             "test": name,
             "checkpoint": str(self.run),
+            "model": model_digest(self.run),
             "step": step_of(self.run),
-            "files": [{"path": str(path), "sha256": sha256(path)} for path in files],
+            "files": list(files),
+            "tables": list(tables),
             "rows": len(rows),
+            "csv_sha256": hashlib.sha256(text).hexdigest(),
             "seconds": round(time.monotonic() - self.started, 2),
             "versions": versions(),
             "settings": dict(settings or {}),
             "summary": clean(summary),
         }
-        for path, text in ((table, csv_text(columns, rows)), (table.with_suffix(".json"), _json(facts))):
-            _write(path, text)
+        # A name that is not UTF-8 is kept by its escape.
+        said = _json(facts).encode("utf-8", "backslashreplace")
+        replace_file(table, lambda file: file.write(text))
+        replace_file(table.with_suffix(".json"), lambda file: file.write(said))
         return table
-
-
-def _write(path: Path, text: str) -> None:
-    # A name that is not UTF-8 is kept by its escape.
-    replace_file(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _json(value: Any) -> str:
@@ -136,6 +143,66 @@ def step_of(run: str | Path) -> int | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
+
+
+def model_digest(run: str | Path) -> str:
+    """A hash that tells the models of two folders apart: names and sizes of what is loaded from there, and blocks from
+    all over each file. Training moves weights everywhere, so that a mebibyte of a file says as much as all of it.
+    """
+    digest = hashlib.sha256()
+    paths = {p for pattern in MODEL_FILES for p in Path(run).glob(pattern) if p.name != NO_WEIGHTS}
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            for start in range(0, size, max(size // BLOCKS, BLOCK)):
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+            file.seek(max(size - BLOCK, 0))
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def kept_results(folder: Path, name: str, run: Path) -> dict[str, Any] | None:
+    """What is said of results, `NAME.json`.
+
+    Returns:
+        None where they are not there, where the table is not the one that was written with it (cut off, or edited), and
+        where they are of another model than the one that is in `run` now. Results of earlier commits do not say which
+        model they are of, and count when they are newer.
+    """
+    path = folder / f"{name}.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or facts.get("csv_sha256", table := sha256(path.with_suffix(".csv"))) != table:
+            return None
+        if "model" in facts:
+            return facts if facts["model"] == model_digest(run) else None
+        weights = [p.stat().st_mtime_ns for pattern in MODEL_FILES[:2] for p in run.glob(pattern)]
+        return facts if path.stat().st_mtime_ns >= max(weights, default=0) else None
+    except (OSError, ValueError):
+        return None
+
+
+def stamps(paths: Iterable[str | Path | None]) -> list[dict[str, Any]]:
+    """Paths with the hashes of their contents; None for the hash of a file that is not there, which its reader says."""
+    return [{"path": str(path), "sha256": _sha256_if_there(path)} for path in paths if path is not None]
+
+
+def changed_since(facts: Mapping[str, Any]) -> list[str]:
+    """The paths of files that results were made from and that have other contents now, or are gone; of earlier commits,
+    which kept no hashes, all.
+    """
+    made = [*(facts.get("files") or []), *(facts.get("tables") or [])]
+    known = [(f["path"], f["sha256"]) if isinstance(f, Mapping) else (str(f), None) for f in made]
+    return [path for path, digest in known if digest is None or _sha256_if_there(path) != digest]
+
+
+def _sha256_if_there(path: str | Path) -> str | None:
+    try:
+        return sha256(path)
+    except OSError:
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -24,16 +24,15 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.content import ContentHashes
 from llava.data.features.extract import FeatureCache, open_cache
 from llava.data.features.quantised import dequantised
-from llava.data.mixture import split_paths
 from llava.data.prompt import pad_token_id
 from llava.data.records import Record, text_alone
 from llava.data.text_format import TextFormat
 from llava.errors import UserError, run_command, show
 from llava.eval.controls import with_vision_of
-from llava.eval.data import device_of, read_for_evaluation, trained_on
+from llava.eval.data import device_of, read_for_evaluation, record_files, trained_on
 from llava.eval.italian import word_forms
 from llava.eval.loss import token_losses
-from llava.eval.result_files import Results, RunFlags
+from llava.eval.result_files import Results, RunFlags, stamps
 from llava.eval.statistics import bootstrap_ratio
 from llava.eval.text_scores import batches, check_finite, plain_format, to_device
 from llava.model.builder import load_pretrained_model
@@ -146,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tokenizer, model = load_pretrained_model(run.model_path, device_of(run.device), run.vision_tower)
     results = Results.of(run)
+    files = stamps(record_files(data.data_path))
     form = plain_format(model, tokenizer, run.model_path)
     cache = open_seeing_cache(flags.feature_cache, model, run.model_path)
     records = read_for_evaluation(
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary[f"nats_per_{unit[:-1]}"] = bootstrap_ratio(
             [row["nats"] for row in rows], [row[unit] for row in rows], clusters
         )
-    path = results.write("sighted_captions", COLUMNS, rows, split_paths(data.data_path), summary)
+    path = results.write("sighted_captions", COLUMNS, rows, files, summary)
     mean, low, high = summary["nats_per_word"]
     if trained_on(run.model_path, data.data_path):
         print(f"{show(data.data_path)} is what the run TRAINED on: its captions are not held out")

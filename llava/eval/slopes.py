@@ -13,6 +13,8 @@ from llava.eval.two_way import Estimate, from_parts
 
 LEAST_LEFT = 1e-6
 """Of the variance of a norm, what covariates must leave unexplained."""
+MOST_LEVERAGE = 0.99
+"""Of a word: one that alone decides about a coefficient has a leverage of 1, and nothing is known without it."""
 
 
 def slope(
@@ -23,8 +25,10 @@ def slope(
     The norm is taken in its standard deviations over these words. The slope of a seed is a mean of the differences by
     weight, once the norm is replaced by its residual on the covariates (Frisch and Waugh 1933), so that the two-way t
     holds for it as for a mean: cells are the residuals of its model times those weights, summed in each cluster
-    (Cameron and Miller 2015, section II). A norm is a property of a word and not of its occurrence; clusters are
-    words, and the claim is about new words.
+    (Cameron and Miller 2015, section II). A model is drawn to its frequent words and leaves too little of them as
+    residuals; their cluster means are enlarged to what a model without the word would have left, by its leverage (the
+    jackknife over clusters, CR3: Bell and McCaffrey 2002; MacKinnon, Nielsen and Webb 2023). A norm is a property of a
+    word and not of its occurrence; clusters are words, and the claim is about new words.
 
     Args:
         differences: (S, N); norm: (N,); covariates: (N, K); all finite. clusters: (N,) the word of each.
@@ -47,6 +51,8 @@ def slope(
     weighted = (differences - fitted) * free / size
     cells = np.stack([np.bincount(index, weights=row) for row in weighted])
     leverage = np.bincount(index, weights=free**2)
+    pulls = np.bincount(index, weights=(np.linalg.qr(model)[0] ** 2).sum(axis=1))
     # Row means must be the slopes less their mean; a word counts by what it adds to the sum that they are divided by.
     worth = float(leverage.sum() ** 2 / (leverage**2).sum())
-    return from_parts(float(per_seed.mean()), per_seed, cells * cells.shape[1], worth)
+    enlarged = 1 / (1 - np.minimum(pulls, MOST_LEVERAGE))
+    return from_parts(float(per_seed.mean()), per_seed, cells * cells.shape[1], worth, enlarged)

@@ -1,4 +1,4 @@
-"""Means with intervals over clips by the bootstrap, shares of trials, and several tests at once.
+"""Means with intervals over clips by the bootstrap, and several tests at once.
 
 Differences of arms over seeds, alone or with items, are in `two_way`.
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv
 
 RESAMPLES = 2000
 
@@ -76,19 +75,6 @@ def bootstrap_median(values: Sequence[float], seed: int = 0) -> tuple[float, flo
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     low, high = np.percentile(np.median(np.asarray(values)[drawn], axis=1), [2.5, 97.5])
     return median, float(low), float(high)
-
-
-def binomial_interval(successes: int, trials: int) -> tuple[float, float, float]:
-    """Share of successes with its exact 95 % interval (Clopper and Pearson 1934).
-
-    Raises:
-        ValueError: without a trial, or with more successes than trials.
-    """
-    if not 0 <= successes <= trials or not trials:
-        raise ValueError(f"{successes} successes of {trials} trials")
-    low = float(betaincinv(successes, trials - successes + 1, 0.025)) if successes else 0.0
-    high = float(betaincinv(successes + 1, trials - successes, 0.975)) if successes < trials else 1.0
-    return successes / trials, low, high
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -24,25 +24,16 @@ from llava.config.groups import DEFAULT_SEED, FolderFlags
 from llava.config.ranges import COUNT
 from llava.data.features.content import ContentHashes
 from llava.data.json_records import DatasetError
-from llava.data.mixture import split_paths
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records, text_alone
 from llava.errors import UserError, run_command, show
-from llava.eval.data import device_of, trained_on
+from llava.eval.data import device_of, record_files, trained_on
 from llava.eval.italian import MARK, class_of, form, owners, sums, units
-from llava.eval.result_files import Results, RunFlags, file_name, sha256
+from llava.eval.result_files import Results, RunFlags, file_name, stamps
 from llava.eval.sighted import clusters_of
 from llava.eval.statistics import bootstrap_ratio
 from llava.eval.text_scores import TextNats, TextScorer, load_without_tower, plain_format
-from llava.eval.word_tables import (
-    Classes,
-    Norm,
-    is_table,
-    read_classes,
-    read_frequencies,
-    read_norms,
-    training_frequencies,
-)
+from llava.eval.word_tables import Classes, Norm, frequencies_for, is_table, read_classes, read_norms
 
 CAPTIONS = "captions"
 BLIND = "blind_words"
@@ -298,14 +289,12 @@ class BlindTest:
 
     def __init__(self, flags: SurprisalFlags, run: str) -> None:
         self.flags = flags
+        self.files = stamps([*(record_files(flags.data_path) if flags.data_path else []), *flags.text])
+        listed = {"norms": flags.norms, "classes": [flags.classes], "frequency": [flags.frequency]}
+        self.tables = {name: stamps(paths) for name, paths in listed.items()}
         self.norms = read_norms(flags.norms, flags.column, flags.word_column)
         self.classes = read_classes(flags.classes) if flags.classes else Classes()
-        self.frequency, self.said = (
-            (read_frequencies(flags.frequency), f"frequency: by {show(flags.frequency)}")
-            if flags.frequency
-            else training_frequencies(run)
-        )
-        self.files = [*(split_paths(flags.data_path) if flags.data_path else []), *flags.text]
+        self.frequency, self.said = frequencies_for(flags.frequency, run)
         self._texts: tuple[list[Text], list[str]] | None = None
 
     @property
@@ -317,11 +306,12 @@ class BlindTest:
     def settings(self) -> dict[str, Any]:
         """What else the results follow from than model and files: kept with them."""
         flags = self.flags
-        tables = {"norms": flags.norms, "classes": [flags.classes], "frequency": [flags.frequency]}
         return {
-            **{name: [sha256(path) for path in paths if path] for name, paths in tables.items()},
+            **{name: [made["sha256"] for made in listed] for name, listed in self.tables.items()},
+            "frequencies": self.frequency and self.frequency.digest, "tests": self.tests,
             "columns": [n.name for n in self.norms], "word_column": flags.word_column, "limit": flags.limit,
-            "longest": flags.context, "seed": flags.seed,
+            "longest": flags.context, "seed": flags.seed, "video_folder": flags.video_folder,
+            "image_folder": flags.image_folder,
         }  # fmt: skip
 
     def texts(self, reserved: Sequence[str]) -> tuple[list[Text], list[str]]:
@@ -388,8 +378,9 @@ def measure(run: RunFlags, test: BlindTest) -> None:
         )
         for test in dict.fromkeys(t.test for t in texts)
     }
-    path = results.write(BLIND, [*COLUMNS, *names], words, test.files, summary, test.settings)
-    results.write("blind_marks", COLUMNS[:8], marks, test.files, summary, test.settings)
+    told = (test.files, summary, test.settings, [made for listed in test.tables.values() for made in listed])
+    path = results.write(BLIND, [*COLUMNS, *names], words, *told)
+    results.write("blind_marks", COLUMNS[:8], marks, *told)
     for test, found in summary["tests"].items():
         print(format_summary(test, found))
     print("\n".join([*(show(r) for r in remarks), f"written to {show(path)}"]))

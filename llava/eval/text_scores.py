@@ -154,7 +154,7 @@ class TextScorer:
         self.collate = DataCollatorForSupervisedDataset(pad_token_id(tokenizer))
 
     def score(self, texts: Sequence[str], names: Sequence[str] | None = None, shown: str = "texts") -> list[TextNats]:
-        """The nats of each text; a text that stands there several times is measured once.
+        """The nats of each text; those of the same tokens are measured once, and are equal to the last bit.
 
         Args:
             names: what messages call each text; itself by default.
@@ -170,16 +170,15 @@ class TextScorer:
         encoded = self.tokenizer(
             distinct, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
-        found = self._nats(encoded["input_ids"], [called[t] for t in distinct], shown)
+        rows = [tuple(ids) for ids in encoded["input_ids"]]
+        first = {ids: called[text] for ids, text in zip(reversed(rows), reversed(distinct), strict=True)}
+        found = dict(zip(first, self._nats([list(ids) for ids in first], list(first.values()), shown), strict=True))
         unknown = self.tokenizer.unk_token_id
-        known = {
-            text: TextNats(
-                nats[:-1], float(nats[-1]), [(int(a), int(b)) for a, b in offsets], count, ids.count(unknown)
-            )
-            for text, (nats, count), offsets, ids in zip(
-                distinct, found, encoded["offset_mapping"], encoded["input_ids"], strict=True
-            )
-        }
+        known = {}
+        for text, ids, offsets in zip(distinct, rows, encoded["offset_mapping"], strict=True):
+            nats, count = found[ids]
+            places = [(int(a), int(b)) for a, b in offsets]
+            known[text] = TextNats(nats[:-1], float(nats[-1]), places, count, ids.count(unknown))
         return [known[text] for text in texts]
 
     def _nats(self, rows: Sequence[list[int]], names: Sequence[str], shown: str) -> list[tuple[np.ndarray, int]]:

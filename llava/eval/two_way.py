@@ -144,13 +144,20 @@ def two_way_t(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate
     return from_parts(float(per_seed.mean()), per_seed, parts, float(weights.sum() ** 2 / (weights**2).sum()))
 
 
-def from_parts(mean: float, per_seed: np.ndarray, parts: np.ndarray, worth: float | None = None) -> Estimate:
+def from_parts(
+    mean: float,
+    per_seed: np.ndarray,
+    parts: np.ndarray,
+    worth: float | None = None,
+    enlarged: np.ndarray | None = None,
+) -> Estimate:
     """The two-way t of anything that is a mean of parts to first order: a ratio, a slope.
 
     Args:
         per_seed: (S,) the value of each seed.
         parts: (S, C), what each cluster adds in each seed, so that row means are `per_seed - mean`.
         worth: how many equal clusters they are worth; C by default.
+        enlarged: (C,) what the means of clusters are multiplied by, where an estimate was fitted to them; 1 by default.
     """
     seeds, clusters = parts.shape
     worth = clusters if worth is None else worth
@@ -161,7 +168,7 @@ def from_parts(mean: float, per_seed: np.ndarray, parts: np.ndarray, worth: floa
     of_seeds, of_clusters = parts.mean(axis=1), parts.mean(axis=0)
     rest = parts - of_seeds[:, None] - of_clusters + parts.mean()
     by_seed = clusters * of_seeds.var(ddof=1)
-    by_cluster = seeds * of_clusters.var(ddof=1)
+    by_cluster = seeds * (of_clusters if enlarged is None else of_clusters * enlarged).var(ddof=1)
     noise = (rest**2).sum() / ((seeds - 1) * (clusters - 1))
     total = max(by_seed + by_cluster - noise, by_seed, by_cluster)
     # Where nothing varies there is no scale to divide by; the interval has no width at any number of degrees.

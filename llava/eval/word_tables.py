@@ -6,8 +6,10 @@ that a norm lacks is looked up by its lemma too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from llava.eval.tables import Table, read_table
 WORD_COLUMNS = ("word", "form", "parola", "forma", "italian", "italiano", "lemma")
 """Names of the column of words, in any case of letters; a table without one has them in its first column."""
 MISSING = ("", "na", "nan", "n/a", "-")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+"""`1,234`: one and a bit where commas are decimal, and more than a thousand where they are not."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Norm:
         """The value of a form, or else of its lemma; None where neither is in the table."""
         other = word if self.absent is not None else lemmas.get(word, word)
         return self.values.get(word, self.values.get(other, self.absent))
+
+    @property
+    def digest(self) -> str:
+        """A hash of all values."""
+        return hashlib.sha256(repr(sorted(self.values.items())).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -82,17 +91,26 @@ def read_norms(paths: Sequence[str], columns: Sequence[str], words: str | None =
 
 
 def norm_of(table: Table, column: str, words: str | None = None) -> Norm:
-    """The numbers of a column by the forms of words, rows without one left out; raises as `read_norms`."""
+    """The numbers of a column by the forms of words, rows without one left out; raises as `read_norms`.
+
+    Commas are decimal where a column has no point, and not all of them could be between thousands.
+    """
     if words is not None:
         table.need([words], "--word_column")
     key = words or word_column(table)
     found: dict[str, list[float]] = {}
-    for row, place in zip(table.rows, table.places, strict=True):
-        text = row[column].strip()
-        if text.lower() in MISSING:
-            continue
+    cells = [(row[column].strip(), row[key], place) for row, place in zip(table.rows, table.places, strict=True)]
+    cells = [cell for cell in cells if cell[0].lower() not in MISSING]
+    commas = [(text, place) for text, _, place in cells if "," in text]
+    if commas and (any("." in cell[0] for cell in cells) or all(THOUSANDS.fullmatch(text) for text, _ in commas)):
+        text, place = commas[0]
+        raise DatasetError(
+            f"{show(place)}: {show(column)} is {text!r:.40}, and the column does not say whether commas are decimal or "
+            "between thousands: write numbers as 1234.5"
+        )
+    for text, word, place in cells:
         try:
-            value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+            value = float(text.replace(",", ".", 1))
         except ValueError as error:
             raise DatasetError(
                 f"{show(place)}: {show(column)} is {text!r:.40}, which is no number; take a column of numbers"
@@ -101,7 +119,7 @@ def norm_of(table: Table, column: str, words: str | None = None) -> Norm:
             raise DatasetError(
                 f"{show(place)}: {show(column)} is {text!r:.40}: leave the cell empty where there is none"
             )
-        found.setdefault(form(row[key].strip()), []).append(value)
+        found.setdefault(form(word.strip()), []).append(value)
     return Norm(
         column,
         {word: sum(values) / len(values) for word, values in found.items() if word},
@@ -157,6 +175,15 @@ def read_frequencies(path: str) -> Norm:
         found = norm_of(table, column)
         return Norm("frequency", found.values, found.repeated, absent=0.0)
     return _of_records(path, set())
+
+
+def frequencies_for(path: str | None, run: str | Path) -> tuple[Norm | None, str]:
+    """The frequencies of a `--frequency`, or of the run's training records without one, and what is to be said of them.
+
+    Raises:
+        DatasetError: as `read_frequencies`.
+    """
+    return training_frequencies(run) if path is None else (read_frequencies(path), f"frequency: by {show(path)}")
 
 
 def training_frequencies(run: str | Path) -> tuple[Norm | None, str]:

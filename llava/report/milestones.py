@@ -212,7 +212,8 @@ def write_milestones(tests: RunTests, remarks: Sequence[str]) -> str:
     folder.mkdir(exist_ok=True)
     text = markdown(run.resolve().name, found, flags.target, remarks)
     facts = {
-        "files": [str(p) for p in (*(tests.blind.files if tests.blind else ()), *tests.pair_files)],
+        "files": [*(tests.blind.files if tests.blind else ()), *tests.pair_stamps],
+        "tables": [made for listed in (tests.blind.tables.values() if tests.blind else ()) for made in listed],
         "least_occurrences": flags.least_occurrences,
         "targets": {
             m.test: {f"{t:g}": words_to(t, found.words, m.means)._asdict() for t in flags.target} for m in found.nats

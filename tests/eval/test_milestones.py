@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -78,14 +79,36 @@ def test_all_models_of_a_run_become_one_table_a_figure_and_ages(run, capsys):
     text = (run / "milestones" / "milestones.md").read_text()
     assert text in printed and "| captions | AOA | first milestone | 5 |" in text
     assert (run / "milestones" / "milestones.svg").read_text().count("<g transform") == 3
-    # What is measured is kept, and a model that is newer is measured again.
-    before = {p: p.stat().st_mtime_ns for p in run.glob("**/tests/*.json")}
-    newer = run / "chck_100" / "model.safetensors"
-    os.utime(newer, ns=(2 * 10**18, 2 * 10**18))
-    main([*argv, "--status"])
-    assert capsys.readouterr().out.count("not yet") == 1
-    os.utime(newer, ns=(10**18, 10**18))
-    assert main(argv) == 0 and {p: p.stat().st_mtime_ns for p in run.glob("**/tests/*.json")} == before
+
+
+def test_what_is_measured_is_kept_and_what_has_changed_is_measured_again(run, capsys):
+    folder = run.parent
+    (folder / "prose.txt").write_text("Il gatto dorme.\nUn cane corre.\n")
+    argv = [str(run), "--data_path", str(folder / "held.json"), "--text", str(folder / "prose.txt"), "--share", "2/5"]
+
+    def lacking(*more: str) -> list[str]:
+        capsys.readouterr()
+        main([*argv, *more, "--status"])
+        return [line.split()[1] for line in capsys.readouterr().out.splitlines() if "not yet" in line]
+
+    main(argv)
+    assert lacking() == ["chck_2", "chck_100", "chck_200", "end"]
+    model, other = run / "chck_30" / "model.safetensors", run / "chck_100" / "model.safetensors"
+    weights = model.read_bytes()
+    os.utime(model)
+    assert "chck_30" not in lacking(), "the same model"
+    # Copied from a machine where the run went on, with its old times.
+    shutil.copy(other, model)
+    os.utime(model, ns=(10**18, 10**18))
+    assert "chck_30" in lacking()
+    model.write_bytes(weights)
+    assert "chck_30" not in lacking()
+    # Clusters are contents where clips can be read, and paths elsewhere.
+    assert "chck_30" in lacking("--video_folder", str(folder))
+    (folder / "prose.txt").rename(folder / "tales.txt")
+    assert "chck_30" in lacking("--text", str(folder / "tales.txt")), "a test is called as its file is"
+    (folder / "prose.txt").write_text("Il gatto dorme.\nUn cane nero corre.\n")
+    assert "chck_30" in lacking()
 
 
 def test_shares_measure_each_model_once_and_the_last_writes_the_table(run, capsys, monkeypatch):
@@ -134,6 +157,12 @@ def test_what_is_no_run_with_milestones_is_named(run, tmp_path, capsys):
 def test_models_that_were_measured_on_other_words_are_no_curve(run, capsys):
     main([str(run), "--data_path", str(run.parent / "held.json")])
     path = run / "chck_100" / "tests" / "blind_words.csv"
-    path.write_text(path.read_text().replace("gatto", "ratto"))
+    other = path.read_text().replace("gatto", "ratto").encode()
+    path.write_bytes(other)
+    main([str(run), "--data_path", str(run.parent / "held.json")])
+    assert path.read_bytes() != other, "a table that was edited is measured again"
+    path.write_bytes(other)
+    facts = json.loads(path.with_suffix(".json").read_text()) | {"csv_sha256": hashlib.sha256(other).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"chck_100.*other words or tokens than chck_2"):
         main([str(run), "--data_path", str(run.parent / "held.json")])

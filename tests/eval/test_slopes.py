@@ -41,8 +41,24 @@ def test_the_interval_holds_for_new_words_and_covariates_are_held():
         wrong += not found.low <= 0 <= found.high
         bare = slope(differences, norm, covariates[:, :0], words)
         confounded += not bare.low <= 0 <= bare.high
-    assert wrong / 300 < 0.11
+    assert wrong / 300 < 0.09
     assert confounded / 300 > 0.5, "the difference goes with frequency, and the norm goes with it"
+
+
+@pytest.mark.parametrize("words", [6, 12, 60])
+def test_the_interval_holds_for_words_as_unequal_as_those_of_a_text(words):
+    """Words by Zipf's law: the model follows the frequent ones, and leaves little of them. Without the correction for
+    leverage zero is excluded in a fifth of the worlds of six words, and in a tenth of the others.
+    """
+    generator, wrong = np.random.default_rng(5), 0
+    share = 1 / np.arange(1, words + 1)
+    for _ in range(300):
+        word = np.concatenate([np.arange(words), generator.choice(words, 7 * words, p=share / share.sum())])
+        norm, others = generator.normal(size=words), generator.normal(size=(words, 2))
+        values = generator.normal(size=words)[word] + 0.3 * generator.normal(size=(5, len(word)))
+        found = slope(values, norm[word], others[word], word.astype(str))
+        wrong += not found.low <= 0 <= found.high
+    assert wrong / 300 <= 0.08
 
 
 def test_an_effect_is_found():

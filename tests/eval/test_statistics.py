@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from llava.eval.statistics import (
-    binomial_interval,
     bootstrap_median,
     bootstrap_ratio,
     bootstrap_sums,
@@ -41,16 +40,6 @@ def test_the_median_has_an_interval():
     median, low, high = bootstrap_median([1, 1, 2, 5, 9])
     assert (median, low, high) == (2, 1, 9)
     assert math.isnan(bootstrap_median([3])[1])
-
-
-def test_shares_have_exact_intervals():
-    """The interval of 0 of n is the rule of three's exact form; that of 8 of 10 is in Clopper and Pearson's charts."""
-    assert binomial_interval(0, 40) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 40)))
-    assert binomial_interval(40, 40)[1:] == (pytest.approx(0.025 ** (1 / 40)), 1.0)
-    assert binomial_interval(8, 10) == (0.8, pytest.approx(0.4439, abs=1e-4), pytest.approx(0.9748, abs=1e-4))
-    for successes, trials in ((0, 0), (5, 4), (-1, 4)):
-        with pytest.raises(ValueError, match="trials"):
-            binomial_interval(successes, trials)
 
 
 def test_holm_by_hand():

@@ -10,7 +10,8 @@ import pytest
 
 from llava.data.json_records import DatasetError
 from llava.errors import UserError
-from llava.eval.surprisal import Text, main, read_texts, rows_of, summarise
+from llava.eval.data import record_files, trained_on
+from llava.eval.surprisal import BlindTest, SurprisalFlags, Text, main, read_texts, rows_of, summarise
 from llava.eval.text_scores import TextNats
 from llava.eval.word_tables import Classes, Norm
 from tests.conftest import CAPTIONS, record
@@ -142,3 +143,18 @@ def test_what_is_no_text_is_refused(run, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(argv)
         assert said in capsys.readouterr().err
+
+
+def test_a_mixture_is_the_files_that_it_names(assets, run, tmp_path):
+    """A member that changes changes what was measured; and a model that trained on a mixture trained on its members."""
+    captions = tmp_path / "captions.json"
+    captions.write_text(assets.text_json.read_text())
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f"datasets:\n  - json_path: {captions}\n")
+    assert record_files(str(mixture)) == [str(mixture), str(captions)]
+    settings = [BlindTest(SurprisalFlags(data_path=str(mixture)), str(run)).files]
+    captions.write_text(captions.read_text() + " ")
+    settings.append(BlindTest(SurprisalFlags(data_path=str(mixture)), str(run)).files)
+    assert settings[0][0] == settings[1][0] and settings[0][1] != settings[1][1]
+    (run / "llava_run.json").write_text(json.dumps({"flags": {"data_path": str(mixture)}}))
+    assert trained_on(run, str(captions)) and not trained_on(run, str(assets.text_json))

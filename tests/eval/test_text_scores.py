@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 
 from llava.errors import UserError
 from llava.eval.text_scores import TextScorer, Window, batches, load_without_tower, plain_format, windows
@@ -55,6 +57,18 @@ def test_results_do_not_depend_on_the_batch(build, tokenizer):
     for one, other in zip(alone, together, strict=True):
         assert [*one.nats, one.end] == pytest.approx([*other.nats, other.end], abs=1e-5)
     assert alone[0] is alone[len(CAPTIONS)], "a text that stands there twice is measured once, and ties are exact"
+
+
+def test_texts_of_the_same_tokens_tie_to_the_last_bit(build, tokenizer):
+    """A tokenizer that does not tell two sentences apart has no preference, whatever rows of a batch they are."""
+    blunt = copy.deepcopy(tokenizer)
+    blunt.backend_tokenizer.normalizer = normalizers.Lowercase()
+    measured = scorer(build(vision=False), blunt, batch_size=3)
+    rows = []
+    nats = measured._nats
+    measured._nats = lambda ids, *more: (rows.extend(ids), nats(ids, *more))[1]
+    one, other, third = measured.score(["Il cane corre.", "Sì.", "il CANE corre."])
+    assert len(rows) == 2 and (one.nats == third.nats).all() and len(other.nats) != len(one.nats)
 
 
 def test_every_position_is_measured_once_with_half_a_context_before_it():

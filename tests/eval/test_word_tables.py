@@ -49,6 +49,20 @@ def test_norms_by_form_and_by_lemma(tmp_path):
         read_classes(other)
 
 
+@pytest.mark.parametrize(
+    "cells", [("3,5", "2.5"), ("1,234", "12"), ("4,125", "3,000"), ("1.234,5", "2"), ("1,2,3", "4")]
+)
+def test_commas_that_may_be_decimal_or_between_thousands_are_refused(tmp_path, cells):
+    path = table(tmp_path, "n.tsv", "word\tx\nuno\tNA\n" + "".join(f"w{i}\t{c}\n" for i, c in enumerate(cells)))
+    with pytest.raises(DatasetError, match=r"n\.tsv:\d: x is '[\d.,]+',"):
+        read_norms([path], ["x"])
+
+
+def test_decimal_commas_are_read(tmp_path):
+    path = table(tmp_path, "n.tsv", "\ufeffword\tx\nuno\t4,125\ndue\t3,5\ntre\t-0,250\nquattro\t6\n")
+    assert read_norms([path], ["x"])[0].values == {"uno": 4.125, "due": 3.5, "tre": -0.25, "quattro": 6.0}
+
+
 def test_frequencies_count_forms_in_a_million_words():
     found = frequencies(["L'uomo e l'albero.", "E poi?"])
     counts = {"l'": 2, "uomo": 1, "e": 2, "albero": 1, "poi": 1}

@@ -118,6 +118,19 @@ def test_what_is_not_there_yet_is_trained_once(tmp_path, monkeypatch, capsys):
             calibrate.main([*folder, *flags])
 
 
+def test_half_a_line_and_runs_of_other_steps_are_no_runs(tmp_path, capsys):
+    path = tmp_path / "runs_1_of_1.jsonl"
+    run = {"arm": "V", "seed": 0, "steps": 400}
+    calibrate.add_run(path, run)
+    calibrate.add_run(path, run | {"seed": 1, "steps": 9})
+    with open(path, "a") as file:
+        file.write('{"arm": "V", "seed": 2, "cho')
+    calibrate.add_run(path, run | {"seed": 3})
+    assert [r["seed"] for r in calibrate.read_runs(tmp_path, 400)] == [0, 3]
+    said = capsys.readouterr().out
+    assert "runs_1_of_1.jsonl:3: cut off" in said and "1 runs of other than 400 steps" in said
+
+
 @pytest.mark.slow
 def test_a_short_form_trains_judges_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(worlds, "plan", lambda seed, plan=worlds.plan: {k: v[:48] for k, v in plan(seed).items()})

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from llava.config.ranges import amount
 from llava.constants import FILLER_ID, FILLER_INDEX, MILESTONE_FILE
 from llava.data.columns import RecordIds, RecordView
+from llava.data.features.content import replace_file
 from llava.data.records import Record
 from llava.data.sources import words_of
 from llava.errors import UserError
@@ -65,7 +66,7 @@ def milestone_name(words: int) -> str:
     """`chck_7M` of 7,000,000 words, as the BabyLM pipeline calls it; `chck_500k`, `chck_1234`."""
     for unit, size in (("M", MILLION), ("k", 1_000)):
         if words >= size and words % (size // 10 or 1) == 0:
-            return f"chck_{words / size:g}{unit}"
+            return f"chck_{words / size:.1f}".removesuffix(".0") + unit
     return f"chck_{words}"
 
 
@@ -161,6 +162,9 @@ class Milestones(TrainerCallback):
 
     def _keep(self, milestone: int, state: Any) -> None:
         trainer, folder = self.trainer, Path(self.trainer.args.output_dir) / milestone_name(milestone)
+        if trainer.is_world_process_zero():
+            # Of a run that passes here again: until it is whole, the folder is no milestone.
+            (folder / MILESTONE_FILE).unlink(missing_ok=True)
         trainer.save_model(str(folder))
         if trainer.is_world_process_zero():
             self._write(folder, state, milestone)
@@ -171,4 +175,5 @@ class Milestones(TrainerCallback):
             "milestone": milestone, "words": self.served, "step": state.global_step, "epoch": state.epoch,
             "words_of_an_epoch": int(self.words.sum()), "seed": self.trainer.args.seed,
         }  # fmt: skip
-        (folder / MILESTONE_FILE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        text = (json.dumps(kept, indent=1) + "\n").encode()
+        replace_file(folder / MILESTONE_FILE, lambda file: file.write(text))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -35,6 +36,8 @@ def test_milestones_of_babylm_and_of_a_list():
 
 
 @given(st.integers(1, 10**10))
+@example(123_456_700)
+@example(10**12)
 def test_every_number_of_words_has_a_name_of_its_own(words):
     digits, unit = milestone_name(words).removeprefix("chck_"), 1
     if digits[-1] in "kM":
@@ -108,6 +111,22 @@ def test_a_run_that_goes_on_counts_on(counted, assets, tmp_path, caplog):
     assert "there will be no chck_1\n" in caplog.text
     a, b = (load_file(f / f"chck_{3 * words}" / "model.safetensors") for f in (cut, folder))
     assert all((a[name] == b[name]).all() for name in b)
+
+
+def test_a_folder_that_is_written_again_is_no_milestone_until_it_is_whole(tmp_path):
+    def save_model(folder):
+        raise OSError("no space left")
+
+    trainer = SimpleNamespace(
+        train_dataset=SimpleNamespace(records=[]), args=SimpleNamespace(output_dir=str(tmp_path)),
+        save_model=save_model, is_world_process_zero=lambda: True,
+    )  # fmt: skip
+    file = tmp_path / "chck_5" / "milestone.json"
+    file.parent.mkdir()
+    file.write_text('{"milestone": 5, "words": 6, "step": 2}')
+    with pytest.raises(OSError, match="no space"):
+        milestones.Milestones(trainer, (5,))._keep(5, SimpleNamespace(global_step=2))
+    assert not file.exists()
 
 
 def test_another_order_than_the_one_that_is_counted_ends_the_run(counted, assets, tmp_path, monkeypatch):
