@@ -20,7 +20,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.columns import RecordIds
 from llava.data.hashes import hash64
 from llava.errors import UserError
-from llava.model.builder import KEY_BIASES, parameter_groups, part_of
+from llava.model.builder import KEY_BIASES, parameter_groups
 from llava.model.multimodal_resampler.fast_slow import StreamResampler
 from llava.train.monitor.alarms import Alarm
 from llava.train.monitor.run_monitor import FIRST_STEPS, sample_weights
@@ -291,8 +291,9 @@ class Invariants(TrainerCallback):
                 continue
             if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue
-            of_vision = part_of(name) != "mm_language_model"
-            if of_vision and self.kinds["video" if name in video_only else "vision"] < LEAST_STEPS:
+            taking_part = self.kinds["video"] if name in video_only else self.kinds["vision"]
+            by_vision = ("resampler base", "resampler fast", "resampler slow", "projector", "tower")
+            if names[name] in by_vision and taking_part < LEAST_STEPS:
                 continue
             if "nesterov" in group:
                 continue  # SGD moves a tensor by its gradient alone, however small that is.
