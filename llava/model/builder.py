@@ -31,6 +31,7 @@ MM_PARTS = ("mm_language_model", *VISION_PARTS)
 """What `mm_tunable_parts` may name; together they hold every parameter."""
 VISION_GROUPS = {
     "projector": ("mm_projector.",),
+    "resampler base": ("vision_resampler.base.",),
     "resampler fast": ("vision_resampler.fast.",),
     "resampler slow": ("vision_resampler.slow.",),
     "tower": ("vision_tower.",),

@@ -326,7 +326,7 @@ def _takes_part(group: str, seen: Observation) -> bool:
     """Whether the step's samples bring the group a gradient: the fast stream serves videos, the rest images too."""
     if group == "resampler fast":
         return seen.videos > 0
-    if group in ("projector", "resampler slow", "tower"):
+    if group in ("projector", "resampler base", "resampler slow", "tower"):
         return seen.videos + seen.images > 0
     return True
 

@@ -283,16 +283,17 @@ class Invariants(TrainerCallback):
     def _judge_movement(self, step: int, optimizer: Any) -> None:
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
         still, moved, names = [], 0, parameter_groups(self.model)
+        resampler = self.model.vision_resampler
+        video_only = {f"vision_resampler.{name}" for name in resampler.video_only()} if resampler is not None else set()
         for name, parameter in self.model.named_parameters():
             group = groups.get(id(parameter))
             if name not in self.before or group is None or name.endswith(KEY_BIASES):
                 continue
             if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue
-            taking_part = self.kinds["video"] if names[name] == "resampler fast" else self.kinds["vision"]
-            if names[name] in ("resampler fast", "resampler slow", "projector", "tower") and (
-                taking_part < LEAST_STEPS
-            ):
+            taking_part = self.kinds["video"] if name in video_only else self.kinds["vision"]
+            by_vision = ("resampler base", "resampler fast", "resampler slow", "projector", "tower")
+            if names[name] in by_vision and taking_part < LEAST_STEPS:
                 continue
             if "nesterov" in group:
                 continue  # SGD moves a tensor by its gradient alone, however small that is.
