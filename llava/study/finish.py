@@ -16,17 +16,15 @@ from llava.errors import UserError
 from llava.eval.data import held_out_of
 from llava.eval.pair_files import Columns, read_pairs
 from llava.eval.pairs import PairFlags, records_of
-from llava.eval.result_files import FOLDER, file_name
+from llava.eval.result_files import file_name, kept_results, sha256
 from llava.eval.surprisal import SurprisalFlags, read_texts
 from llava.eval.word_tables import read_classes, read_norms
 from llava.study import testing
 from llava.study.answer import CAPTIONS, MARKDOWN, write_answer
 from llava.study.design import TEXT, StudyRun
 from llava.study.results import BLIND, PAIRS, SIGHTED
-from llava.study.testing import made_by, noted
+from llava.study.testing import MILESTONES, made_by, noted, result_of
 
-MILESTONES = "milestones"
-"""The results of the models that a run kept after so many words, and their folder."""
 CLIP_FOLDERS = ("video_folder", "image_folder", "allow_absolute_paths")
 NOTHING = (
     "Nothing can be shown: no captions were held out, since there are too few clips or --val_fraction is 0, so that "
@@ -128,11 +126,13 @@ def tests_of(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags) -> dict[
 
 
 def is_tested(run: StudyRun, name: str, words: Sequence[str]) -> bool:
-    """Whether a test's results are there, of this command and these files, and newer than the model."""
-    folder, record = run.folder / FOLDER, run.folder / RUN_RECORD
-    result = (run.folder / MILESTONES if name == MILESTONES else folder) / f"{name}.json"
-    is_newer = result.is_file() and result.stat().st_mtime >= record.stat().st_mtime
-    return is_newer and noted(run.folder).get(name) == made_by(words)
+    """Whether a test's results are there as this command made them, of these files and of the model that is there."""
+    result = result_of(run.folder, name)
+    if not result.is_file() or result.stat().st_mtime < (run.folder / RUN_RECORD).stat().st_mtime:
+        return False
+    if noted(run.folder).get(name) != {**made_by(words), "result": sha256(result)}:
+        return False
+    return name == MILESTONES or kept_results(result.parent, name, run.folder) is not None
 
 
 def test_run(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags, command: Command) -> None:

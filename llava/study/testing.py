@@ -2,8 +2,9 @@
 
     python -m llava.study.testing RUN '{"blind_words": ["-m", "llava.eval.surprisal", "RUN", ...], ...}'
 
-After each test its command is noted beside the results, with the hashes of the files that it names: a study that goes
-on makes those that are missing, and those of which a file has changed.
+After each test its command is noted beside the results, with the hashes of the files that it names and of what it
+found: a study that goes on makes those that are missing, those of which a file has changed, and those that somebody has
+made in another way since.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from llava.eval.result_files import FOLDER, sha256
 
 COMMANDS_FILE = "commands.json"
 """In the folder of a run's results: the command that made each."""
+MILESTONES = "milestones"
+"""The results of the models that a run kept after so many words, and their folder."""
+
+
+def result_of(folder: Path, name: str) -> Path:
+    """What a test says of its results, for the run in a folder."""
+    return folder / (MILESTONES if name == MILESTONES else FOLDER) / f"{name}.json"
 
 
 def noted(folder: Path) -> dict[str, Any]:
@@ -49,6 +57,7 @@ def make(folder: Path, wanted: Mapping[str, Sequence[str]]) -> None:
         print(f"\ntest {name}", flush=True)
         described = made_by(words)
         import_module(words[1]).main(list(words[2:]))
+        described["result"] = sha256(result_of(folder, name))
         text = json.dumps({**noted(folder), name: described}, indent=1, ensure_ascii=False)
         (folder / FOLDER).mkdir(exist_ok=True)
         (folder / FOLDER / COMMANDS_FILE).write_text(f"{text}\n", encoding="utf-8")

@@ -86,6 +86,7 @@ def made_in_this_process(run: StudyRun, made: list[str]) -> finish.Command:
         name = {"surprisal": "blind_words", "sighted": "sighted_captions"}.get(module.split(".")[-1], "milestones")
         results = run.folder / ("milestones" if name == "milestones" else "tests")
         results.mkdir(exist_ok=True)
+        (results / f"{name}.csv").write_text("item,nats\n")
         (results / f"{name}.json").write_text("{}")
 
     return command
@@ -111,6 +112,18 @@ def test_a_test_is_made_once_for_a_model_a_command_and_its_files(run, tmp_path):
     os.utime(run.folder / "llava_run.json", (later, later))
     finish.test_run(run, FLAGS, asked, command)
     assert made[3:] == [both], "the model is newer"
+    os.utime(run.folder / "llava_run.json", (0, 0))
+    (run.folder / "tests" / "blind_words.json").write_text(json.dumps({"settings": {"limit": 10}}))
+    finish.test_run(run, FLAGS, asked, command)
+    assert made[4:] == [blind], "somebody has tested it in another way"
+    facts = {"csv_sha256": testing.sha256(run.folder / "tests" / "blind_words.csv"), "model": "another"}
+    for changed, why in (("model", "of another model"), ("csv_sha256", "its table was cut")):
+        (run.folder / "tests" / "blind_words.json").write_text(json.dumps({**facts, changed: "0"}))
+        noted = testing.noted(run.folder)
+        noted["blind_words"]["result"] = testing.sha256(run.folder / "tests" / "blind_words.json")
+        (run.folder / "tests" / testing.COMMANDS_FILE).write_text(json.dumps(noted))
+        finish.test_run(run, FLAGS, asked, command)
+        assert made.pop() == blind and len(made) == 5, why
 
 
 def test_models_that_a_run_kept_are_tested_as_its_last_one_is(run):

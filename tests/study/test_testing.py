@@ -18,6 +18,8 @@ def test_what_was_made_before_a_failure_stays(tmp_path, monkeypatch, capsys):
         asked.append(words)
         if words[0] == "wrong":
             raise UserError("a pair is wrong")
+        (tmp_path / "tests").mkdir(exist_ok=True)
+        testing.result_of(tmp_path, "one").write_text("{}")
 
     monkeypatch.setattr(testing, "import_module", lambda module: SimpleNamespace(main=main))
     (tmp_path / "a.txt").write_text("a")
@@ -25,9 +27,10 @@ def test_what_was_made_before_a_failure_stays(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="a pair is wrong"):
         testing.main([str(tmp_path), json.dumps({**wanted, "three": ["-m", "module", "y"]})])
     assert asked == [wanted["one"][2:], ["wrong"]] and "test two" in capsys.readouterr().out
-    assert testing.noted(tmp_path) == {"one": testing.made_by(wanted["one"])}
+    found = testing.sha256(testing.result_of(tmp_path, "one"))
+    assert testing.noted(tmp_path) == {"one": {**testing.made_by(wanted["one"]), "result": found}}
     (tmp_path / "a.txt").write_text("b")
-    assert testing.noted(tmp_path) != {"one": testing.made_by(wanted["one"])}
+    assert testing.noted(tmp_path)["one"]["files"] != testing.made_by(wanted["one"])["files"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
