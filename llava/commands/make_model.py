@@ -44,6 +44,7 @@ from llava.config.video import ProcessorSpec
 from llava.constants import PLACEHOLDERS
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
+from llava.data.variables import without_coordinates
 from llava.errors import UserError, run_command
 from llava.foreign import check_sizes
 from llava.model.language_model.causal_lm import causal_lm_class, language_type
@@ -72,6 +73,7 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop", seed
             text = join_turns(record.conversations)
             for placeholder in PLACEHOLDERS:
                 text = text.replace(placeholder, " ")
+            text = without_coordinates(text)  # They are tokens of their own, whatever the vocabulary.
             captions.append(" ".join(text.split()))
     return captions
 

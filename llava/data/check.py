@@ -22,6 +22,7 @@ from llava.config.video import RESAMPLERS, VideoSpec, temporal_factor
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import PLAIN, add_tokens, resolve
 from llava.data.chat_formats import reserved as reserved_of
+from llava.data.coordinates import register
 from llava.data.dataset import measure_lengths
 from llava.data.features.extract import Clip, distinct_clips
 from llava.data.features.workers import WorkerFailure, run_tasks
@@ -38,6 +39,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import count_sources, format_sources
+from llava.data.square_numbers import coordinate_problems, loose_times
 from llava.data.text_format import text_format
 from llava.data.text_start import NONE, TEXT_STARTS, choose_start, recorded_text
 from llava.data.video import (
@@ -191,9 +193,12 @@ def check_lengths(
 ) -> tuple[list[Problem], int]:
     """Records whose visual spans do not fit `max_length`, and the number of tokens of all after truncation.
 
-    The tokenizer gets the visual tokens and those of the format `version`, as training gives them to it.
+    The tokenizer gets the visual tokens and those of the format `version`, and where a record has numbers the
+    coordinate tokens, as training gives them to it.
     """
     tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
+    if any(r.coordinates for r in records):
+        register(tokenizer)
     add_tokens(version, tokenizer)
     form = text_format(version, tokenizer, text_start=text_start)
     lengths, problems = measure_lengths(records, tokenizer, spec, form, max_length)
@@ -213,6 +218,13 @@ class CheckFlags:
     version: str = field(default=PLAIN, metadata={"help": "The format of the text, as in training."})
     text_start: str | None = field(
         default=None, metadata={"help": "What stands before the first word, as in training.", "choices": TEXT_STARTS}
+    )
+    mm_coordinates: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether records may have times and places as numbers, as in training. Default: as the model has "
+            "them; without a model they may."
+        },
     )
     model_max_length: int | None = field(
         default=None, metadata={"help": "Longest sequence, in tokens; by default the positions of the model."}
@@ -275,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         records, problems = load_records(
             data.data_path, data.image_folder, data.video_folder,
-            (*reserved_tokens(tokenizer), *reserved_of(version)), data.allow_absolute_paths, data.seed,
-            version != PLAIN,
+            (*reserved_tokens(tokenizer, flags.mm_coordinates), *reserved_of(version)), data.allow_absolute_paths,
+            data.seed, version != PLAIN,
         )  # fmt: skip
     except DatasetError as error:
         print(error)
@@ -290,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         good = without(records, problems)
         too_long, tokens = check_lengths(good, tokenizer, spec, max_length, version, text_start)
         problems += too_long
-    problems += file_problems
+    problems += file_problems + coordinate_problems(records, spec, None)
     if len(sources := count_sources(records)) > 1:
         print(format_sources(sources))
     if doubtful := remarks(records) + cut_segments(records, reports):
@@ -299,6 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_problems(problems, limit=None))
         return 1
     print(_summary(len(records), reports, spec) + (f", {tokens} tokens" if tokenizer else ""))
+    if numbered := [r for r in records if r.coordinates]:
+        numbers = sum(len(r.coordinates) for r in numbered)
+        print(f"coordinates: {numbers} numbers in {len(numbered)} records, which train with --mm_coordinates True")
+        if remark := loose_times(records, spec):
+            print(f"remark: {remark}")
     unseen = len({clip[0] for clip, report in reports.items() if not report.is_whole})
     if unseen:
         print(

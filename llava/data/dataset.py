@@ -20,6 +20,7 @@ from llava.constants import FILLER_ID, FILLER_INDEX, IGNORE_INDEX
 from llava.data.blind import BlindDraw
 from llava.data.chat_formats import PLAIN
 from llava.data.columns import representatives
+from llava.data.coordinates import CoordinateTokens
 from llava.data.features.extract import FeatureCache
 from llava.data.features.store import Clip
 from llava.data.features.workers import CLIP_TIMEOUT
@@ -27,17 +28,20 @@ from llava.data.other_clips import OtherClips, clips_named
 from llava.data.prompt import Spans
 from llava.data.record_table import RecordTable
 from llava.data.records import MODALITIES, Problem, Record, by_modality, spread
+from llava.data.square_numbers import moved_numbers
 from llava.data.text_format import PlainLM, TextFormat
 from llava.data.token_table import TokenTable
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.data.watch import ClipWatch
-from llava.errors import show
+from llava.errors import UserError, show
 
 Preprocess = Callable[..., Mapping[str, list[torch.Tensor]]]
 """`(conversations with markers for placeholders, tokenizer, has_image=…)` to `input_ids` and `labels`."""
 
 LEAST_CUT = 4
 """Positions of a plain text that is cut: a start, two words and the end."""
+CLOSING = 4
+"""Positions within which a box or span ends after its last number: a space, a bracket, a stop."""
 COMPARED = 64
 """Records whose prepared tokens are compared with their text at the start of every run."""
 
@@ -53,6 +57,8 @@ class LazySupervisedDataset(Dataset):
         alone: the samples of the same records as text alone; `N + i` is then record `i` without its video, a sample of
             `alone` to the token.
         blind: which of them an epoch shows so.
+        coordinates: the coordinate tokens of the tokenizer; every sample then has its numbers beside its ids. None
+            where it does not know them.
     """
 
     others: OtherClips | None = None
@@ -83,6 +89,7 @@ class LazySupervisedDataset(Dataset):
         self.watch = ClipWatch(clip_timeout)
         self.text_format: TextFormat = PlainLM(tokenizer) if text_format is None else text_format
         """What lays the turns out and cuts them; `preprocess` is its own, but for an experiment that breaks it."""
+        self.coordinates = CoordinateTokens.known(tokenizer)
         self.num_cut = num_cut
         """Samples whose text `max_length` cuts, counted by who knows their lengths."""
         self.prepared = prepared
@@ -93,20 +100,39 @@ class LazySupervisedDataset(Dataset):
         return len(self.records)
 
     def tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`input_ids` and `labels` (L,) of a record, truncated to `max_length`.
+        """`input_ids` and `labels` (L,) of a record, truncated to `max_length`; the label of a number that is asked for
+        is its nearest coordinate.
 
         Raises:
-            ValueError: naming the record, when its visual spans do not fit.
+            ValueError: naming the record, when its visual spans or its numbers do not fit.
         """
         if index >= len(self.records) and self.alone is not None:
             return self.alone.tokens(index - len(self.records))
+        ids, labels, _ = self.numbered_tokens(index)
+        return ids, labels
+
+    def numbered_tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """`tokens`, and where there are coordinates the numbers (L,) float32 beside them."""
+        if index >= len(self.records) and self.alone is not None:
+            return self.alone.numbered_tokens(index - len(self.records))
         record = self.records[index]
+        return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))
+
+    def finished(
+        self, record: Record, make: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Whole ids and labels (L,) of a record that `make` gives, truncated, with its numbers at their places."""
         try:
-            whole = self.prepared_tokens(index, record)
-            whole = self.whole_tokens(record) if whole is None else whole
-            return self.text_format.truncate(*whole, self.max_length)
+            ids, labels = cut(make(), self.text_format, self.max_length, self.coordinates)
+            if self.coordinates is None:
+                return ids, labels, None
+            return ids, *self.coordinates.place(ids, labels, self.numbers(record))
         except ValueError as error:
             raise _named(error, record) from error
+
+    def numbers(self, record: Record) -> tuple[float, ...]:
+        """The numbers at a record's coordinate placeholders, as they are in the picture that the tower sees."""
+        return moved_numbers(record, self.spec, self.processor)
 
     def prepared_tokens(self, index: int, record: Record) -> tuple[torch.Tensor, torch.Tensor] | None:
         """`input_ids` and `labels` (L,) of the record at `index` in full as they were prepared; None where they must be
@@ -130,7 +156,7 @@ class LazySupervisedDataset(Dataset):
         return None
 
     def whole_tokens(self, record: Record) -> tuple[torch.Tensor, torch.Tensor]:
-        """`input_ids` and `labels` (L,) of any record, in full."""
+        """`input_ids` and `labels` (L,) of any record, in full, placeholders of numbers as they stand in the text."""
         has_image = bool(record.videos or record.images)
         turns = self.text_format.turns(record.conversations) if has_image else record.conversations
         sample = self.preprocess([turns], self.tokenizer, has_image=has_image)
@@ -143,7 +169,8 @@ class LazySupervisedDataset(Dataset):
         return Spans.of(self.tokenizer, self.spec)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids`, `labels` (L,), `sample_id`; `pixel_values_videos` (V, T, 3, S, S) or `video_features` when there
+        """`input_ids`, `labels` (L,), `sample_id`; `coordinates` (L,) where the tokenizer knows them;
+        `pixel_values_videos` (V, T, 3, S, S) or `video_features` when there
         are videos; `pixel_values` (I, 3, S, S) or `image_features` likewise.
 
         Features are named and not read: a sample holds the place of each (V or I `StoredRow`, of a bucket `RemoteRow`),
@@ -151,10 +178,14 @@ class LazySupervisedDataset(Dataset):
         """
         if index == FILLER_INDEX:
             filler = torch.tensor([self.tokenizer.eos_token_id])
-            return {"input_ids": filler, "labels": torch.full_like(filler, IGNORE_INDEX), "sample_id": FILLER_ID}
+            labels = torch.full_like(filler, IGNORE_INDEX)
+            numbers = {"coordinates": self.coordinates.place(filler, labels, ())[1]} if self.coordinates else {}
+            return {"input_ids": filler, "labels": labels, "sample_id": FILLER_ID, **numbers}
         record = self.record(index)
-        input_ids, labels = self.tokens(index)
+        input_ids, labels, coordinates = self.numbered_tokens(index)
         sample: dict[str, Any] = {"input_ids": input_ids, "labels": labels, "sample_id": record.id}
+        if coordinates is not None:
+            sample["coordinates"] = coordinates
         shown = self.shown(index)
         videos = [(path, split) for path, split, is_image in shown if not is_image]
         images = [path for path, _, is_image in shown if is_image]
@@ -226,14 +257,39 @@ def measure_lengths(
     if prepared is not None and isinstance(records, RecordTable):
         return _prepared_lengths(records, tokenizer, spec, text_format, max_length, prepared)
     spans = cache(lambda: Spans.of(tokenizer, spec))
+    coordinates = CoordinateTokens.known(tokenizer)
     lengths, problems = [], []
     for record, (ids, labels) in zip(records, text_format.encode([r.conversations for r in records]), strict=True):
         lengths.append(len(ids) + _positions_more(record, spec))
         if lengths[-1] <= max_length:
             continue
         whole = torch.tensor(ids), torch.tensor(labels)
-        problems += _uncuttable(record, whole, spec and spans, text_format, max_length)
+        problems += _uncuttable(record, whole, spec and spans, text_format, max_length, coordinates)
     return lengths, problems
+
+
+def cut(
+    whole: tuple[torch.Tensor, torch.Tensor],
+    text_format: TextFormat,
+    max_length: int,
+    coordinates: CoordinateTokens | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `max_length` positions of ids and labels (L,), as the text format cuts them.
+
+    Raises:
+        ValueError: when too little would be left, or a number or the end of its box would be lost: that is another
+            answer.
+    """
+    ids, labels = text_format.truncate(*whole, max_length)
+    if coordinates is not None and len(ids) < len(whole[0]):
+        total, kept = coordinates.count(whole[0]), coordinates.count(ids)
+        if kept < total or coordinates.count(ids[-1 - CLOSING : -1]):
+            raise UserError(
+                f"{len(whole[0])} positions do not fit model_max_length {max_length}, and would be cut after {kept} of "
+                f"the {total} coordinates of the text: raise --model_max_length (and the model's positions), lower "
+                "--num_frames or --mm_perceiver_latents, or write boxes for fewer frames"
+            )
+    return ids, labels
 
 
 def _positions_more(record: Record, spec: VideoSpec | None) -> int:
@@ -264,11 +320,12 @@ def _prepared_lengths(
         lengths[place] = length
         problems += found
     long = prepared.holds(records.rows) & (lengths > max_length)
-    if text_format.version == PLAIN and max_length >= LEAST_CUT:
+    coordinates = CoordinateTokens.known(tokenizer)
+    if text_format.version == PLAIN and max_length >= LEAST_CUT and coordinates is None:
         long &= shows  # Of a plain text something is always left.
     for place in np.flatnonzero(long):
         whole = prepared[int(records.rows[place])]
-        problems += _uncuttable(records[place], whole, spec and spans, text_format, max_length)
+        problems += _uncuttable(records[place], whole, spec and spans, text_format, max_length, coordinates)
     return lengths, problems
 
 
@@ -278,12 +335,13 @@ def _uncuttable(
     spans: Callable[[], Spans] | None,
     text_format: TextFormat,
     max_length: int,
+    coordinates: CoordinateTokens | None,
 ) -> list[Problem]:
     """The problem of a record, given as compact ids and labels (L,) too, that cannot be cut to `max_length`."""
     try:
         if spans is not None and (record.videos or record.images):
             whole = spans().insert(*whole)
-        text_format.truncate(*whole, max_length)
+        cut(whole, text_format, max_length, coordinates)
     except ValueError as error:
         return [Problem(record.source, record.id, "too long", str(_named(error, record)))]
     return []

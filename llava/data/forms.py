@@ -81,9 +81,14 @@ def differing_forms(
 
 
 def targets_digest(records: Sequence[Record], text_format: TextFormat) -> str:
-    """A hash of the words that records predict as text alone, in their order: the same for both experiments on them."""
+    """A hash of the words and numbers that records predict as text alone, in their order: the same for both experiments
+    on them.
+    """
     digest = hashlib.sha256()
-    for _, labels in text_format.encode([text_alone(r).conversations for r in records]):
+    encoded = text_format.encode([text_alone(r).conversations for r in records])
+    for record, (_, labels) in zip(records, encoded, strict=True):
         targets = [label for label in labels if label != IGNORE_INDEX][:-1]  # Without the end.
         digest.update(f"{targets}\n".encode())
+        if record.coordinates:
+            digest.update(f"{record.coordinates}\n".encode())
     return digest.hexdigest()

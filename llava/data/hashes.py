@@ -45,13 +45,15 @@ def paths_below(record: Record) -> tuple[list[str], list[str]]:
 
 
 def record_digest(record: Record, paths: tuple[list[str], list[str]] | None = None) -> int:
-    """A number below 2**64: a hash of what a record trains with, its text and the names of its clips below their
-    folders.
+    """A number below 2**64: a hash of what a record trains with, its text, its numbers and the names of its clips below
+    their folders.
 
     Args:
         paths: `paths_below`, where they are known.
     """
     videos, images = paths_below(record) if paths is None else paths
     turns = [[turn["from"], turn["value"]] for turn in record.conversations]
-    text = _written([record.id, turns, videos, images, record.split])
+    parts = [record.id, turns, videos, images, record.split]
+    # Without numbers it stays what earlier commits have written down.
+    text = _written([*parts, record.coordinates] if record.coordinates else parts)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llava.config.video import VideoSpec
 from llava.constants import (
+    COORDINATE_PLACEHOLDERS,
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
@@ -174,13 +175,22 @@ def expand_turns(conversation: Turns, spec: VideoSpec) -> list[dict[str, Any]]:
     return [{**turn, "value": expand_placeholders(turn["value"], spec)} for turn in plain_turns(conversation)]
 
 
-def reserved_tokens(tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[str, ...]:
-    """Strings that a record's text must not contain: the visual tokens and the tokenizer's own special tokens."""
+def reserved_tokens(
+    tokenizer: PreTrainedTokenizerBase | None = None, coordinates: bool | None = None
+) -> tuple[str, ...]:
+    """Strings that a record's text must not contain: the visual tokens and the tokenizer's own special tokens; and the
+    coordinate placeholders, which say that a record may have no coordinates.
+
+    Args:
+        coordinates: whether it may; by default where the tokenizer knows them, and without a tokenizer.
+    """
     own = ["<|endoftext|>"]
     if tokenizer is not None:
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         own = [*tokenizer.all_special_tokens, *added]
-    return tuple(dict.fromkeys((*VISUAL_TOKENS, *own)))
+    if coordinates is None:
+        coordinates = tokenizer is None or COORDINATE_PLACEHOLDERS[0] in tokenizer.get_added_vocab()
+    return tuple(dict.fromkeys((*VISUAL_TOKENS, *own, *(() if coordinates else COORDINATE_PLACEHOLDERS))))
 
 
 def visual_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -30,8 +30,8 @@ from llava.progress import progress
 CODE = (
     "llava.constants", "llava.errors", "llava.data.captions", "llava.data.columns", "llava.data.hashes",
     "llava.data.json_records", "llava.data.keys", "llava.data.mixture", "llava.data.paths", "llava.data.prepared",
-    "llava.data.prompt", "llava.data.record_table", "llava.data.records", "llava.data.sources",
-    "llava.data.split.text_key", "llava.data.target_words", "llava.data.turns",
+    "llava.data.problems", "llava.data.prompt", "llava.data.record_table", "llava.data.records", "llava.data.sources",
+    "llava.data.split.text_key", "llava.data.target_words", "llava.data.turns", "llava.data.variables",
 )  # fmt: skip
 """Modules that decide what a record is, and what is wrong with it."""
 AT_ONCE = 4096
@@ -51,7 +51,7 @@ class RecordTable(RecordView):
         self._forms: list[str] = arrays.made["forms"]
         self._last: tuple[int, Record] | None = None
         """The row that was asked for last and its record: a sample asks for one three times."""
-        self._texts = {name: Texts(arrays, name) for name in ("id", "turns", "meta", "remarks", "shown")}
+        self._texts = {name: Texts(arrays, name) for name in ("id", "turns", "meta", "remarks", "shown", "numbers")}
 
     def __reduce__(self) -> Any:
         return RecordTable, (self.arrays, self.origins, self.rows, self.without_vision)
@@ -78,9 +78,9 @@ class RecordTable(RecordView):
     def _made(self, rows: Rows) -> Iterator[Record]:
         """The records of some rows of the table."""
         places, shown = self.arrays["place"][rows].tolist(), self.arrays["shown"][rows].tolist()
-        texts = [self._texts[name].many(rows) for name in ("id", "turns", "meta", "remarks")]
+        texts = [self._texts[name].many(rows) for name in ("id", "turns", "meta", "remarks", "numbers")]
         clips: dict[int, tuple[int, tuple[str, ...], tuple[str, ...], tuple[int, int] | None]] = {}
-        for place, clip, name, turns, meta, remarks in zip(places, shown, *texts, strict=True):
+        for place, clip, name, turns, meta, remarks, numbers in zip(places, shown, *texts, strict=True):
             if clip not in clips:
                 number, videos, images, split = json.loads(self._texts["shown"][clip])
                 clips[clip] = number, tuple(videos), tuple(images), None if split is None else (split[0], split[1])
@@ -96,6 +96,7 @@ class RecordTable(RecordView):
                 f"{origin.path}{_numbered(self._forms[number], place)}",
                 tuple((kind, message) for kind, message in json.loads(remarks)) if remarks else (),
                 origin,
+                tuple(json.loads(numbers)) if numbers else (),
             )
             yield text_alone(record) if self.without_vision else record
 
@@ -123,6 +124,10 @@ class RecordTable(RecordView):
 
     def remarked(self) -> list[Record]:
         return list(self.take(np.flatnonzero(self._texts["remarks"].filled()[self.rows])))
+
+    def with_coordinates(self) -> np.ndarray:
+        """(N,) bool: which records have numbers at coordinate placeholders."""
+        return self._texts["numbers"].filled()[self.rows]
 
     def id_of(self, index: int) -> str:
         return self._texts["id"][int(self.rows[index])]
@@ -263,6 +268,7 @@ class _Columns:
         writer.add_texts("turns", [json.dumps(r.conversations) for r in records])
         writer.add_texts("meta", [json.dumps(r.meta) if r.meta else "" for r in records])
         writer.add_texts("remarks", [json.dumps(r.remarks) if r.remarks else "" for r in records])
+        writer.add_texts("numbers", [json.dumps(r.coordinates) if r.coordinates else "" for r in records])
         for name, dtype, value in self.NUMBERS:
             writer.add(name, [value(r) for r in records], dtype)
         writer.add("shown_origin", [origin for origin, _ in self._shown], np.int32)

@@ -17,68 +17,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
-from llava.data.captions import (
-    CONTROL,
-    DOUBTFUL,
-    EMPTY,
-    MISPLACED,
-    NEAR_MISS,
-    ORDER,
-    check_text,
-    half_character,
-    remarks_on,
-    without_placeholders,
-)
+from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
+from llava.data.captions import check_text, half_character, remarks_on, without_placeholders
 from llava.data.columns import RecordView, representatives, standing_at, take
-from llava.data.json_records import CONVERT, DatasetError, NotJSON, RepeatedKeys
+from llava.data.json_records import DatasetError, NotJSON, RepeatedKeys
 from llava.data.keys import UNREAD, files_under, unread_keys
 from llava.data.lookup import wrong_with_files
 from llava.data.mixture import DEFAULT_SEED, Source, open_sources
 from llava.data.paths import OUTSIDE, leaves_folder, place
+from llava.data.problems import Problem, format_problems
 from llava.data.prompt import lay_out, reserved_tokens
 from llava.data.turns import read_turns
+from llava.data.variables import COORDINATES, check_variables
 from llava.errors import UserError, show
 
 T = TypeVar("T")
-
-REMEDIES = {
-    "not JSON": "mend or delete the line",
-    "malformed": 'a record is {"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}; '
-    f"{CONVERT}",
-    "no id": "give every record an id of its own, or take the key out: it is then called by its file and place",
-    "duplicate id": "give every record an id of its own",
-    "count mismatch": f"write {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} once for each file that the record names",
-    "reserved token": "take the token out of the text; the program itself writes visual tokens and the end of text",
-    EMPTY: "write a caption into a gpt turn, or delete the record",
-    MISPLACED: "placeholders stand in human turns, each before the words about it; a tag that is meant as a word is "
-    "written in another way",
-    ORDER: "a chat format (--version) takes a system turn, if any, and then human and gpt in turns, the question empty "
-    "where there is none; --version plain takes any order",
-    CONTROL: "take it out of the text; it is left of another encoding or of a binary file",
-    DOUBTFUL: "delete the record if that stands for a caption that is missing",
-    NEAR_MISS: f"write {DEFAULT_VIDEO_TOKEN} or {DEFAULT_IMAGE_TOKEN} where one is meant, exactly so",
-    UNREAD: 'write the file under "video" or "image" and its placeholder into the text, or delete the key',
-    "repeated key": "keep one of them: which one counts is for the reader of the JSON to choose",
-    "bad split": "meta.split counts frames, [first, last] from 0, both included; multiply seconds by the frame rate",
-    OUTSIDE: "write it relative to --video_folder / --image_folder, or allow every path with --allow_absolute_paths",
-    "missing file": "put the file there, or correct the path or --video_folder / --image_folder",
-}
-"""What to do about a kind of problem, where its message does not say so itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong with one record; `source` says where the record stands."""
-
-    source: str
-    record_id: str
-    kind: str
-    message: str
-
-    def __post_init__(self) -> None:
-        """Messages hold names and text of others; they stay one line that can be written anywhere."""
-        object.__setattr__(self, "message", show(self.message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +40,8 @@ class Record:
 
     `conversations` have the white space around their placeholders laid out (`llava.data.prompt.lay_out`), and `remarks`
     is (kind, message) of what is no problem and may be none that was meant. `origin` is the file, or the entry of a
-    mixture, that it comes from.
+    mixture, that it comes from. `coordinates` are the numbers at its coordinate placeholders in reading order, from 0
+    to 1.
     """
 
     id: str
@@ -99,6 +53,7 @@ class Record:
     source: str
     remarks: tuple[tuple[str, str], ...] = ()
     origin: Source | None = field(default=None, compare=False, repr=False)
+    coordinates: tuple[float, ...] = ()
 
 
 def load_records(
@@ -116,6 +71,7 @@ def load_records(
         data_path: a file, several, or a mixture, as `llava.data.mixture` reads them. An id that stands in several of
             them gets the name of its file in front; twice in one it is a problem.
         reserved: strings that a text must not contain; pass `reserved_tokens(tokenizer)` when there is a tokenizer.
+            With coordinate placeholders among them a record may have no coordinates at all.
         allow_absolute_paths: whether a record may name files outside its folder, by an absolute path or by `..`.
         seed: of what a mixture takes at random.
         is_chat: whether the records are for a chat format, in which only answers are learnt.
@@ -151,8 +107,8 @@ class Reading:
         self.shared: set[str] = set()
         """Ids that stand in several sources."""
         self._owners: dict[str, Source] = {}
-        self._rules = reserved, allow_absolute_paths
-        self._is_chat = is_chat
+        words = [token for token in reserved if token not in COORDINATE_PLACEHOLDERS]
+        self._rules = words, allow_absolute_paths, is_chat, len(words) == len(reserved)
 
     def __iter__(self) -> Iterator[Record]:
         for origin in self.origins:
@@ -163,7 +119,7 @@ class Reading:
                     continue
                 found: list[tuple[str, str]] = []
                 record_id = _id_of(raw) or _id_by_place(raw, source, origin)
-                record = _parse(raw, record_id, source, origin, *self._rules, found, self._is_chat)
+                record = _parse(raw, record_id, source, origin, found, *self._rules)
                 if record_id and first_seen.setdefault(record_id, source) != source:
                     found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
                 if record_id and self._owners.setdefault(record_id, origin) is not origin:
@@ -206,10 +162,11 @@ def _parse(
     record_id: str,
     source: str,
     origin: Source,
+    found: list[tuple[str, str]],
     reserved: Sequence[str],
     allow_absolute_paths: bool,
-    found: list[tuple[str, str]],
     is_chat: bool,
+    has_coordinates: bool,
 ) -> Record | None:
     """The record, or None when it cannot be understood; (kind, message) of each problem is added to `found`."""
     if not isinstance(raw, dict):
@@ -244,6 +201,8 @@ def _parse(
     found += [(UNREAD, message) for message, lost in unread if lost]
     files_of = {DEFAULT_VIDEO_TOKEN: len(paths["video"]), DEFAULT_IMAGE_TOKEN: len(paths["image"])}
     found += check_text(turns, files_of, reserved, is_chat)
+    numbers, messages = check_variables(turns, raw.get("variables"), has_coordinates)
+    found += [(COORDINATES, message) for message in messages]
     split = None
     if meta.get("split") is not None:
         split = _parse_split(meta["split"])
@@ -251,7 +210,7 @@ def _parse(
             found.append(("bad split", f"expected two frame numbers [first, last], got {meta['split']!r:.80}"))
     turns = [turn if "<" not in turn["value"] else {**turn, "value": lay_out(turn["value"])} for turn in turns]
     remarks = (*remarks_on(turns), *[(UNREAD, message) for message, lost in unread if not lost])
-    return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks, origin)
+    return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks, origin, numbers)
 
 
 def _parse_split(value: Any) -> tuple[int, int] | None:
@@ -308,29 +267,6 @@ def is_hopeless(records: Sequence[Record], problems: Sequence[Problem]) -> bool:
 def unusable_paths(records: Sequence[Record]) -> dict[str, str]:
     """Paths that name no file with something in it, and what is there instead."""
     return wrong_with_files({p for r in records for p in (*r.videos, *r.images)})
-
-
-def format_problems(problems: Sequence[Problem], limit: int | None = 20, noun: str = "problem") -> str:
-    """A text that groups the problems by kind, with counts and remedies, and shows about `limit` of them (or all)."""
-    kinds: dict[str, list[Problem]] = {}
-    for problem in problems:
-        kinds.setdefault(problem.kind, []).append(problem)
-    sources = len({p.source for p in problems})
-    lines = [f"{_count(len(problems), noun)} in {_count(sources, 'record')}"]
-    share = len(problems) if limit is None else limit // max(len(kinds), 1)
-    for kind, group in kinds.items():
-        remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
-        lines.append(f"  {kind}: {len(group)}{remedy}")
-        lines += [
-            f"    {show(p.source)}{f' id {p.record_id!r}' if p.record_id else ''}: {p.message}" for p in group[:share]
-        ]
-        if len(group) > share > 0:
-            lines.append(f"    ... and {len(group) - share} more")
-    return "\n".join(lines)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 MODALITIES = ("image", "text", "video")

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
 from llava.data.captions import MODEL_ROLES, without_placeholders
 from llava.data.chat_formats import PLAIN
 from llava.data.columns import RecordView
+from llava.data.coordinates import CoordinateTokens
 from llava.data.hashes import hash64
 from llava.data.prompt import compact
 from llava.data.records import Record
@@ -50,7 +52,10 @@ def count_targets(
     no_word = {IGNORE_INDEX, tokenizer.eos_token_id, *text_format.end_ids}
     counts: dict[str, TargetCount] = {}
     texts = [[{**turn, "value": compact(turn["value"])} for turn in r.conversations] for r in chosen]
-    for record, (_, labels) in zip(chosen, text_format.encode(texts), strict=True):
+    coordinates = CoordinateTokens.known(tokenizer)
+    for record, (ids, labels) in zip(chosen, text_format.encode(texts), strict=True):
+        if coordinates is not None and record.coordinates:
+            labels = coordinates.place(torch.tensor(ids), torch.tensor(labels), record.coordinates)[0].tolist()
         count = counts.setdefault("captions" if record.videos or record.images else "text", TargetCount())
         # Nothing stands before the first token, so it is no target.
         count.targets.update(label for label in labels[1:] if label != IGNORE_INDEX)
@@ -113,6 +118,7 @@ def _said(records: Sequence[Record]) -> np.ndarray:
 
 
 def said_by(record: Record) -> int:
-    """A hash of the words of a record, without placeholders and the kind of white space."""
+    """A hash of the words of a record and its numbers, without placeholders of files and the kind of white space."""
     turns = (" ".join(without_placeholders(turn["value"]).split()) for turn in record.conversations)
-    return hash64(" ".join(turns).strip())
+    words = " ".join(turns).strip()
+    return hash64(f"{words} {record.coordinates}" if record.coordinates else words)

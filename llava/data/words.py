@@ -5,7 +5,9 @@ Letters in shapes: L positions of a sample.
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -14,13 +16,23 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, PLACEHOLDERS
+from llava.data.coordinates import spell
 from llava.data.records import Record
 from llava.data.text_format import PlainLM, TextFormat
+from llava.data.variables import fill, is_asked
+
+_SPACED = re.compile(r"\s*(<(?:TEMP|HEIGHT|WIDTH)-\d+>)\s*")
 
 
-def record_words(record: Record, text_format: TextFormat) -> str:
-    """What a record has to be learnt, without placeholders, composed (NFC), with single spaces."""
-    text = text_format.words(record.conversations)
+def record_words(record: Record, text_format: TextFormat, numbers: Sequence[float] = ()) -> str:
+    """What a record has to be learnt, without placeholders, composed (NFC), with single spaces; `numbers` that are
+    asked for as their nearest coordinate tokens, those that are told left out.
+    """
+
+    def write(name: str, number: float) -> str:
+        return spell(name, number) if is_asked(name) else " "
+
+    text = text_format.words(fill(record.conversations, numbers, write) if numbers else record.conversations)
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, " ")
     return plain(text)
@@ -62,6 +74,7 @@ def differing_words(
     tokenizer: PreTrainedTokenizerBase,
     cut: bool,
     text_format: TextFormat | None = None,
+    numbers: Sequence[float] = (),
 ) -> OtherWords | None:
     """How the text of the supervised ids of `labels` (L,) differs from the record's; None where it does not.
 
@@ -71,9 +84,12 @@ def differing_words(
     Args:
         cut: whether the sample was cut at the maximal length.
         text_format: what says which of the words are supervised; plain LM without it.
+        numbers: at the record's coordinate placeholders, as they are in the picture that is shown.
     """
     found = supervised_words(labels, tokenizer)
-    wanted = record_words(record, PlainLM(tokenizer) if text_format is None else text_format)
+    wanted = record_words(record, PlainLM(tokenizer) if text_format is None else text_format, numbers)
+    if numbers:  # Some tokenizers put a space after every token that was added to them.
+        found, wanted = _SPACED.sub(r"\1", found), _SPACED.sub(r"\1", wanted)
     if reads_as(found, wanted, cut):
         return None
     ids = tokenizer(wanted, add_special_tokens=False)["input_ids"]

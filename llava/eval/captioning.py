@@ -268,8 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         captioned = [r for r in records if is_captioned_clip(r)]
         if len(captioned) < len(records):
             print(
-                f"{show(path)}: {len(captioned)} of {len(records)} records have one video, an answer after it and "
-                "nothing else to see"
+                f"{show(path)}: {len(captioned)} of {len(records)} records have one video, an answer in words "
+                "after it and nothing else to see"
             )
         if not captioned:
             print(f"{show(path)}: NOT SCORED, since captioning takes records with one video")

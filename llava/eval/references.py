@@ -22,8 +22,9 @@ def answer_of(record: Record) -> int | None:
 
 
 def is_captioned_clip(record: Record) -> bool:
-    """Whether a record shows one video and nothing else, and answers it."""
-    return len(record.videos) == 1 and not record.images and answer_of(record) is not None
+    """Whether a record shows one video and nothing else, and answers it in words: numbers are asked for elsewhere."""
+    is_shown = len(record.videos) == 1 and not record.images and not record.coordinates
+    return is_shown and answer_of(record) is not None
 
 
 def prompt_of(record: Record) -> str:

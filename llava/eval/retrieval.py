@@ -91,8 +91,8 @@ class AnswerLosses:
     def __init__(self, captioner: Captioner, records: Sequence[Record], cache: FeatureCache, batch_size: int) -> None:
         self.model, form = captioner.model, captioner.text_format
         self.dataset = LazySupervisedDataset(
-            records, captioner.tokenizer, form.preprocess, max_positions(self.model), captioner.spec, cache=cache,
-            text_format=form,
+            records, captioner.tokenizer, form.preprocess, max_positions(self.model), captioner.spec,
+            self.model.processor_spec, cache, text_format=form,
         )  # fmt: skip
         self.collate = DataCollatorForSupervisedDataset(pad_token_id(captioner.tokenizer))
         self.batch_size = batch_size

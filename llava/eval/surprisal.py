@@ -261,7 +261,8 @@ def captions_of(flags: SurprisalFlags, reserved: Sequence[str]) -> tuple[list[Te
     records, problems = load_records(
         flags.data_path, flags.image_folder, flags.video_folder, reserved, flags.allow_absolute_paths, flags.seed
     )  # fmt: skip
-    records = apply_policy(records, problems, "stop")[: flags.limit]
+    # Of numbers the text alone holds no more than their places.
+    records = [r for r in apply_policy(records, problems, "stop") if not r.coordinates][: flags.limit]
     with TemporaryDirectory() as nowhere:
         contents = ContentHashes(Path(flags.feature_cache or nowhere) / "contents")
         clusters, unread = clusters_of(records, contents)

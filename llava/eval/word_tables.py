@@ -19,6 +19,7 @@ from llava.constants import HELD_OUT_FILE, RUN_RECORD
 from llava.data.json_records import DatasetError
 from llava.data.prompt import join_turns
 from llava.data.records import load_records, text_alone
+from llava.data.variables import without_coordinates
 from llava.errors import UserError, show
 from llava.eval.italian import form, word_forms
 from llava.eval.tables import Table, read_table
@@ -203,4 +204,5 @@ def training_frequencies(run: str | Path) -> tuple[Norm | None, str]:
 
 def _of_records(path: str, left_out: set[str]) -> Norm:
     records, _ = load_records(path, allow_absolute_paths=True)
-    return frequencies(join_turns(text_alone(r).conversations) for r in records if r.id not in left_out)
+    kept = (r for r in records if r.id not in left_out)
+    return frequencies(without_coordinates(join_turns(text_alone(r).conversations)) for r in kept)

@@ -39,6 +39,8 @@ from llava.data.records import (
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.split.holdout import Holdout, difference, plan
+from llava.data.square_numbers import coordinate_problems, loose_times
+from llava.data.variables import variables_of
 from llava.errors import Stopped, UserError
 from llava.model.vlm import VisionCausalLM
 from llava.train.checkpoint.resume import on_first_process, record_digests
@@ -166,6 +168,9 @@ def write_held_out(records: Sequence[Record], settings: Settings) -> None:
 
     def row(record: Record) -> dict[str, Any]:
         made: dict[str, Any] = {"id": record.id, "conversations": record.conversations}
+        if record.coordinates:
+            text = "".join(turn["value"] for turn in record.conversations)
+            made["variables"] = variables_of(text, record.coordinates)
         for kind, paths in (("video", record.videos), ("image", record.images)):
             named = [name_of(p, folders[kind]) for p in paths]
             made |= {kind: named[0] if len(named) == 1 else named} if named else {}
@@ -259,18 +264,22 @@ def make_data(
         problems = problems + check_files(good, spec, workers, min_frames=1, timeout=timeout)
     good = without(split.records, problems)
     prepared = prepared_tokens(good, made.tokenizer, made.text_format, settings)
-    lengths, too_long = measure_lengths(good, made.tokenizer, spec, made.text_format, limit, prepared)
-    kept = _leave_out(split, [*problems, *too_long], settings)
+    processor = model.processor_spec if spec else None
+    lengths, unfit = measure_lengths(good, made.tokenizer, spec, made.text_format, limit, prepared)
+    unfit += coordinate_problems(good, spec, processor)
+    if remark := loose_times(good, spec):
+        logger.warning("%s", remark)
+    kept = _leave_out(split, [*problems, *unfit], settings)
     whole = np.array(lengths, dtype=np.int64)
-    if too_long:
-        whole = whole[~standing_at(good, {p.source for p in too_long})]
+    if unfit:
+        whole = whole[~standing_at(good, {p.source for p in unfit})]
     dataset = LazySupervisedDataset(
         kept,
         made.tokenizer,
         preprocess,
         limit,
         spec,
-        model.processor_spec if spec else None,
+        processor,
         cache,
         timeout,
         made.text_format,

@@ -58,7 +58,11 @@ def test_captions_come_without_placeholders(script, data, tmp_path):
     lines = tmp_path / "more.jsonl"
     turns = [{"from": "human", "value": "Che  cosa\nvedi? <image>"}, {"from": "gpt", "value": "Un gatto."}]
     lines.write_text(json.dumps({"id": "x", "image": "a.jpg", "conversations": turns}) + "\n")
-    assert script.read_captions([data, lines]) == [*CAPTIONS, "Che cosa vedi? Un gatto."]
+    placed = [{"from": "human", "value": "Dove?"}, {"from": "gpt", "value": "Qui: {<TEMP-OUTPUT><TEMP-OUTPUT>}"}]
+    numbers = {"temporal_output_locations": [0.1, 0.5]}
+    with lines.open("a") as file:
+        file.write(json.dumps({"id": "y", "conversations": placed, "variables": numbers}) + "\n")
+    assert script.read_captions([data, lines]) == [*CAPTIONS, "Che cosa vedi? Un gatto.", "Dove? Qui:"]
 
 
 def test_bad_records_stop_or_are_left_out_as_in_training(script, data):

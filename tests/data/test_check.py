@@ -319,3 +319,32 @@ def test_positions_are_those_of_any_language_model(assets, tmp_path, kind, given
     else:
         with pytest.raises(ValueError, match="beyond the 77 positions"):
             check._tokenizer(str(tmp_path / "model"), 78)
+
+
+def test_numbers_are_checked_with_the_frames_that_they_are_of(
+    assets: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed = record("placed", "[<WIDTH-OUTPUT><HEIGHT-OUTPUT>]", "clip0.mp4") | {
+        "variables": {"spatial_width_output_locations": [0.5], "spatial_height_output_locations": [0.5]},
+        "meta": {"width": 64, "height": 64},
+    }
+    unsized = {k: v for k, v in placed.items() if k != "meta"} | {"id": "unsized"}
+    wrong = placed | {"id": "wrong", "variables": {"spatial_width_output_locations": [0.5]}}
+    model = ["--model_name_or_path", str(assets.gpt2), "--mm_coordinates", "True"]
+
+    def checked(*raw: dict, more: list[str]) -> tuple[int, str]:
+        return check.main([*flags(assets.clips, write_records(tmp_path, *raw)), *more]), capsys.readouterr().out
+
+    for more in ([], model):
+        code, output = checked(placed, more=more)
+        assert code == 0
+        assert "coordinates: 2 numbers in 1 records, which train with --mm_coordinates True" in output
+    tokens = int(re.search(r"(\d+) tokens", output)[1])
+    assert tokens <= 2 * 5 + 2 + 6, "streams of two frames, a token for each number, brackets and spaces, the end"
+    code, output = checked(placed, unsized, wrong, more=model)
+    assert code == 1 and output.startswith("2 problems in 2 records\n  coordinates: 2 (`variables` hold a number")
+    assert "expected meta.width and meta.height in pixels" in output
+    assert "1 <HEIGHT-OUTPUT> in the text, but 0 numbers" in output
+    assert checked(placed, unsized, more=[*model, "--image_aspect_ratio", "square"])[0] == 0
+    code, output = checked(placed, more=model[:2])
+    assert code == 1 and "and there is no --mm_coordinates True" in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import PurePosixPath
 
@@ -19,6 +20,8 @@ def test_the_hashes_of_earlier_commits():
     )
     assert paths_below(record) == (["a/b.mp4"], ["c.png"])
     assert record_digest(record) == record_digest(record, (["a/b.mp4"], ["c.png"])) == 10968933209960574954
+    placed = replace(record, coordinates=(0.25, 0.5))
+    assert len({record_digest(r) for r in (record, placed, replace(record, coordinates=(0.5, 0.25)))}) == 3
 
 
 def test_a_path_outside_its_folder_stays_whole():

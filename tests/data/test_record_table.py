@@ -49,6 +49,11 @@ ROWS = [
     row("a", "Lo stesso nome.", video=["a.mp4", "b.mp4"]),
     {"conversations": [{**t, "more": 1} for t in talk("<video> Chi?", "Un gatto.", "Dove?", "Qui.")], "video": "b.mp4"},
     {"id": "roles", "messages": [{"role": "user", "content": "Chi?"}, {"role": "assistant", "content": "Un gatto."}]},
+    row("numbers", "A <TEMP-OUTPUT> [<WIDTH-OUTPUT>", variables={
+        "temporal_output_locations": [1 / 3], "spatial_width_output_locations": [0.1]}, video="a.mp4"),
+    row("other numbers", "A <TEMP-OUTPUT> [<WIDTH-OUTPUT>", variables={
+        "temporal_output_locations": [1 / 3], "spatial_width_output_locations": [0.2]}),
+    row("too few", "A <TEMP-OUTPUT>", variables={"temporal_output_locations": []}),
     row("no file", video="gone.mp4", thumbnail="x.jpg"),
     row("wrong", video="../a.mp4"),
     row("count", "<video> Un gatto."),
@@ -98,6 +103,7 @@ def test_a_table_is_its_list(folder, path, is_chat):
     listed, table = both(path, is_chat=is_chat)
     assert plain(table) == plain(listed) and len(table) == len(listed)
     assert plain(table[1::2]) == plain(listed[1::2]) and plain([table[-1]]) == plain([listed[-1]])
+    assert table.with_coordinates().tolist() == [bool(r.coordinates) for r in listed]
     assert plain(table.as_text()) == plain([text_alone(r) for r in listed])
     assert plain(pickle.loads(pickle.dumps(table))) == plain(listed)
     with pytest.raises(IndexError):

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from llava.constants import VISUAL_TOKENS
+from llava.data.coordinates import register
+from llava.data.prompt import reserved_tokens
 from llava.data.records import (
     DatasetError,
     Problem,
@@ -18,6 +20,7 @@ from llava.data.records import (
     remarks,
     text_alone,
 )
+from tests.conftest import make_tokenizer
 
 
 def record(i: int = 0, **changes: Any) -> dict:
@@ -425,3 +428,37 @@ def test_inputs_are_not_changed(tmp_path: Path) -> None:
     assert not hasattr(records[0], "__dict__")
     with pytest.raises(AttributeError):
         records[0].id = "other"  # type: ignore[misc]
+
+
+PLACES = "Dove? [<WIDTH-OUTPUT>"
+
+
+@pytest.mark.parametrize(("more", "off", "on"), [
+    ({"variables": {"spatial_width_output_locations": [0.25]}}, "<WIDTH-OUTPUT> in the text stands for a number", ""),
+    ({"variables": {"spatial_width_output_locations": [1.25]}}, "no --mm_coordinates", "is 1.25, which is not from 0"),
+    ({}, "there is no --mm_coordinates True", "1 <WIDTH-OUTPUT> in the text, but 0 numbers"),
+    ({"caption": "Un gatto.", "variables": {"temporal_input_locations": [0.5]}}, "variables hold numbers", "0 <TEMP"),
+    ({"caption": "A <TEMP-012>."}, "<TEMP-012> in the text stands for a number", ""),
+    ({"caption": "A <TEMP-100>."}, "<TEMP-100> in the text", "<TEMP-100> is no coordinate: they are <TEMP-000> to <T"),
+    ({"caption": "Un gatto.", "variables": {"temporal_input_locations": []}}, "", ""),
+    ({"caption": "Un gatto.", "variables": None}, "", ""),
+])  # fmt: skip
+def test_numbers_of_a_record(tmp_path, more, off, on):
+    raw = {"id": "r", "conversations": turns("", more.get("caption", PLACES))}
+    raw |= {"variables": more["variables"]} if "variables" in more else {}
+    (tmp_path / "data.json").write_text(json.dumps([raw]))
+    for allowed, said in ((False, off), (True, on)):
+        (record,), problems = load_records(tmp_path / "data.json", reserved=reserved_tokens(make_tokenizer(), allowed))
+        assert [p.kind for p in problems] == ["coordinates"] * bool(said)
+        assert all(said in p.message for p in problems)
+        whole = allowed and not said and "variables" in more and more.get("caption") is None
+        assert record.coordinates == ((0.25,) if whole else ())
+    if off:
+        assert "need --mm_coordinates True" in format_problems(problems or [Problem("x", "r", "coordinates", off)])
+
+
+def test_a_tokenizer_that_knows_coordinates_allows_them():
+    tokenizer = make_tokenizer()
+    assert "<TEMP-INPUT>" in reserved_tokens(tokenizer) and "<TEMP-INPUT>" not in reserved_tokens(None)
+    register(tokenizer)
+    assert "<TEMP-INPUT>" not in reserved_tokens(tokenizer) and "<TEMP-INPUT>" in reserved_tokens(tokenizer, False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from llava.data.coordinates import register
 from llava.data.records import Record
 from llava.data.target_words import count_targets, describe_targets, entropy, repeated_texts
 from tests.conftest import EOS, make_tokenizer
@@ -58,3 +60,16 @@ def test_texts_that_training_has_too_are_counted_whatever_their_clips():
         )
         == 2
     )
+
+
+def test_numbers_are_targets_as_their_coordinates(tokenizer, build):
+    build()
+    register(tokenizer)
+    texts = [replace(record_of("A <TEMP-OUTPUT>"), coordinates=(value,)) for value in (0.1, 0.5, 0.5)]
+    counted = count_targets(texts, tokenizer)["text"].targets
+    names = {token: tokenizer.convert_ids_to_tokens(token) for token in counted}
+    assert {name: counted[token] for token, name in names.items() if "TEMP" in name} == {
+        "<TEMP-010>": 1,
+        "<TEMP-049>": 2,
+    }
+    assert repeated_texts(texts[:1], texts[1:]) == 0 and repeated_texts(texts[1:2], texts[2:]) == 1

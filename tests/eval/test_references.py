@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from llava.data.records import load_records
-from llava.eval.references import answer_of, prompt_of, reference_of, references_of
+from llava.eval.references import answer_of, is_captioned_clip, prompt_of, reference_of, references_of
 from tests.conftest import record
 
 
@@ -22,3 +22,11 @@ def test_all_records_of_a_clip_are_its_references(tmp_path):
     assert (answer_of(records[0]), prompt_of(records[0]), reference_of(records[0])) == (1, "<video> Guarda", "Uno.")
     found = references_of(records)
     assert list(found.values()) == [["Uno.", "Uno."], ["Due."], ["Sì."], ["No."]], "a segment is a clip of its own"
+
+
+def test_records_that_answer_with_numbers_are_not_captioned(tmp_path):
+    numbers = {"variables": {"temporal_output_locations": [0.5]}}
+    rows = [record("words", "Un gatto.", "a"), record("numbers", "A <TEMP-OUTPUT>", "a") | numbers]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    records, problems = load_records(tmp_path / "r.json")
+    assert problems == [] and [is_captioned_clip(r) for r in records] == [True, False]

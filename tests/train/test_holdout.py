@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from llava.data.records import load_records
 from llava.train.checkpoint.files import write_manifest
+from llava.train.run_data import write_held_out
 from llava.train.run_flags import parse_arguments
 from llava.train.setup import prepare
 from llava.train.train import main
@@ -111,3 +114,17 @@ def test_controls_run_on_the_clips_that_are_held_out_and_copies_stay_together(as
     ).all()
     settings = parse_arguments(flags(assets, tmp_path / "text", 1, text_only=True, **options))
     assert prepare(settings).trainer.run_record["split"]["digest"] == run["split"]["digest"], "experiment 1's, too"
+
+
+def test_records_that_are_held_out_keep_their_numbers(assets, tmp_path):
+    row = record("r", "<TEMP-OUTPUT> [<WIDTH-OUTPUT>", "clip0.mp4")
+    row["variables"] = {"temporal_output_locations": [0.25], "spatial_width_output_locations": [0.5]}
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    before, problems = load_records(tmp_path / "data.json", video_folder=assets.clips)
+    settings = SimpleNamespace(
+        data=SimpleNamespace(video_folder=str(assets.clips), image_folder=None),
+        training=SimpleNamespace(output_dir=str(tmp_path / "run")),
+    )
+    write_held_out(before, settings)
+    after, more = load_records(tmp_path / "run" / "held_out.json", video_folder=assets.clips)
+    assert problems == more == [] and after[0].coordinates == before[0].coordinates == (0.25, 0.5)

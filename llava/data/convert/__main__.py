@@ -3,28 +3,35 @@
     python -m llava.data.convert captions.csv --video_folder clips --output train.json
 
 Reads CSV and TSV (WebVid's columns and others), JSON and JSON lines of objects, MSR-VTT, VATEX, MSVD, COCO captions,
-Parquet, datasets that were saved to disk, and folders of clips with .txt, .srt or .vtt beside them. It says which form
-it found and which columns it takes. Captions whose clip has no file are not written: FILE.missing.txt lists the clips,
-FILE.left_out.txt everything else that was left out. A source with splits gives a file for each.
+Parquet, datasets that were saved to disk, and folders of clips with .txt, .srt or .vtt beside them; and annotations of
+where and when (ST-Align's benchmark, RefCOCO, Charades-STA, HC-STVG, VidSTG), which become questions and answers with
+coordinates. It says which form it found and which columns it takes. What has no file is not written: FILE.missing.txt
+lists the clips, FILE.left_out.txt everything else that was left out. A source with splits gives a file for each.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llava.config.commands import parse, refuse
+from llava.config.video import VideoSpec
 from llava.data.convert.build import Tally, build, summary
 from llava.data.convert.clips import IMAGES, VIDEOS, ClipIndex
 from llava.data.convert.columns import Asked
+from llava.data.convert.grounding import MarkedSource, open_marked
+from llava.data.convert.marked import Wanted, build_marked
 from llava.data.convert.rows import COMMAND
 from llava.data.convert.sniff import Opened, open_form
 from llava.data.convert.write import Writer, part_path, write_lists
+from llava.data.grounding.prompts import PROMPTS
 from llava.data.json_records import DatasetError
+from llava.data.mixture import DEFAULT_SEED
 from llava.errors import UserError, run_command, show
 from llava.progress import progress
 
@@ -52,6 +59,20 @@ class ConvertFlags:
     language: str | None = field(default=None, metadata={"help": "Take captions of this language alone: it, English."})
     header: bool = field(default=True, metadata={"help": "Whether the first row of a table names its columns."})
     encoding: str = field(default="utf-8", metadata={"help": "Of the source, such as latin-1 or cp1252."})
+    tasks: str | None = field(
+        default=None, metadata={"help": "Of annotations of where and when, the tasks to make: REC,TVG. All it serves."}
+    )
+    questions: str = field(
+        default="it", metadata={"help": "Language in which those tasks are asked.", "choices": tuple(PROMPTS)}
+    )
+    num_frames: int = field(
+        default=VideoSpec.num_frames,
+        metadata={"help": "Frames of a video that training sees; boxes are given at these."},
+    )
+    annotations: str | None = field(
+        default=None, metadata={"help": "Folder of VidOR's files, with the boxes of VidSTG."}
+    )
+    seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of the wordings of questions."})
     overwrite: bool = field(default=False, metadata={"help": "Replace files of an earlier conversion."})
 
     def __post_init__(self) -> None:
@@ -64,6 +85,17 @@ class ConvertFlags:
                 f"--encoding {show(self.encoding)}: is not known; use utf-8, latin-1, cp1252 ..."
             ) from error
 
+    def wanted(self, served: Sequence[str]) -> Wanted:
+        """What is to be made of annotations whose form serves some tasks.
+
+        Raises:
+            DatasetError: when it serves none of those that are asked for.
+        """
+        named = tuple(served) if self.tasks is None else tuple(t.strip().upper() for t in self.tasks.split(","))
+        if unserved := [t for t in named if t not in served]:
+            raise DatasetError(f"--tasks {show(unserved[0])}: this form serves {', '.join(served)}")
+        return Wanted(named, self.questions, self.num_frames, self.seed)
+
     def asked(self) -> Asked:
         """What the flags say of columns."""
         return Asked(
@@ -71,13 +103,15 @@ class ConvertFlags:
         )
 
 
-def open_index(flags: ConvertFlags, opened: Opened) -> ClipIndex | None:
+def open_index(flags: ConvertFlags, opened: Opened | MarkedSource) -> ClipIndex | None:
     """The files that the captions may be of; None for records of text alone.
 
     Raises:
         DatasetError: when no flag says where they are.
     """
     if flags.text_only:
+        if isinstance(opened, MarkedSource):
+            raise DatasetError("--text_only: where and when something is cannot be learnt without its clips")
         return None
     if opened.is_image:
         folder, flag, extensions = flags.image_folder, "--image_folder", IMAGES
@@ -93,6 +127,29 @@ def open_index(flags: ConvertFlags, opened: Opened) -> ClipIndex | None:
     if not index.count:
         raise DatasetError(f"{flag} {show(folder)}: holds no file ending in {', '.join(sorted(extensions))}")
     return index
+
+
+def records_of(
+    flags: ConvertFlags, opened: Opened | MarkedSource, index: ClipIndex | None, tally: Tally
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, record) of everything in a source that can be trained on."""
+    hidden = not sys.stderr.isatty()
+    if isinstance(opened, MarkedSource):
+        assert index is not None
+        items = progress(opened.items, desc="annotations", unit="row", disable=hidden)
+        yield from build_marked(items, index, tally, flags.wanted(opened.tasks))
+    else:
+        rows = progress(opened.rows, desc="captions", unit="row", disable=hidden)
+        yield from build(rows, index, tally, flags.asked().code, opened.is_image)
+
+
+def check_command(flags: ConvertFlags, split: str) -> str:
+    """A look at every file, with the frames at which boxes are given."""
+    folder = "--image_folder" if flags.image_folder else "--video_folder"
+    given = f"{folder} {shlex.quote(str(flags.image_folder or flags.video_folder))}"
+    path = shlex.quote(str(part_path(Path(flags.output), split)))
+    frames = "" if flags.image_folder else f" --num_frames {flags.num_frames} --force_sample True"
+    return f"python -m llava.data.check --data_path {path} {given} --mm_coordinates True{frames}"
 
 
 def next_command(flags: ConvertFlags, tally: Tally) -> str:
@@ -119,28 +176,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     (flags,) = parse(__doc__, ConvertFlags, argv=argv, prog=COMMAND)
     output, tally, writer = Path(flags.output), Tally(), Writer(Path(flags.output), flags.overwrite)
     try:
-        opened = open_form(flags.source, flags.asked(), flags.encoding, flags.header)
+        marked = open_marked(flags.source, flags.encoding, flags.asked().code, flags.annotations)
+        opened = marked or open_form(flags.source, flags.asked(), flags.encoding, flags.header)
         print(f"{show(flags.source)}: {opened.form} ({opened.why})")
-        if opened.columns is not None:
+        if isinstance(opened, Opened) and opened.columns is not None:
             print(f"columns: {opened.columns}")
         index = open_index(flags, opened)
         with ExitStack() as stack:
             stack.callback(writer.discard)
-            hidden = not sys.stderr.isatty()
-            rows = progress(opened.rows, desc="captions", unit="row", disable=hidden)
-            for split, record in build(rows, index, tally, flags.asked().code, opened.is_image):
+            for split, record in records_of(flags, opened, index, tally):
                 writer.write(split, record)
             stack.pop_all()
         writer.finish()
         listed = write_lists(output, tally)
     except (DatasetError, OSError) as error:
         refuse(error, COMMAND)
-    print("\n".join(summary(tally, listed, index is not None)))
+    print("\n".join(summary(tally, listed, index is not None, "captions" if marked is None else "annotations")))
     if not tally.written:
         refuse("no record was written: look at what is counted above", COMMAND)
     for split, count in tally.written.items():
         print(f"written: {part_path(output, split)}, {count:,} records")
-    print(f"next: {next_command(flags, tally)}")
+    print(f"next: {next_command(flags, tally) if marked is None else check_command(flags, next(iter(tally.written)))}")
     return 0
 
 

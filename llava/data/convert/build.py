@@ -73,7 +73,7 @@ def build(
     numbers: Counter[str] = Counter()
     homes: dict[str, tuple[str, str]] = {}
     seen: set[int] = set()
-    times = lru_cache(64)(_times)
+    times = lru_cache(64)(times_of)
     for row in rows:
         if isinstance(row, Fault):
             tally.faults.append(row)
@@ -92,7 +92,7 @@ def build(
             continue
         path, split = "", None
         if index is not None:
-            found = _locate(row, index, times, tally)
+            found = locate(row, index, times, tally)
             if found is None:
                 continue
             path, split = found
@@ -137,7 +137,7 @@ def clip_name(row: Row) -> str:
     return name if row.start is None or row.end is None else f"{name}_{row.start:g}_{row.end:g}"
 
 
-def _locate(row: Row, index: ClipIndex, times: Any, tally: Tally) -> tuple[str, tuple[int, int] | None] | None:
+def locate(row: Row, index: ClipIndex, times: Any, tally: Tally) -> tuple[str, tuple[int, int] | None] | None:
     """The file of a row and its frames there; None when it was counted as missing or at fault."""
     files, seconds = index.find(row.clip, row.folder, row.start, row.end)
     if len(files) > 1:
@@ -186,7 +186,7 @@ def _why_missing(row: Row, index: ClipIndex) -> str:
     return f"no such file; {others[0]} is called so too, and lies in another folder" if others else "no such file"
 
 
-def _times(path: str) -> np.ndarray | str:
+def times_of(path: str) -> np.ndarray | str:
     """When the frames of a file are shown, in seconds, or why it cannot be read."""
     try:
         return probe_video(path).times
@@ -194,15 +194,13 @@ def _times(path: str) -> np.ndarray | str:
         return str(error)
 
 
-def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True) -> list[str]:
-    """Lines that say what became of the rows."""
+def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True, noun: str = "captions") -> list[str]:
+    """Lines that say what became of the rows; `noun`: of what they are."""
     total = sum(tally.written.values())
-    lines = [f"{total:,} records of {len(tally.clips):,} clips from {tally.read:,} captions"]
+    lines = [f"{total:,} records of {len(tally.clips):,} clips from {tally.read:,} {noun}"]
     captions = sum(n for _, n in tally.missing.values())
     if has_clips:
-        absent = (
-            f"{len(tally.missing):,}, with {captions:,} captions, which are not written" if tally.missing else "none"
-        )
+        absent = f"{len(tally.missing):,}, with {captions:,} {noun}, which are not written" if tally.missing else "none"
         lines.append(f"clips missing: {absent}")
     else:
         lines.append("clips: not looked for, the records are of text alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def check_blind(dataset: Any) -> Finding:
     chosen = spread(places.tolist(), MAX_RECORDS)
     for index in chosen:
         record = dataset.records[index]
-        wanted = dataset.text_format.truncate(*dataset.whole_tokens(text_alone(record)), dataset.max_length)
+        text = text_alone(record)
+        wanted = dataset.finished(text, partial(dataset.whole_tokens, text))[:2]
         if not all(map(torch.equal, dataset.tokens(count + index), wanted)) or dataset.shown(count + index):
             words = f"record {record.id!r}, shown blind, is another sample than its text alone"
             return Finding(name, "FAIL", words, remedy)

@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import PLACEHOLDERS
 from llava.data.captions import MODEL_ROLES
+from llava.data.coordinates import spell
 from llava.data.records import Record
 from llava.data.target_words import target_entropies
+from llava.data.variables import fill
 from llava.train.preflight.data import Finding
 
 MAX_RECORDS = 5_000
@@ -69,7 +71,8 @@ def captions_of(records: Sequence[Record], limit: int = MAX_RECORDS) -> list[Cap
     found = []
     for record in records[:: max(1, math.ceil(len(records) / limit))]:
         turns: dict[bool, list[str]] = {True: [], False: []}
-        for turn in record.conversations:
+        spelled = fill(record.conversations, record.coordinates, spell) if record.coordinates else record.conversations
+        for turn in spelled:
             text = turn["value"]
             for placeholder in PLACEHOLDERS:
                 text = text.replace(placeholder, " ")

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.constants import IGNORE_INDEX
 from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN
+from llava.data.coordinates import CoordinateTokens
 from llava.data.forms import differing_forms
 from llava.data.records import MODALITIES, Record, modality, modality_codes, remarks, spread
 from llava.data.text_format import PlainLM, TextFormat
@@ -73,14 +74,24 @@ def count_labels(
     expected_visual: int,
     counts: LabelCounts,
     text_format: TextFormat,
+    coordinates: CoordinateTokens | None = None,
 ) -> None:
     """Adds one sample (L,) to `counts`, with every way in which its labels are wrong.
 
     Args:
+        coordinates: the tokens of numbers; what is told is no target, and the target of what is asked for a coordinate.
         expected_visual: visual positions that the record's videos and images take.
     """
     visual = torch.isin(input_ids, torch.tensor(list(visual_ids), dtype=input_ids.dtype))
     supervised = labels != IGNORE_INDEX
+    told = torch.zeros_like(visual)
+    if coordinates is not None:
+        told = torch.isin(input_ids, coordinates.told)
+        if (told & supervised).any():
+            counts.problem("numbers that are told are targets", record.id)
+        input_ids, strays = coordinates.answered(input_ids, labels)
+        if strays:
+            counts.problem("the label of a number that is asked for is no coordinate of its axis", record.id)
     targets = supervised.clone()
     targets[0] = False  # Nothing comes before it, so it is never predicted.
     eos = tokenizer.eos_token_id
@@ -101,7 +112,7 @@ def count_labels(
         if int((labels == eos).sum()) != 1 or int(labels[-1]) != eos:
             words = "EOS is not supervised exactly once, at the end: a caption would not learn to stop"
             counts.problem(words, record.id)
-        if (~visual & ~supervised & (input_ids != eos))[1:].any():
+        if (~visual & ~supervised & ~told & (input_ids != eos))[1:].any():
             counts.problem("words are masked", record.id)
         starts = [int((~visual).int().argmax())] if text_format.text_start == EOS else []
         if (input_ids == eos).nonzero().flatten().tolist() != [*starts, len(input_ids) - 1]:
@@ -139,7 +150,8 @@ def check_labels(
             expected = 0
             if dataset.spec is not None:
                 expected = len(record.videos) * dataset.spec.rows + len(record.images) * dataset.spec.image_rows
-            count_labels(ids, labels, record, tokenizer, visual_ids, expected, counts, text_format)
+            numbers = getattr(dataset, "coordinates", None)
+            count_labels(ids, labels, record, tokenizer, visual_ids, expected, counts, text_format, numbers)
             samples.append({"input_ids": ids, "labels": labels, "sample_id": record.id})
         batch = collate(samples)
         for b, sample in enumerate(samples):
@@ -289,7 +301,7 @@ def sample_text(
     """
     text = Text()
     text.append(f"{modality(record)} {record.id}", style="bold")
-    legend = "green: predicted, cyan: vision, grey: the start of the text, red: neither"
+    legend = "green: predicted, cyan: vision, grey: the start of the text or a number that is told, red: neither"
     if owners is not None and {"user", "system"} & set(owners):
         legend = (
             "green: the assistant, predicted, yellow: the user, magenta: the system, grey: markup, cyan: vision, red: "
@@ -327,25 +339,33 @@ def _states(
 
 
 def owners_of(dataset: Any, record: Record) -> list[str]:
-    """Who wrote each position of a record's sample.
+    """Who wrote each position of a record's sample; a number that is told is nobody's to predict.
 
     A cut sample ends as a whole one does, with what is predicted, so it is told right by its beginning.
     """
     ids, _ = next(dataset.text_format.encode([record.conversations]))
     spans = dataset.spans.ids if record.videos or record.images else {}
-    places = zip(ids, dataset.text_format.places(record.conversations), strict=True)
+    told = set() if dataset.coordinates is None else set(dataset.coordinates.told.tolist())
+    owners = dataset.text_format.places(record.conversations)
+    owners = ["markup" if i in told and o == "assistant" else o for i, o in zip(ids, owners, strict=True)]
+    places = zip(ids, owners, strict=True)
     return [owner for token, owner in places for _ in range(len(spans.get(token, "1")))]
 
 
 def show_samples(
     dataset: Any, tokenizer: PreTrainedTokenizerBase, visual: Sequence[int], number: int
 ) -> tuple[list[Text], str]:
-    """`number` samples of each modality as coloured text, and as a page of HTML (at least one)."""
+    """`number` samples of each modality as coloured text, and as a page of HTML (at least one); numbers are shown as
+    their nearest coordinates.
+    """
     texts = []
     for members in dataset.forms().values():
         for index in spread(members.tolist(), max(number, 1)):
             record = dataset.record(index)
-            texts.append(sample_text(record, *dataset.tokens(index), tokenizer, visual, owners_of(dataset, record)))
+            ids, labels, numbers = dataset.numbered_tokens(index)
+            if numbers is not None:
+                ids = dataset.coordinates.spelled(ids, numbers)
+            texts.append(sample_text(record, ids, labels, tokenizer, visual, owners_of(dataset, record)))
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=120, file=nowhere, force_terminal=True)
         for text in texts:

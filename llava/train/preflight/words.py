@@ -58,7 +58,9 @@ def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Findin
         for index in chosen:
             record = dataset.record(index)
             ids, labels = dataset.tokens(index)
-            different = differing_words(record, labels, tokenizer, len(ids) == dataset.max_length, text_format)
+            numbers = dataset.numbers(record) if record.coordinates else ()
+            is_cut = len(ids) == dataset.max_length
+            different = differing_words(record, labels, tokenizer, is_cut, text_format, numbers)
             if different is not None and different.by_tokenizer:
                 changed += 1
             elif different is not None:
@@ -97,6 +99,10 @@ def check_samples(
             problems.append(f"record {name!r} is served as {sample['sample_id']!r}")
         if not torch.equal(sample["input_ids"], ids) or not torch.equal(sample["labels"], labels):
             problems.append(f"record {name!r} is served with other ids or labels than its text gives")
+        if "coordinates" in sample:
+            wanted = dataset.numbered_tokens(index)[2]
+            if wanted is None or not torch.equal(sample["coordinates"], wanted):
+                problems.append(f"record {name!r} is served with other numbers than its variables give")
     # Ids of records may repeat; places do not.
     listed = [{**sample, "sample_id": str(place)} for place, sample in enumerate(samples.values())]
     batch = collate(listed)
@@ -123,8 +129,11 @@ def _collated(batch: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[
         own = segments == place
         labels = sample["labels"].clone()
         labels[0] = IGNORE_INDEX  # Nothing comes before it.
-        for key, wanted in (("input_ids", sample["input_ids"]), ("labels", labels)):
-            if not torch.equal(batch[key][own], wanted):
+        laid = {"input_ids": sample["input_ids"], "labels": labels}
+        if "coordinates" in sample:
+            laid["coordinates"] = sample["coordinates"]
+        for key, wanted in laid.items():
+            if key not in batch or not torch.equal(batch[key][own], wanted):
                 problems.append(f"{key} of a sample change in the training batch")
     targets = batch["supervised_positions"]
     if not torch.equal(targets[targets > 0], supervised_positions(batch["labels"])):

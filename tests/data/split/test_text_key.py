@@ -17,3 +17,10 @@ def test_keys_are_of_the_words_alone():
     keys = text_keys(records)
     assert keys[0] == keys[1] == text_key(records[0]) != keys[2]
     assert keys[0] == "text:" + hashlib.sha256("Chi?\nSì.".encode()).hexdigest()[:32]
+
+
+def test_equal_words_with_other_numbers_are_other_texts():
+    texts = [
+        Record(str(n), talk("Quando?", "<TEMP-OUTPUT>"), (), (), None, {}, "", coordinates=(n,)) for n in (0.1, 0.2)
+    ]
+    assert len({text_key(text) for text in texts}) == 2

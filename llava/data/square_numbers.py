@@ -1,0 +1,104 @@
+"""The numbers of records in the square picture that a tower sees, and records whose numbers have no place there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from llava.config.video import ProcessorSpec, VideoSpec
+from llava.data.columns import take
+from llava.data.grounding.geometry import square_of
+from llava.data.problems import Problem
+from llava.data.record_table import RecordTable
+from llava.data.records import Record
+from llava.data.variables import COORDINATES, axis_of, placeholders_in
+from llava.errors import UserError
+
+_WAY = "<{}-(?:INPUT|OUTPUT)>"
+_BOX = re.compile(rf"\[{(_WAY.format('WIDTH') + _WAY.format('HEIGHT')) * 2}\]")
+
+
+def moved_numbers(record: Record, spec: VideoSpec | None, processor: ProcessorSpec | None = None) -> tuple[float, ...]:
+    """The numbers of a record, those of places moved as `spec.image_aspect_ratio` moves the pixels of its frames.
+
+    Without a tower nothing is moved.
+
+    Raises:
+        ValueError: when they are to be moved and the record does not say how large its frames are.
+    """
+    if spec is None or not record.coordinates:
+        return record.coordinates
+    names = placeholders_in("".join(turn["value"] for turn in record.conversations))
+    is_shown = record.videos or record.images or "width" in record.meta
+    if not is_shown or all(axis_of(name) == "TEMP" for name in names):
+        return record.coordinates
+    return square_of(record.meta, spec.image_aspect_ratio, processor).numbers(names, record.coordinates)
+
+
+def coordinate_problems(
+    records: Sequence[Record], spec: VideoSpec | None, processor: ProcessorSpec | None
+) -> list[Problem]:
+    """A problem for each record whose numbers cannot be moved, or of which a box is cropped away; no file is opened.
+
+    Args:
+        processor: of the tower; without it what a crop cuts away is not looked for.
+    """
+    if spec is None:
+        return []
+    if processor is None and spec.image_aspect_ratio == "crop":
+        spec = replace(spec, image_aspect_ratio="pad")  # Which asks for the same sizes.
+    problems = []
+    for record in _numbered(records):
+        try:
+            lost = _lost_box(record, moved_numbers(record, spec, processor))
+        except UserError as error:
+            lost = str(error)
+        if lost:
+            problems.append(Problem(record.source, record.id, COORDINATES, lost))
+    return problems
+
+
+def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
+    """What is to be said where records have times of their clips, and the frames that are seen do not lie at them;
+    empty for nothing.
+    """
+    if spec is None or spec.force_sample or spec.video_fps == 0:
+        return ""
+    timed = next((r for r in _numbered(records) if r.videos and _has_times(r)), None)
+    if timed is None:
+        return ""
+    return (
+        f"records have times (record {timed.id!r} for one), which go from the first frame of a clip to its last, and "
+        f"--video_fps {spec.video_fps:g} may end up to {1 / spec.video_fps:g} s before that: frame i of n lies at "
+        "i / (n - 1) with --force_sample True"
+    )
+
+
+def _has_times(record: Record) -> bool:
+    return any("<TEMP-" in name for turn in record.conversations for name in placeholders_in(turn["value"]))
+
+
+def _numbered(records: Sequence[Record]) -> Sequence[Record]:
+    """The records that have numbers."""
+    if isinstance(records, RecordTable):
+        return take(records, np.flatnonzero(records.with_coordinates()))
+    return [r for r in records if r.coordinates]
+
+
+def _lost_box(record: Record, numbers: Sequence[float]) -> str:
+    """What is said of a record with a box that lies outside its picture, which has no width or height there."""
+    text = "".join(turn["value"] for turn in record.conversations)
+    for found in _BOX.finditer(text):
+        first = len(placeholders_in(text[: found.start()]))
+        x1, y1, x2, y2 = numbers[first : first + 4]
+        told = record.coordinates[first : first + 4]
+        if (told[0] < told[2] and x2 <= x1) or (told[1] < told[3] and y2 <= y1):
+            box = [round(number, 3) for number in told]
+            return (
+                f"its box {box} is cropped away: leave the record out, or show the whole frame with "
+                "--image_aspect_ratio pad or square"
+            )
+    return ""
