@@ -64,7 +64,7 @@ if ((NODE_RANK < 0 || NODE_RANK >= NNODES)); then
     exit 1
 fi
 
-# What there is to do: DATA, MAKE, TRAIN and SCORE are the arguments of the steps below, and empty where there is none.
+# What there is to do: DATA, MAKE, TRAIN, SCORE and GROUND are the arguments of the steps below, and empty where there is none.
 PLAN="$(NODE_RANK="$NODE_RANK" python scripts/launch.py "$@")" || {
     [[ -z "$STOP_SIGNAL" ]] || _leave
     exit 1
@@ -115,6 +115,7 @@ echo "Experiment $EXPERIMENT, seed $SEED, $NNODES node(s) of $NUM_GPUS process(e
 train_or_stop "$OUTPUT_DIR" "${TRAINER[@]}" llava/train/train.py "${TRAIN[@]}" || exit 1
 ((NODE_RANK == 0)) || exit 0
 
+((${#GROUND[@]} == 0)) || run_or_stop "${ONE_PROCESS[@]}" -m llava.eval.grounding "${GROUND[@]}"
 # What the run held out by itself, in place of what it was given.
 if ((${#SCORE[@]} && HOLDS_OUT)) && [[ -f "$OUTPUT_DIR/held_out.json" ]]; then
     SCORE[${#SCORE[@]}-1]="$OUTPUT_DIR/held_out.json"

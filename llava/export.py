@@ -18,6 +18,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llava.config.commands import check_new_folder, parse
+from llava.constants import COORDINATE_PLACEHOLDERS
 from llava.errors import UserError, run_command
 from llava.model.builder import open_checkpoint
 from llava.model.capabilities import max_positions
@@ -29,7 +30,16 @@ from llava.model.vlm import VisionCausalLM
 from llava.report.card import CARD, language_model_card
 
 WORDS = 64
-VISION = ("mm_projector.", "vision_resampler.", "vision_tower.")
+COORDINATE_STEP = 15
+"""Of the coordinate tokens that a result is compared by, from one to the next."""
+TIED = (
+    "Its coordinate tokens mean nothing: they are read and written by tables of their own, and its head is tied to its "
+    "embeddings, where one row cannot hold both; they are never generated"
+)
+PARTS = ("mm_projector.", "vision_resampler.", "vision_tower.", "coordinates.")
+"""Beginnings of the names of weights that a plain language model has no place for."""
+ROUNDING = 1e-5
+"""Difference, relative to the largest logit, of two matrix products of other sizes."""
 
 
 @dataclass
@@ -70,11 +80,17 @@ def export(
             f"{source}: has LoRA adapters, which only peft can open: merge them first with "
             f"python -m llava.commands.merge_lora {shlex.quote(str(source))} MERGED"
         )
-    ids = torch.arange(WORDS).unsqueeze(0)[:, : max_positions(model)] % len(tokenizer)
+    ids = torch.arange(WORDS).unsqueeze(0) % len(tokenizer)
+    note = ""
     if text_only:
+        folds = model.coordinates is not None and not is_tied(model)
         write_text_only(model, target)
         again: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
         held = f"a plain {type(again).__name__}"
+        if folds:
+            ids = torch.cat([ids, model.coordinates.token_ids[None, ::COORDINATE_STEP]], dim=1)
+        elif model.coordinates is not None:
+            note = f". {TIED}"
     else:
         if model.config.mm_hidden_size is not None:
             model.config.mm_vision_tower_storage = tower
@@ -88,26 +104,73 @@ def export(
         card = (source / CARD).read_text(encoding="utf-8", errors="backslashreplace")
         (target / CARD).write_text(language_model_card(card) if text_only else card, encoding="utf-8")
     follow_umask(target)
-    with torch.no_grad():
-        same = torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
-    if not same:
+    if not same_logits(again, model, ids[:, : max_positions(model)]):
         raise UserError(f"{target}: gives other logits than {source}: do not use it, and report this as a fault")
-    return f"{target}: {held}; its logits are those of {source}, bit for bit"
+    return f"{target}: {held}; its logits are those of {source}, bit for bit{note}"
+
+
+@torch.no_grad()
+def same_logits(again: PreTrainedModel, model: VisionCausalLM, ids: torch.Tensor) -> bool:
+    """Whether two models give the same logits for ids (1, L), bit for bit.
+
+    A plain model computes those of coordinates in one product with all others, and has none where its head is tied.
+    """
+    found, expected = again(input_ids=ids).logits, model(input_ids=ids).logits
+    if model.coordinates is None or isinstance(again, VisionCausalLM):
+        return torch.equal(found, expected)
+    words = torch.ones(expected.shape[-1], dtype=torch.bool)
+    words[model.coordinates.token_ids] = False
+    difference = float((found - expected).abs().max())
+    close = is_tied(model) or difference <= ROUNDING * float(expected.abs().max())
+    return close and torch.equal(found[..., words], expected[..., words])
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether words are read from the weights that they are written with."""
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def fold_coordinates(model: VisionCausalLM, plain: PreTrainedModel) -> None:
+    """Writes the tables of coordinates into the embeddings and the head of a plain model, whose two they are.
+
+    Raises:
+        ValueError: for embeddings that change what they look up by more than a scale.
+    """
+    assert model.coordinates is not None
+    ids, tables = model.coordinates.token_ids, model.coordinates().detach().flatten(1, 2)
+    table, head = plain.get_input_embeddings(), plain.get_output_embeddings()
+    with torch.no_grad():
+        table.weight[ids] = tables[0]
+        scale = (table(ids) / tables[0]).nanmedian()
+        table.weight[ids] = tables[0] / scale
+        if not torch.allclose(table(ids), tables[0], rtol=1e-6):
+            raise UserError(f"the embeddings of {type(plain).__name__} do more than look up: --text-only cannot keep "
+                            "its coordinates: leave it out")  # fmt: skip
+        head.weight[ids] = tables[1]
+        if head.bias is not None:
+            head.bias[ids] = 0.0
 
 
 def write_text_only(model: VisionCausalLM, target: Path) -> None:
-    """Writes the language model of a model as transformers' own class for it."""
+    """Writes the language model of a model as transformers' own class for it, its coordinates among its words where
+    they have rows of their own for reading and for writing.
+    """
     config_class = CONFIG_MAPPING[language_type(model.config.model_type)]
     mine = set(config_class().to_dict())
     values = {name: value for name, value in model.config.to_dict().items() if name in mine and name != "model_type"}
     config = config_class(**values)
     config.architectures = None
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    words = {name: value for name, value in model.state_dict().items() if not name.startswith(VISION)}
+    words = {name: value for name, value in model.state_dict().items() if not name.startswith(PARTS)}
     plain.load_state_dict(words)
     # Visual tokens are places for features, which `generate` of the model never writes either.
     generation = copy.deepcopy(model.generation_config)
     never = {*(generation.suppress_tokens or ()), *(model.config.visual_token_ids or {}).values()}
+    if model.coordinates is not None and is_tied(model):
+        never |= set(model.coordinates.ids.values())
+    elif model.coordinates is not None:
+        fold_coordinates(model, plain)
+        never |= {model.coordinates.ids[name] for name in COORDINATE_PLACEHOLDERS}
     generation.suppress_tokens = sorted(never) or None
     plain.generation_config = generation
     plain.save_pretrained(target)

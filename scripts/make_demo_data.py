@@ -315,11 +315,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--validation", action="store_true", help=f"also {' and '.join(VALIDATION)}")
+    parser.add_argument(
+        "--grounding", action="store_true", help="the grounding demo instead: where and when (docs/grounding.md)"
+    )
     args = parser.parse_args(argv)
     if args.output_dir is None:
         parser.error("--output_dir is needed: the folder to make")
     if args.num_train < 1:
         parser.error(f"--num_train must be at least 1, got {args.num_train}")
+    if args.grounding:
+        # Here, since it draws with what this module has.
+        from grounding_demo import make
+
+        make(args.output_dir, args.seed, args.num_train, args.num_workers)
+        return
 
     others = {name: size for name, size in SPLIT_SIZES.items() if args.validation or name not in VALIDATION}
     splits = plan(args.seed, {"train": args.num_train} | others)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from llava import export
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import add_coordinate_tokens, load_pretrained_model
 from llava.report.card import CARD, write_card
 from tests.report.made import record, write_run
 
@@ -26,6 +26,43 @@ def test_the_language_model_alone_is_a_plain_one(saved, tmp_path, capsys):
     assert torch.equal(plain(words).logits, model(input_ids=words).logits)
     assert plain.generation_config.suppress_tokens == sorted(model.config.visual_token_ids.values())
     assert model.generation_config.suppress_tokens is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_coordinates_go_into_the_words_where_head_and_embeddings_are_two(
+    build, assets, tokenizer, tmp_path, capsys, tied
+):
+    folder = tmp_path / "gpt2"
+    shutil.copytree(assets.gpt2, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(config))
+    untied = GPT2LMHeadModel.from_pretrained(folder)
+    untied.lm_head.weight.data.normal_(0, 0.02) if not tied else None
+    untied.save_pretrained(folder)
+    model = build(folder=str(folder))
+    add_coordinate_tokens(tokenizer, model)
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--text-only"]) == 0
+    said = capsys.readouterr().out
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(plain) is GPT2LMHeadModel
+    assert said.count("one row cannot hold both") == tied
+    text = "Un gatto" if tied else "Un gatto <TEMP-012> dorme [<WIDTH-099><HEIGHT-000>]"
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(text, return_tensors="pt")["input_ids"]
+    found, expected = plain(ids).logits, model(input_ids=ids).logits
+    words = torch.ones(found.shape[-1], dtype=torch.bool)
+    words[model.coordinates.token_ids] = False
+    assert torch.equal(found[..., words], expected[..., words])
+    never = set(plain.generation_config.suppress_tokens)
+    if tied:
+        assert set(model.coordinates.ids.values()) <= never
+    else:
+        torch.testing.assert_close(found, expected)
+        rows = plain.transformer.wte.weight[model.coordinates.token_ids].view(3, 100, -1)
+        assert torch.equal(rows, model.coordinates()[0])
+        assert torch.equal(plain.lm_head.weight[model.coordinates.token_ids].view(3, 100, -1), model.coordinates()[1])
+        assert len(never & set(model.coordinates.ids.values())) == 6
 
 
 def test_the_card_of_the_language_model_alone_promises_no_video(saved, tmp_path):

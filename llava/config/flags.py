@@ -48,7 +48,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Comma-separated parts that train: mm_language_model, mm_mlp_adapter, mm_vision_resampler, "
-            "mm_vision_tower. Default: all that exist but the tower."
+            "mm_vision_tower, mm_coordinates, mm_embeddings (of the language model, its words alone). Default: all "
+            "that exist but the tower."
         },
     )
     version: str = field(
@@ -102,6 +103,20 @@ class ModelArguments:
         metadata={"help": "A .bin or .safetensors with weights of the resampler alone, by their names here or those of "
                   "LLaVA-ST's packer."},
     )  # fmt: skip
+    mm_coordinates: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Times and places as numbers in the records' `variables` (docs/grounding.md): coordinate tokens "
+            "and their tables, which train as mm_coordinates. Default: as the checkpoint has them."
+        },
+    )
+    stage: str | None = field(
+        default=None,
+        metadata={
+            "help": "LLaVA-ST's stage, 1, 2 or 3: what trains, learning rates and LoRA where no flag says so "
+            "(docs/recipes.md). Left out, nothing is set."
+        },
+    )
     lora_enable: bool = field(
         default=False,
         metadata={"help": "LoRA: adapters of the language model's linear layers train in place of its weights."},
@@ -112,6 +127,10 @@ class ModelArguments:
     lora_bias: str = field(
         default="none",
         metadata={"help": "Biases of the language model that train beside: none, all, or lora_only."},
+    )
+    merge_lora: bool = field(
+        default=False,
+        metadata={"help": "Merge the adapters of --model_name_or_path into its weights before anything trains."},
     )
 
 
@@ -221,6 +240,10 @@ class TrainingArguments(transformers.TrainingArguments):
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector."})
     mm_vision_resampler_lr: float | None = field(default=None, metadata={"help": "Learning rate of the resampler."})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Learning rate of the tower."})
+    mm_embeddings_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the word embeddings, where mm_embeddings is named."}
+    )
+    mm_coordinates_lr: float | None = field(default=None, metadata={"help": "Learning rate of the coordinate tables."})
     group_by_modality_length: bool | None = field(
         default=None,
         metadata={
@@ -306,8 +329,8 @@ class TrainingArguments(transformers.TrainingArguments):
     recipe: str | None = field(
         default=None,
         metadata={
-            "help": "Flags as a YAML file, or the name of one that comes along (italian, demo, tiny, instruct), see "
-            "docs/recipes.md; arguments beat its values."
+            "help": "Flags as a YAML file, or the name of one that comes along (italian, demo, tiny, instruct, "
+            "grounding_demo, llava_st_stage1, ...), see docs/recipes.md; arguments beat its values."
         },
     )
     recipe_values: dict[str, Any] | None = field(default=None, init=False, repr=False)

@@ -59,6 +59,7 @@ class LaunchSettings:
     demo: bool = _setting(False, "draw clips with captions where there is no DATA_PATH")
     demo_dir: str = _setting("demo", "where they are put, and a random DINOv2")
     demo_clips: int = _setting(2500, "training clips")
+    grounding: bool = _setting(False, "draw the demo about where and when instead (docs/grounding.md)")
     vision_hidden_size: int = _setting(192, "width of the random DINOv2")
     vision_layers: int = _setting(1, "its layers")
     vision_heads: int = _setting(3, "its heads")
@@ -79,7 +80,7 @@ class Plan:
 
     Attributes:
         notes: lines to print first.
-        variables, steps: variables and arrays of words for the shell; DATA, MAKE and SCORE may be empty.
+        variables, steps: variables and arrays of words for the shell; DATA, MAKE, SCORE and GROUND may be empty.
         pending: flags that name what DATA and MAKE are to make, and where.
     """
 
@@ -225,11 +226,13 @@ class _Steps:
                 "and DATA_PATH the demo runs)"
             )
         suffix, data = "t_it" if self.text_only else "vi_it", f"{s.demo_dir}/data"
-        steps: dict[str, list[str]] = {"DATA": [], "MAKE": [], "SCORE": []}
+        steps: dict[str, list[str]] = {"DATA": [], "MAKE": [], "SCORE": [], "GROUND": []}
         if demo:
             self.notes.insert(0, "DATA_PATH is not set: running the built-in demo (clips and models are made here, "
                               "nothing is downloaded).")  # fmt: skip
             steps["DATA"] = ["--output_dir", data, "--num_train", str(s.demo_clips)]
+            if s.grounding:
+                self._grounding(steps, data)
             self.default("data_path", f"{data}/train_{suffix}.json", pending=True)
             self.default("eval_data_path", f"{data}/heldout_combinations_{suffix}.json", pending=True)
             if not self.text_only:
@@ -263,7 +266,9 @@ class _Steps:
         gpus, precision = self._hardware(hardware)
         words = as_arguments(below(self.computed | self.variables, self.said))
         steps["TRAIN"] = ["--recipe", self.file, *words, *self.arguments]
-        if not self.text_only:
+        if demo and s.grounding:
+            steps["GROUND"] = self._score_grounding(data)
+        elif not self.text_only:
             steps["SCORE"] = self._score(demo, data, path)
         spread = any(self.value(flag) for flag in ("deepspeed", "fsdp"))
         variables = {
@@ -273,6 +278,16 @@ class _Steps:
             "HOLDS_OUT": str(int(self.value("eval_data_path") is None)),
         }  # fmt: skip
         return Plan(self.notes, variables, steps, self.pending)
+
+    def _grounding(self, steps: dict[str, list[str]], data: str) -> None:
+        """The files of the grounding demo, which has no text alone."""
+        if self.text_only:
+            raise UserError(f"{self.file} asks where and when, which no text alone can tell: leave EXP_ID=1 out")
+        steps["DATA"].append("--grounding")
+        self.default("data_path", f"{data}/train.json", pending=True)
+        self.default("eval_data_path", f"{data}/validation_gains.json", pending=True)
+        for folder in ("video_folder", "image_folder"):
+            self.default(folder, f"{data}/visual", pending=True)
 
     def _model(self, steps: dict[str, list[str]], name: str, path: str) -> None:
         """A fresh model, where none is named."""
@@ -322,6 +337,13 @@ class _Steps:
         else:
             words += ["--limit", str(s.caption_limit), "--seed", str(self.value("seed"))]
         return [*words, "--data_path", *scored]
+
+    def _score_grounding(self, data: str) -> list[str]:
+        """The arguments of scoring where and when after training, on pairs that were never trained on."""
+        words = [str(self.value("output_dir")), "--data_path", f"{data}/test.json", "--batch_size", "64"]
+        return words + as_arguments({
+            name: self.value(name) for name in ("video_folder", "image_folder", "feature_cache") if self.value(name)
+        })  # fmt: skip
 
 
 def data_name(path: str) -> str:

@@ -45,8 +45,8 @@ GROUP = (
     "batches of similar lengths"
 )
 MERGE = (
-    "merge the adapter into its model first (a run of this project: python -m llava.commands.merge_lora; another: "
-    "peft's merge_and_unload) and name the merged folder with --model_name_or_path"
+    "a run of this project: name its folder with --model_name_or_path, and --merge_lora True merges its adapters first "
+    "(python -m llava.commands.merge_lora does so once for all); another: merge them by peft's merge_and_unload"
 )
 
 FLAGS: tuple[Flag, ...] = (
@@ -61,6 +61,7 @@ FLAGS: tuple[Flag, ...] = (
                          "its features are computed once and "
                          "kept (--feature_cache)"),
         "mm_tunable_parts": (None, "what is not named is frozen. Left out: all but the tower"),
+        "stage": ("1", "1, 2 or 3: sets what the command leaves unsaid (docs/recipes.md); without it nothing is set"),
         "freeze_backbone": (False, "`mm_tunable_parts` without mm_language_model, embeddings and head included; "
                             "there a head that is not tied trains on"),
         "tune_mm_mlp_adapter": (False, "`mm_tunable_parts mm_mlp_adapter`: nothing else trains"),
@@ -112,8 +113,6 @@ FLAGS: tuple[Flag, ...] = (
         "no_cuda": (False, "`use_cpu`, its name in transformers 5"),
     }),
     *_flags(NO_EFFECT, {
-        "stage": ("1", "there are no stages: --mm_tunable_parts says what trains, and the tokens for places and times "
-                  "of stages 2 and 3 are not here"),
         "model_class_name": (None, "the class follows from the model's own config"),
         "unfreeze_language_model": (False, "LLaVA-ST does not read it either; name mm_language_model in "
                                     "--mm_tunable_parts"),
@@ -293,6 +292,7 @@ def trained_parts(values: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     everything = [
         "mm_language_model",
         *(["mm_mlp_adapter", "mm_vision_resampler"] if values.get("vision_tower") else []),
+        *(["mm_coordinates"] if values.get("mm_coordinates") else []),
     ]
     parts = [*(tuned or [part for part in everything if part not in frozen]), *tower]
     if not parts:

@@ -129,6 +129,8 @@ RANGES: dict[str, Range] = {
     "mm_projector_lr": RATE,
     "mm_vision_resampler_lr": RATE,
     "mm_vision_tower_lr": RATE,
+    "mm_embeddings_lr": RATE,
+    "mm_coordinates_lr": RATE,
     "warmup_steps": RATE,
     "warmup_ratio": Range(0, 1, below=True),
     "weight_decay": RATE,

@@ -34,6 +34,8 @@ VISION_FLAGS = frozenset({
     "image_folder", "pretrain_mm_mlp_adapter",
 })  # fmt: skip
 """Besides all that begin with `mm_`: the flags that a run on text alone does without."""
+OF_THE_TEXT = ("mm_coordinates", "mm_coordinates_lr")
+"""Of those that begin with `mm_`, the ones that it keeps."""
 REPLACES = {
     "warmup_ratio": "warmup_steps",
     "evaluation_strategy": "eval_strategy",
@@ -72,7 +74,7 @@ class Recipe:
 
 def is_vision(name: str) -> bool:
     """Whether a flag is about videos and images alone."""
-    return name.startswith("mm_") or name in VISION_FLAGS
+    return (name.startswith("mm_") and name not in OF_THE_TEXT) or name in VISION_FLAGS
 
 
 def find_recipe(name: str) -> str:

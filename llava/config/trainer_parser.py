@@ -20,8 +20,8 @@ GROUPS: dict[str, str] = {
     "dataloader_drop_last dataloader_pin_memory dataloader_persistent_workers dataloader_multiprocessing_context "
     "dataloader_in_order ignore_data_skip",
     "optimiser and schedule": "learning_rate mm_projector_lr mm_vision_resampler_lr mm_vision_tower_lr "
-    "lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay optim optim_args adam_beta1 "
-    "adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor neftune_noise_alpha",
+    "mm_embeddings_lr mm_coordinates_lr lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay "
+    "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor neftune_noise_alpha",
     "checks and evaluation": "preflight show_samples run_monitor replay_every run_report controls controls_samples "
     "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size",
     "logs": "logging_steps logging_strategy logging_first_step report_to project disable_tqdm log_level "

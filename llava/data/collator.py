@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
+from llava.data.coordinates import NO_COORDINATE
 from llava.data.features.remote import read_many
 from llava.data.features.rows import RemoteRow, StoredRow, StoredRows, fetch_rows
 from llava.errors import UserError
@@ -82,8 +83,9 @@ class DataCollatorForSupervisedDataset:
     reads: bool = field(default=True, kw_only=True)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` (B,), `sample_ids`, and what
-        `vision_of` makes of the samples.
+        """`input_ids`, `labels`, `attention_mask` (B, L), `num_videos`, `num_images` (B,), `sample_ids`, what
+        `vision_of` makes of the samples, and of samples that have them `coordinates` (B, L) float32, `NO_COORDINATE`
+        where no number stands.
 
         The label of position 0 is never a target of next-token prediction; it is set to `IGNORE_INDEX`, so that
         counting labels counts targets.
@@ -109,6 +111,10 @@ class DataCollatorForSupervisedDataset:
             "num_videos": _counts(samples, ("pixel_values_videos", "video_features")),
             "num_images": _counts(samples, ("pixel_values", "image_features")),
         }
+        if any("coordinates" in s for s in samples):
+            # What fills the last batch has none.
+            numbers = [s.get("coordinates", torch.full(s["input_ids"].shape, NO_COORDINATE)) for s in samples]
+            batch["coordinates"] = pad_sequence(numbers, batch_first=True, padding_value=NO_COORDINATE)
         return batch | vision_of(samples, self.reads)
 
 

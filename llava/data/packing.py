@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from llava.constants import FILLER_ID, IGNORE_INDEX
 from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.coordinates import NO_COORDINATE
 from llava.data.positions import check_positions, supervised_positions, visual_positions
 
 ATTENTION_LENGTH = 1536
@@ -137,7 +138,7 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
 
         filled = torch.arange(length) < torch.tensor(widths)[:, None]
 
-        def laid_out(values: torch.Tensor, padding: int) -> torch.Tensor:
+        def laid_out(values: torch.Tensor, padding: float) -> torch.Tensor:
             """(B, L), one sample a row, in the rows of this batch."""
             found = torch.full(filled.shape, padding, dtype=values.dtype)
             return found.masked_scatter_(filled, values[tokens])
@@ -148,7 +149,10 @@ class TrainingCollator(DataCollatorForSupervisedDataset):
         if flat:
             batch |= sample_bounds(lengths, self.multiple)
         if shared or length > tokens.shape[1]:
-            for name, padding in (("input_ids", self.pad_token_id), ("labels", IGNORE_INDEX), ("attention_mask", 0)):
+            paddings = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
+            if "coordinates" in batch:
+                paddings["coordinates"] = NO_COORDINATE
+            for name, padding in paddings.items():
                 batch[name] = laid_out(batch[name], padding)
         places = supervised_positions(batch["labels"])
         batch["supervised_positions"] = F.pad(places, (0, -len(places) % self.multiple))

@@ -136,6 +136,7 @@ def score_texts(
     clips: Sequence[Clip],
     references: Mapping[Clip, Sequence[str]],
     metrics: Sequence[str] = METRICS,
+    groups: Mapping[Clip, Hashable] | None = None,
 ) -> dict[str, Triple]:
     """Scores of a set of captions, each with its 95 % bootstrap interval over clips (NaN ends for a single clip).
 
@@ -147,23 +148,24 @@ def score_texts(
     Args:
         captions, clips: (N,) texts, and the clip that each belongs to.
         references: texts of each clip; one without words counts only where a clip has no other.
+        groups: what is resampled together, where captions are of parts of clips (a box, a span): the clip of each part.
 
     Returns:
         scores by name; CIDEr-D is missing for a single clip, which it cannot be computed of.
     """
     pairs = list(dict.fromkeys(zip(clips, captions, strict=True)))
     order = {clip: i for i, clip in enumerate(references)}
-    clusters = [order[clip] for clip, _ in pairs]
+    owners = [order[clip] for clip, _ in pairs]
+    numbers = {group: i for i, group in enumerate(dict.fromkeys((groups or {}).values()))}
+    clusters = owners if groups is None else [numbers[groups[clip]] for clip, _ in pairs]
     written = [tokenise(text) for _, text in pairs]
     expected = {order[clip]: _with_words([tokenise(text) for text in texts]) for clip, texts in references.items()}
     scores: dict[str, Triple] = {}
     for metric in metrics:
         if metric != CIDER:
-            scores[metric] = _sacrebleu(metric, written, clusters, expected)
+            scores[metric] = _sacrebleu(metric, written, owners, clusters, expected)
         elif len(expected) > 1:
-            scores[metric] = bootstrap_ratio(
-                cider_d(written, clusters, expected).tolist(), [1.0] * len(pairs), clusters
-            )
+            scores[metric] = bootstrap_ratio(cider_d(written, owners, expected).tolist(), [1.0] * len(pairs), clusters)
     return scores
 
 
@@ -174,6 +176,7 @@ def _with_words(texts: list[list[str]]) -> list[list[str]]:
 def _sacrebleu(
     metric: str,
     captions: Sequence[Sequence[str]],
+    owners: Sequence[int],
     clusters: Sequence[int],
     references: Mapping[int, Sequence[Sequence[str]]],
 ) -> Triple:
@@ -185,7 +188,7 @@ def _sacrebleu(
     texts = {clip: [" ".join(tokens) for tokens in lists] for clip, lists in references.items()}
     most = max(map(len, texts.values()))
     # As sacrebleu takes them: None where a clip has fewer.
-    streams: list[Any] = [[texts[c][i] if i < len(texts[c]) else None for c in clusters] for i in range(most)]
+    streams: list[Any] = [[texts[c][i] if i < len(texts[c]) else None for c in owners] for i in range(most)]
     # What each caption adds to the sums; sacrebleu's tests of significance go the same way.
     parts = np.array(scorer._extract_corpus_statistics([" ".join(tokens) for tokens in captions], streams))
 

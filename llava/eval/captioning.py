@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.commands import check_output, parse
 from llava.config.groups import EvaluationFlags, ManyDataFlags
 from llava.config.ranges import AMOUNT, COUNT, Range
-from llava.constants import DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_VIDEO_TOKEN, IGNORE_INDEX, PLACEHOLDERS
 from llava.data.chat_formats import PLAIN, reserved
+from llava.data.coordinates import NO_COORDINATE, CoordinateTokens
 from llava.data.features.extract import FeatureCache, open_cache
 from llava.data.prompt import Spans, Turns, pad_token_id, reserved_tokens
 from llava.data.records import Record
@@ -25,6 +26,7 @@ from llava.errors import UserError, run_command, show
 from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
+from llava.eval.coordinate_choice import MEDIAN, chooser
 from llava.eval.data import device_of, read_for_evaluation, trained_on
 from llava.eval.references import answer_of, clip_of, is_captioned_clip, longest_reference, prompt_of, reference_of
 from llava.eval.retrieval import MOST_CLIPS, AnswerLosses, choose_clips, format_retrieval, retrieval_scores
@@ -57,15 +59,21 @@ class Captioner:
 
     Args:
         tokenizer, model: from `llava.model.builder.load_pretrained_model`.
+        coordinate_choice: which coordinate a model with coordinates writes, of `llava.eval.coordinate_choice.CHOICES`.
 
     Raises:
         ValueError: when the tokenizer's chat template is not the one of training.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: VisionCausalLM) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, model: VisionCausalLM, coordinate_choice: str = MEDIAN
+    ) -> None:
         self.tokenizer, self.model, self.spec = tokenizer, model, model.video_spec
         self.text_format = recorded_format(model.config, tokenizer)
         self.spans = Spans.of(tokenizer, self.spec)
+        has_coordinates = getattr(model.config, "mm_coordinates", False)
+        self.coordinates = CoordinateTokens.of(tokenizer) if has_coordinates else None
+        self.coordinate_choice = coordinate_choice
 
     @classmethod
     def from_pretrained(
@@ -104,11 +112,20 @@ class Captioner:
         return self.answer([question], generation, pixel_values_videos=pixels[None])[0]
 
     def answer(
-        self, conversations: Sequence[Turns], generation: Mapping[str, Any] | None = None, **vision: torch.Tensor
+        self,
+        conversations: Sequence[Turns],
+        generation: Mapping[str, Any] | None = None,
+        numbers: Sequence[Sequence[float]] | None = None,
+        **vision: torch.Tensor,
     ) -> list[Caption]:
-        """What the model says after each conversation; `vision` and what is raised as in `generate`."""
+        """What the model says after each conversation; `numbers`, `vision` and what is raised as in `generate`."""
         prompts = [self.spans.expand(self.text_format.prompt(c)) for c in conversations]
-        return generate(self.model, self.tokenizer, prompts, generation, self.text_format.end_ids, **vision)
+        ids = None if self.coordinates is None else self.coordinates.ids
+        options = {"logits_processor": chooser(self.coordinate_choice, ids)} if ids else {}
+        return generate(
+            self.model, self.tokenizer, prompts, options | dict(generation or {}), self.text_format.end_ids, numbers,
+            **vision,
+        )  # fmt: skip
 
 
 def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, version: str = PLAIN) -> None:
@@ -117,7 +134,7 @@ def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, version: str =
     Raises:
         ValueError: naming the placeholders, visual tokens and special tokens in it.
     """
-    refused = dict.fromkeys((*PLACEHOLDERS, *reserved_tokens(tokenizer), *reserved(version)))
+    refused = dict.fromkeys((*PLACEHOLDERS, *COORDINATE_PLACEHOLDERS, *reserved_tokens(tokenizer), *reserved(version)))
     found = [token for token in refused if token in prompt]
     if found:
         raise UserError(
@@ -132,6 +149,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     generation: Mapping[str, Any] | None = None,
     end_ids: Sequence[int] = (),
+    numbers: Sequence[Sequence[float]] | None = None,
     **vision: torch.Tensor,
 ) -> list[Caption]:
     """Continues expanded prompts, padded on the left; `vision` holds `forward`'s vision tensors.
@@ -139,8 +157,12 @@ def generate(
     A prompt is a text, or its ids. A caption ends at any of `end_ids`, at EOS without them. At most 64 new
     tokens unless `generation` says otherwise, and no more than the model has positions for.
 
+    Args:
+        numbers: of each prompt those at its coordinate placeholders, from 0 to 1 in reading order; more may follow.
+
     Raises:
-        ValueError: for a prompt that leaves no position free, and for generation options that do not go together.
+        ValueError: for a prompt that leaves no position free, for generation options that do not go together, and for
+            a placeholder without a number.
     """
     ids = [tokenizer(p, add_special_tokens=False)["input_ids"] if isinstance(p, str) else list(p) for p in prompts]
     ends = list(end_ids) or [tokenizer.eos_token_id]
@@ -153,6 +175,8 @@ def generate(
         raise UserError(
             f"video and prompt take {longest} positions and the model has {longest + room}: give a shorter prompt"
         )
+    if numbers is not None:
+        vision = vision | {"coordinates": _placed(CoordinateTokens.of(tokenizer), ids, numbers)}
     options = {"do_sample": False, "max_new_tokens": 64, **(generation or {})}
     options["max_new_tokens"] = min(options["max_new_tokens"], room)
     output = model.generate(
@@ -172,6 +196,17 @@ def generate(
         Caption(text.strip(), bool(end), count)
         for text, end, count in zip(texts, is_end.any(dim=1).tolist(), counts, strict=True)
     ]
+
+
+def _placed(
+    tokens: CoordinateTokens, prompts: Sequence[Sequence[int]], numbers: Sequence[Sequence[float]]
+) -> torch.Tensor:
+    """(B, L) float32: the numbers of prompts at their placeholders, padded on the left as the prompts are."""
+    placed = torch.full((len(prompts), max(map(len, prompts))), NO_COORDINATE)
+    for row, (ids, values) in enumerate(zip(prompts, numbers, strict=True)):
+        text = torch.tensor(ids, dtype=torch.long)
+        placed[row, placed.shape[1] - len(ids) :] = tokens.place(text, torch.full_like(text, IGNORE_INDEX), values)[1]
+    return placed
 
 
 def caption_records(

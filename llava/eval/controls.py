@@ -27,6 +27,7 @@ from llava.config.commands import check_output, parse
 from llava.config.groups import DataFlags, EvaluationFlags
 from llava.config.ranges import COUNT
 from llava.config.video import ProcessorSpec, VideoSpec
+from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS, DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import open_cache
@@ -37,8 +38,9 @@ from llava.data.records import Record
 from llava.data.text_format import recorded_format
 from llava.errors import UserError, run_command, show
 from llava.eval.clip_gains import clips_that_help_less
+from llava.eval.coordinate_gains import CoordinateNats, format_coordinates
 from llava.eval.data import device_of, read_for_evaluation
-from llava.eval.loss import caption_losses
+from llava.eval.loss import coordinate_targets, token_losses
 from llava.eval.statistics import bootstrap_ratio
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
@@ -133,7 +135,7 @@ def black_pixels(processor: ProcessorSpec) -> torch.Tensor:
 @dataclass(frozen=True)
 class ControlLosses:
     """Summed nats (N,) of every caption under each of `CONDITIONS`; and its number of tokens, its clip, its record's id
-    and the paths that this names, each (N,).
+    and the paths that this names, each (N,). Of a model with coordinates those among the targets, too.
     """
 
     nats: dict[str, np.ndarray]
@@ -141,6 +143,7 @@ class ControlLosses:
     clips: np.ndarray
     ids: np.ndarray
     paths: np.ndarray
+    coordinates: CoordinateNats | None = None
 
     def join(self, more: Sequence[ControlLosses]) -> ControlLosses:
         """These losses and more, those of other ranks."""
@@ -148,6 +151,7 @@ class ControlLosses:
         return ControlLosses(
             {c: np.concatenate([p.nats[c] for p in parts]) for c in self.nats},
             *(np.concatenate([getattr(p, name) for p in parts]) for name in ("tokens", "clips", "ids", "paths")),
+            self.coordinates and self.coordinates.join([p.coordinates for p in more]),
         )
 
     def summary(self, step: int | None = None, measured_on: str | None = None) -> dict[str, Any]:
@@ -177,8 +181,10 @@ class ControlLosses:
             for g, units in gains.items()
         }
         less = clips_that_help_less(self.nats["true"], self.nats["other"], self.clips, self.ids, self.paths)
+        numbers = self.coordinates.summary(self.clips) if self.coordinates is not None else None
         return {
             "step": step, "measured_on": measured_on, **counts, "losses": losses, "gains": clean, "help_less": less,
+            **({"coordinates": numbers} if numbers else {}),
         }  # fmt: skip
 
 
@@ -222,6 +228,7 @@ def control_losses(
     nats: dict[str, list[float]] = {}
     tokens: list[float] = []
     records: list[Record] = []
+    numbers = CoordinateNats.measured(model)
     for start in range(0, len(pairs), batch_size):
         chunk = pairs[start : start + batch_size]
         samples = [dataset[i] for i, _ in chunk]
@@ -243,9 +250,11 @@ def control_losses(
             conditions["shuffled"] = batch | {key: shuffle_frames(batch[key], seeds)}
         for name in (c for c in CONDITIONS if c in conditions):
             with context():
-                losses, counts = caption_losses(model, conditions[name])
-            nats.setdefault(name, []).extend(losses.tolist())
-        tokens += counts.tolist()
+                losses = token_losses(model, conditions[name])
+            nats.setdefault(name, []).extend(losses.sum(dim=1).tolist())
+            if numbers is not None:
+                numbers.add(name, losses, coordinate_targets(model, batch["labels"]))
+        tokens += (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
         records += [dataset.records[i] for i, _ in chunk]
     return ControlLosses(
         {c: np.array(n) for c, n in nats.items()},
@@ -253,6 +262,7 @@ def control_losses(
         np.array([_clip(r) for r in records]),
         np.array([r.id for r in records]),
         np.array([", ".join([*r.videos, *r.images]) for r in records]),
+        numbers,
     )
 
 
@@ -303,6 +313,7 @@ def format_controls(summary: Mapping[str, Any]) -> str:
             units = summary["gains"][names[condition]]
             line += f"{_interval(units['per_caption']):>28} ({units['per_token'][0]:+.3f})"
         lines.append(line)
+    lines += format_coordinates(summary.get("coordinates"))
     less = summary["help_less"]
     lines.append(f"  {less['less']} of {less['clips']} clips help their own captions less than another clip does")
     for clip in less["listed"][:5]:

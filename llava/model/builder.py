@@ -11,10 +11,12 @@ from torch import nn
 from transformers import AddedToken, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.constants import VISUAL_TOKENS
+from llava.data.coordinates import CoordinateTokens, register
 from llava.data.prompt import visual_token_ids
 from llava.errors import MissingFile, UserError
 from llava.foreign import check_sizes, config_values, load_tokenizer
-from llava.model.capabilities import attention_for, embedding_names
+from llava.model.capabilities import attention_for, embedding_names, embedding_std, head_std
+from llava.model.coordinates import TABLES
 from llava.model.language_model.causal_lm import OWN_FILES, PREFIX, causal_lm_class, language_type
 from llava.model.lora import adapter_parameters
 from llava.model.multimodal_encoder.builder import load_vision_tower
@@ -27,8 +29,13 @@ VISION_PARTS = {
     "mm_vision_resampler": ("vision_resampler.",),
     "mm_vision_tower": ("vision_tower.",),
 }
-MM_PARTS = ("mm_language_model", *VISION_PARTS)
+COORDINATE_PART = "mm_coordinates"
+PART_PREFIXES = {**VISION_PARTS, COORDINATE_PART: ("coordinates.",)}
+MM_PARTS = ("mm_language_model", *PART_PREFIXES)
 """What `mm_tunable_parts` may name; together they hold every parameter."""
+EMBEDDING_PART = "mm_embeddings"
+"""The word embeddings within the language model, which a run may train alone, or beside adapters. A head that is tied
+to them trains with them."""
 VISION_GROUPS = {
     "projector": ("mm_projector.",),
     "resampler base": ("vision_resampler.base.",),
@@ -36,8 +43,13 @@ VISION_GROUPS = {
     "resampler slow": ("vision_resampler.slow.",),
     "tower": ("vision_tower.",),
 }
+COORDINATE_GROUPS = {
+    f"coordinates {way}": tuple(f"coordinates.{name}" for name in TABLES if f"_{way}_" in name)
+    for way in ("input", "output")
+}
+PART_GROUPS = {**VISION_GROUPS, **COORDINATE_GROUPS}
 LANGUAGE_GROUPS = ("embeddings", "language model blocks", "head")
-GROUPS = (*LANGUAGE_GROUPS, *VISION_GROUPS)
+GROUPS = (*LANGUAGE_GROUPS, *PART_GROUPS)
 """The groups that gradients are watched by, finer than `MM_PARTS`. A head that is tied belongs to the embeddings."""
 KEY_BIASES = tuple(f"{key}.{layer}bias" for key in ("key", "k_proj") for layer in ("", "base_layer."))
 """Ends of the names of parameters whose gradient is 0 but for rounding: softmax does not change with a key's bias."""
@@ -63,6 +75,36 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     grow_embeddings(tokenizer, model)
     ids = visual_token_ids(tokenizer)
     model.config.visual_token_ids = ids
+    return ids
+
+
+def add_coordinate_tokens(tokenizer: PreTrainedTokenizerBase, model: VisionCausalLM) -> dict[str, int]:
+    """Registers the coordinate tokens and placeholders, after the visual ones, and gives the model their tables.
+
+    They are words, which `decode(skip_special_tokens=True)` keeps. The model's own embeddings grow to cover them and
+    are used for none of them. Calling it again changes nothing. Returns the ids, which are also written into the
+    config; fresh tables are drawn from torch's global generator.
+
+    Raises:
+        ValueError: when the tokenizer gives other ids than the model was trained with.
+    """
+    register(tokenizer)
+    ids = dict(CoordinateTokens.of(tokenizer).ids)
+    if model.coordinates is not None:
+        other = [name for name in ids if ids[name] != model.coordinates.ids[name]]
+        if other:
+            raise UserError(
+                f"the tokenizer gives {other[0]} the id {ids[other[0]]}, and the model was trained with "
+                f"{model.coordinates.ids[other[0]]}: they do not belong together: put the model's own tokenizer into "
+                "its folder"
+            )
+        return ids
+    grow_embeddings(tokenizer, model)
+    model.config.mm_coordinates, model.config.coordinate_token_ids = True, ids
+    model.build_coordinates()
+    assert model.coordinates is not None
+    model.coordinates.draw(embedding_std(model), head_std(model))
+    model.coordinates.to(device=model.device, dtype=model.dtype)
     return ids
 
 
@@ -115,11 +157,12 @@ def select_parts(names: str | Iterable[str]) -> list[str]:
         ValueError: for an unknown name, or none at all.
     """
     parts = [p.strip() for p in (names.split(",") if isinstance(names, str) else names) if p.strip()]
-    unknown = sorted(set(parts) - set(MM_PARTS))
+    known = (*MM_PARTS, EMBEDDING_PART)
+    unknown = sorted(set(parts) - set(known))
     if unknown or not parts:
         raise UserError(
             f"mm_tunable_parts: {'unknown ' + ', '.join(unknown) if unknown else 'nothing to train'}; "
-            f"use a comma-separated list of {', '.join(MM_PARTS)}"
+            f"use a comma-separated list of {', '.join(known)}"
         )
     return list(dict.fromkeys(parts))
 
@@ -136,17 +179,25 @@ def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def trainable_names(model: nn.Module, parts: Iterable[str]) -> set[str]:
-    """Names of the parameters of `parts`; of a language model with LoRA, those of its adapters alone."""
-    adapters = adapter_parameters(model)
+    """Names of the parameters of `parts`; of a language model with LoRA, those of its adapters alone, and its word
+    embeddings where they are named.
+    """
+    parts, adapters = set(parts), adapter_parameters(model)
     names = {name for name, _ in model.named_parameters() if part_of(name) in parts}
-    if adapters is None:
-        return names
-    return {name for name in names if part_of(name) != "mm_language_model" or name in adapters}
+    if adapters is not None:
+        names = {name for name in names if part_of(name) != "mm_language_model" or name in adapters}
+    return names | word_embeddings(model) if EMBEDDING_PART in parts else names
+
+
+def word_embeddings(model: nn.Module) -> set[str]:
+    """Names of the parameters of the table that words are looked up in."""
+    table = set(map(id, model.get_input_embeddings().parameters()))
+    return {name for name, parameter in model.named_parameters() if id(parameter) in table}
 
 
 def part_of(parameter_name: str) -> str:
     """The part of `MM_PARTS` that a parameter belongs to; ValueError for one of vision that belongs to none."""
-    for part, prefixes in VISION_PARTS.items():
+    for part, prefixes in PART_PREFIXES.items():
         if parameter_name.startswith(prefixes):
             return part
     if parameter_name.startswith(("mm_", "vision_")):
@@ -161,7 +212,7 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
     groups = {}
     for name, _ in model.named_parameters():
         if part_of(name) != "mm_language_model":
-            groups[name] = next((g for g, prefixes in VISION_GROUPS.items() if name.startswith(prefixes)), "")
+            groups[name] = next((g for g, prefixes in PART_GROUPS.items() if name.startswith(prefixes)), "")
             if not groups[name]:
                 raise ValueError(f"parameter {name!r} belongs to no group of {GROUPS}")
         elif name.startswith(tables):
@@ -196,7 +247,7 @@ def load_language_model(
         logger.info("%s has no %s: attention is %s", language_type(kind), attn_implementation, attention)
     if from_scratch:
         # The vision modules of an earlier model are not part of a fresh one, nor are its adapters and its text format.
-        others = ("video_spec", "text_format", "lora")
+        others = ("video_spec", "text_format", "lora", "coordinate_token_ids")
         values = {k: v for k, v in values.items() if not k.startswith("mm_") and k not in others}
     config = model_class.config_class.from_dict(values)
     check_sizes(config.to_dict(), where)  # With what the file leaves to the defaults of its type.

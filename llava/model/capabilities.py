@@ -28,6 +28,13 @@ def embedding_std(model: Any) -> float:
     return float(table(ids).float().std())
 
 
+@torch.no_grad()
+def head_std(model: Any) -> float:
+    """Standard deviation of the head's weights, of a word as it is written."""
+    weight = model.get_output_embeddings().weight
+    return float(weight[:: max(1, len(weight) // SEEN_ENTRIES)].float().std())
+
+
 def max_positions(model: Any) -> int:
     """The longest sequence that the model has positions for; `sys.maxsize` where nothing bounds it (ALiBi, Mamba)."""
     return getattr(model.config, "max_position_embeddings", None) or sys.maxsize

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from llava.constants import COORDINATE_PLACEHOLDERS
 from llava.errors import UserError
 from llava.model.capabilities import max_positions
 from llava.model.vision_batch import NAMES, VisionBatch
@@ -35,6 +36,7 @@ class GeneratesWithVideo:
         `max_length` at most `NEW_TOKENS` are, as far as there are positions.
 
         Args:
+            coordinates: (B, L) float32 of the prompt, as `forward` takes them; what is generated are coordinate tokens.
             past_key_values, cache: of an earlier call, to go on from; `inputs` begins with the ids that it holds. What
                 was shown then need not be given again (and is not encoded again); new pixels or features are those of
                 the ids that it does not hold.
@@ -47,6 +49,7 @@ class GeneratesWithVideo:
         input_ids, vision = kwargs.pop("input_ids", inputs), VisionBatch.take(kwargs)
         earlier, kwargs = _taken_cache(kwargs)
         embeds = kwargs.get("inputs_embeds")
+        numbers = kwargs.pop("coordinates", None)
         vision.check_finite()
         if not vision.is_empty:
             if self.mm_projector is None:
@@ -61,9 +64,13 @@ class GeneratesWithVideo:
                     f"the cache holds {cached} positions and the ids are {input_ids.shape[1]}: give the whole text, "
                     "what the cache holds of it included"
                 )
-            if self.mm_projector is not None:
+            if self.coordinates is not None:
+                self.coordinates.check_numbers(input_ids, numbers)
+            if self.mm_projector is not None or self.coordinates is not None or numbers is not None:
                 vision = self._not_cached(vision, input_ids, cached)
-                prompt, _ = self.prepare_inputs_labels_for_multimodal_video(input_ids[:, cached:], vision=vision)
+                prompt, _ = self.prepare_inputs_labels_for_multimodal_video(
+                    input_ids[:, cached:], vision=vision, coordinates=None if numbers is None else numbers[:, cached:]
+                )
                 kwargs.update(prompt_embeds=prompt, prompt_start=cached)
         if (given := embeds if input_ids is None else input_ids) is not None:
             settings |= self._fit(kwargs, given)
@@ -71,7 +78,7 @@ class GeneratesWithVideo:
             kwargs[CACHE] = earlier
         config = kwargs.get("generation_config")
         asked = kwargs.pop("suppress_tokens", None) or (config or self.generation_config).suppress_tokens
-        never = set(asked or ()) | set((self.config.visual_token_ids or {}).values())
+        never = {*(asked or ()), *(self.config.visual_token_ids or {}).values(), *self._placeholder_ids()}
         settings["suppress_tokens"] = sorted(never) or None
         if config is not None:  # transformers warns about settings in both places.
             kwargs["generation_config"] = config = copy.deepcopy(config)
@@ -105,8 +112,12 @@ class GeneratesWithVideo:
         ids = inputs.pop("input_ids")
         if cached != prompt_start or ids.shape[1] < prompt_embeds.shape[1]:
             raise UserError("generation with video takes the prompt in one piece: leave out prefill_chunk_size")
-        new = self.get_input_embeddings()(ids[:, prompt_embeds.shape[1] :])
+        new = self.embed(ids[:, prompt_embeds.shape[1] :])
         return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([prompt_embeds, new.to(prompt_embeds)], dim=1)}
+
+    def _placeholder_ids(self) -> list[int]:
+        """Of the coordinate placeholders, which stand for numbers that are given, and are no words either."""
+        return [] if self.coordinates is None else [self.coordinates.ids[name] for name in COORDINATE_PLACEHOLDERS]
 
     def _not_cached(self, vision: VisionBatch, input_ids: torch.Tensor, cached: int) -> VisionBatch:
         """What is to be encoded of `vision`: nothing of kinds whose items all lie in the cache and are given again."""

@@ -19,6 +19,7 @@ from llava.data.positions import check_positions, visual_positions
 from llava.data.prompt import image_tokens, video_tokens
 from llava.errors import MissingFile, UserError
 from llava.model.capabilities import embedding_std
+from llava.model.coordinates import CoordinateTables
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import empty_vision_tower, load_vision_tower
 from llava.model.multimodal_projector.builder import build_projector
@@ -39,6 +40,7 @@ class LlavaMetaForCausalLM:
     vision_tower: VisionTower | None
     mm_projector: nn.Module | None
     vision_resampler: nn.Module | None
+    coordinates: CoordinateTables | None
     _templates: tuple[Any, dict[str, list[int]]] | None = None
     """What the config said when they were made, and `visual_templates`."""
     row_std: float | None = None
@@ -66,6 +68,23 @@ class LlavaMetaForCausalLM:
                 self._tower_attention,
             )  # fmt: skip
             self.vision_tower.precision = config.mm_vision_precision
+
+    def build_coordinates(self) -> None:
+        """Makes the tables of coordinates where `config` has them, with values still to be drawn or loaded.
+
+        Raises:
+            ValueError: for a model whose head reads states of another width than its embeddings have.
+        """
+        self.coordinates = None
+        if self.config.mm_coordinates:
+            width = self.get_input_embeddings().embedding_dim
+            out = getattr(self.get_output_embeddings(), "in_features", width)
+            if out != width:
+                raise UserError(
+                    f"{type(self).__name__}: coordinates are read and written in one width, but its embeddings are "
+                    f"{width} wide and its head reads {out}: use another language model"
+                )
+            self.coordinates = CoordinateTables(width, self.config.coordinate_token_ids or {})
 
     def initialize_vision_modules(
         self,
@@ -198,21 +217,44 @@ class LlavaMetaForCausalLM:
             flat = self.vision_tower(pixels.flatten(0, 1).to(self.vision_tower.vision_model.dtype))
             features = flat.unflatten(0, pixels.shape[:2])
         parameter = next(self.mm_projector.parameters(), None)
-        return self.mm_projector(features if parameter is None else features.to(parameter.dtype))
+        patches = self.mm_projector(features if parameter is None else features.to(parameter.dtype))
+        if self.coordinates is not None:
+            rows, columns = self.config.mm_patch_grid
+            patches = self.coordinates.patches(patches, (rows, columns))
+        return patches
+
+    def embed(self, input_ids: torch.Tensor, coordinates: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L) ids -> (B, L, D): embeddings of words, and rows of the tables for coordinates.
+
+        Args:
+            coordinates: (B, L) float32, a number from 0 to 1 at each coordinate placeholder and -1 elsewhere.
+
+        Raises:
+            ValueError: for numbers to a model without coordinates; from `CoordinateTables.embed`.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if self.coordinates is not None:
+            return self.coordinates.embed(embeds, input_ids, coordinates)
+        # Its tokenizer may know the tokens, and they are words like any other.
+        if coordinates is not None and bool((coordinates >= 0).any()):
+            raise UserError("this model was trained without coordinates (--mm_coordinates True): it takes no numbers")
+        return embeds
 
     def prepare_inputs_labels_for_multimodal_video(
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         vision: VisionBatch = NO_VISION,
+        coordinates: torch.Tensor | None = None,
         **visual: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Swaps the embeddings at visual positions for vision features.
+        """Swaps the embeddings at visual positions for vision features, and those of coordinates for their rows.
 
         Args:
             input_ids: (B, L) token ids, placeholders expanded.
             labels: (B, L), passed through: splicing keeps every position where it is.
             vision: what the batch shows; its attributes are taken by their names too, as those of `forward`.
+            coordinates: as `embed` takes them.
 
         Returns:
             `inputs_embeds` (B, L, D) and the labels.
@@ -221,7 +263,7 @@ class LlavaMetaForCausalLM:
             ValueError: naming the sample and both numbers when its visual positions and feature rows differ.
         """
         vision = replace(vision, **visual)
-        embeds = self.get_input_embeddings()(input_ids)
+        embeds = self.embed(input_ids, coordinates)
         connect = self.training and torch.is_grad_enabled() and self._vision_trains()
         templates = self.visual_templates()
         for items in vision.items:

@@ -39,6 +39,23 @@ class ClassHead:
         return self.to_logits(states, 1)
 
 
+@dataclass(frozen=True)
+class SoftTargets:
+    """Targets that are shared by two tokens: the label and another one.
+
+    Attributes:
+        others: (B, L), ids; any where the share is 0.
+        shares: (B, L), of the other one: 0 where the label has all.
+    """
+
+    others: torch.Tensor
+    shares: torch.Tensor
+
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those at places (N,) of the flattened labels."""
+        return self.others.flatten()[positions], self.shares.flatten()[positions]
+
+
 def supervised_loss(
     hidden: torch.Tensor,
     labels: torch.Tensor,
@@ -46,6 +63,7 @@ def supervised_loss(
     num_items: torch.Tensor | int | None = None,
     positions: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
+    soft: SoftTargets | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token at supervised positions only.
 
@@ -58,10 +76,12 @@ def supervised_loss(
         positions: `supervised_positions(labels)`, when known: finding them waits for the device. Zeros after them
             count for nothing: they are there for a shape that stays the same.
         label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
-            2016, section 7).
+            2016, section 7); of one that is shared too, whose tokens divide the rest.
+        soft: targets that the label shares with another token.
 
     Returns:
-        The loss, and the detached cross-entropy of every token (B, L - 1), unsmoothed, 0 where nothing is supervised.
+        The loss, and the detached cross-entropy of every token (B, L - 1), unsmoothed, 0 where nothing is supervised;
+        of a shared target the mean over both tokens by their shares.
 
     Raises:
         ValueError: when no position is supervised, neither here nor, as `num_items` tells, in the rest of the step,
@@ -69,39 +89,56 @@ def supervised_loss(
     """
     if positions is None:
         positions = supervised_positions(labels)
-    elif _can_look(labels) and not torch.equal(positions[positions > 0], supervised_positions(labels)):
+    elif can_look(labels) and not torch.equal(positions[positions > 0], supervised_positions(labels)):
         raise ValueError("the supervised positions given are not those of the labels: collate the batch again")
     if positions.shape[0] == 0 and (num_items is None or not num_items > 0):
         raise UserError("no position of the batch is supervised: every label is IGNORE_INDEX; check the captions")
     states, targets = hidden.flatten(0, 1)[positions - 1], labels.flatten()[positions]
+    shared = None if soft is None else soft.at(positions)
     rows = max(1, CHUNK_LOGITS // head.out_features)
     if len(states) <= rows or not torch.is_grad_enabled():
-        total, each = _cross_entropy(states, targets, head, label_smoothing)
+        total, each = _cross_entropy(states, targets, head, label_smoothing, shared)
     else:
         # Without recomputing, every piece's logits would wait in memory for the backward pass.
+        parts = [None] * -(-len(states) // rows)
+        if shared is not None:
+            parts = list(zip(*(of.split(rows) for of in shared), strict=True))
         pieces = [
-            checkpoint(_cross_entropy, s, t, head, label_smoothing, use_reentrant=False)
-            for s, t in zip(states.split(rows), targets.split(rows), strict=True)
+            checkpoint(_cross_entropy, s, t, head, label_smoothing, o, use_reentrant=False)
+            for s, t, o in zip(states.split(rows), targets.split(rows), parts, strict=True)
         ]
         total, each = torch.stack([t for t, _ in pieces]).sum(), torch.cat([e for _, e in pieces])
     spread = each.new_zeros(labels.numel()).index_copy(0, positions, each).view_as(labels)[:, 1:]
     return total / ((positions > 0).sum() if num_items is None else num_items), spread
 
 
-def _can_look(values: torch.Tensor) -> bool:
+def can_look(values: torch.Tensor) -> bool:
     """Whether a look at values costs nothing: they are in memory, and no graph of operations is being made."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _cross_entropy(
-    states: torch.Tensor, targets: torch.Tensor, head: nn.Module | ClassHead, label_smoothing: float
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    head: nn.Module | ClassHead,
+    label_smoothing: float,
+    shared: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss, and detached cross-entropy (N,) of every target."""
+    """Summed loss, and detached cross-entropy (N,) of every target, which another token has a share (N,) in."""
     logits = head_logits(states, head, ALIGNMENT if states.is_cuda else 1).float()
     losses = F.cross_entropy(logits, targets, reduction="none")
+    more: torch.Tensor | float = 0.0
+    if shared is not None:
+        both = torch.stack([targets.clamp(min=0), shared[0]], dim=1)  # A place that is none has the label IGNORE_INDEX.
+        label, other = logits.gather(1, both).unbind(1)
+        more = shared[1] * (label - other)
+        losses = losses + more
     if not label_smoothing:
         return losses.sum(), losses.detach()
-    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing), losses.detach()
+    smooth = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    if shared is not None:
+        smooth = smooth + (1 - label_smoothing) * more.sum()  # type: ignore[union-attr]
+    return smooth, losses.detach()
 
 
 def head_logits(states: torch.Tensor, head: nn.Module | ClassHead, multiple: int = 1) -> torch.Tensor:

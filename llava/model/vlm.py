@@ -20,8 +20,10 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.utils import can_return_tuple
 
+from llava.constants import IGNORE_INDEX
 from llava.errors import UserError
 from llava.foreign import check_sizes
+from llava.model.coordinates import CoordinateTables
 from llava.model.generation import CACHE, GeneratesWithVideo
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
@@ -46,6 +48,7 @@ class VisionConfig:
 
     `mm_hidden_size` is None on a model without vision. The other `mm_*` fields carry the launch flags of the same
     name; `video_spec`, `mm_processor` and `lora` are `VideoSpec`, `ProcessorSpec` and `LoraSettings` as dictionaries.
+    `coordinate_token_ids` has the id of every coordinate token and placeholder, by name.
     """
 
     mm_vision_tower: str | None = None
@@ -67,6 +70,8 @@ class VisionConfig:
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
     lora: dict | None = None
+    mm_coordinates: bool = False
+    coordinate_token_ids: dict | None = None
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in transformers; PEFT asks for it before it looks for layers."""
@@ -114,6 +119,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             own = self._keys_to_ignore_on_load_missing
             self._keys_to_ignore_on_load_missing = [*(own or ()), TOWER_KEYS]
         self.build_vision_modules()
+        self.build_coordinates()
         self.post_init()
         lora = settings_of(self)
         if lora is not None:
@@ -123,6 +129,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         super()._init_weights(module)
         if isinstance(module, DRAWS_ITSELF):
             module.reset_parameters()
+        if isinstance(module, CoordinateTables):
+            module.fill_ids()  # Their values are drawn when the tokens come, or loaded.
 
     @classmethod
     def from_pretrained(
@@ -193,6 +201,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         sample_ids: list[str] | None = None,
         image_positions: torch.Tensor | None = None,
         video_positions: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         supervised_positions: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -208,6 +217,8 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         Args:
             input_ids: (B, L); visual positions are swapped for features as
                 `prepare_inputs_labels_for_multimodal_video` describes. The visual arguments are those of `VisionBatch`.
+            coordinates: (B, L) float32, the number at each coordinate placeholder and -1 elsewhere; a target there is
+                shared by its two coordinates, of which `labels` hold the nearer.
             segment_ids: (B, L) the sample that each position belongs to, from `llava.data.packing.TrainingCollator`;
                 rows are padded on the right. With `position_ids` that restart, attention stays within a sample; of a
                 flat row it also gives the `sample_bounds`, which go on to the attention.
@@ -235,7 +246,9 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
                 image_positions=image_positions,
                 video_positions=video_positions,
             )
-            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(input_ids, labels, vision)
+            inputs_embeds, labels = self.prepare_inputs_labels_for_multimodal_video(
+                input_ids, labels, vision, coordinates
+            )
         if segment_ids is not None:
             # Causal attention never reaches the padding on the right, and transformers keeps samples of a row apart
             # where positions restart, but only without a mask and without a cache of keys and values.
@@ -250,11 +263,16 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         layout = nullcontext() if segment_ids is None else known_layout(packs)
         with layout:
             output = self.states(inputs_embeds, attention_mask, position_ids, earlier, use_cache, **kwargs)
-        hidden, head = output.last_hidden_state, ClassHead(partial(self.logits_of, output), self.config.vocab_size)
+        tables = None if self.coordinates is None else self.coordinates()
+        to_logits = partial(self.logits_of, output, tables=tables)
+        hidden, head = output.last_hidden_state, ClassHead(to_logits, self.config.vocab_size)
         loss = logits = token_losses = None
         if labels is not None:
+            soft = None
+            if self.coordinates is not None and coordinates is not None:
+                soft = self.coordinates.soft_targets(labels, coordinates)
             loss, token_losses = supervised_loss(
-                hidden, labels, head, num_items_in_batch, supervised_positions, label_smoothing
+                hidden, labels, head, num_items_in_batch, supervised_positions, label_smoothing, soft
             )
         if labels is None or (return_logits if return_logits is not None else not self.training):
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -287,7 +305,9 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             given[name] = cache
         return self.base_model(inputs_embeds=inputs_embeds, **given, return_dict=True)
 
-    def logits_of(self, output: Any, states: torch.Tensor, multiple: int = 1) -> torch.Tensor:
+    def logits_of(
+        self, output: Any, states: torch.Tensor, multiple: int = 1, tables: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the class makes of states, with the scale or soft cap of its head: (N, D) or (B, N, D) -> (..., V).
 
         Its own `forward` is run with the body left out.
@@ -295,23 +315,43 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
         Args:
             output: of `states`, for what else the class reads of it.
             multiple: as `llava.model.loss.head_logits` takes it.
+            tables: those of coordinates, whose logits take the place of the head's own for their tokens, where they are
+                at hand.
         """
+        if tables is None and self.coordinates is not None:
+            tables = self.coordinates()
         head = self.get_output_embeddings()
         name = next(name for name, module in self.named_children() if module is head)
         flat = states if states.dim() == 3 else states.unsqueeze(0)
         given = type(output)(last_hidden_state=flat)
         body = _StandIn(self.base_model, lambda *_, **__: given)
-        layer = _StandIn(head, partial(head_logits, head=head, multiple=multiple))
+
+        def linear(states: torch.Tensor) -> torch.Tensor:
+            found = head_logits(states, head, multiple)
+            return found if tables is None else self.coordinates.logits(states, found, tables)
+
+        layer = _StandIn(head, linear)
         others = _With(self, {self.base_model_prefix: body, name: layer})
         logits = type(self).class_forward(others, inputs_embeds=flat, return_dict=True).logits
         return logits if states.dim() == 3 else logits[0]
 
     def own_loss(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there."""
+        """The loss that the class itself computes from all logits, as a measure for `forward`'s; inputs as there.
+
+        The class knows nothing of coordinates: its head is given their columns, and the targets are all probabilities.
+        """
         mask = inputs.pop("attention_mask", None)
         embeds, _ = self.prepare_inputs_labels_for_multimodal_video(**inputs)
-        given = {"attention_mask": mask, "labels": labels, "use_cache": False, "return_dict": True}
-        return super().forward(inputs_embeds=embeds, **given).loss
+        given = {"inputs_embeds": embeds, "attention_mask": mask, "use_cache": False, "return_dict": True}
+        if self.coordinates is None:
+            return super().forward(labels=labels, **given).loss
+        head = self.get_output_embeddings()
+        name = next(name for name, module in self.named_children() if module is head)
+        layer = _StandIn(head, partial(self.coordinates.whole_logits, head))
+        logits = type(self).class_forward(_With(self, {name: layer}), **given).logits.float()
+        wanted = self.coordinates.probabilities(labels, inputs.get("coordinates"), logits.shape[-1])
+        losses = -(logits.log_softmax(-1)[:, :-1] * wanted[:, 1:]).sum(-1)
+        return losses.sum() / (labels[:, 1:] != IGNORE_INDEX).sum()
 
 
 @cache

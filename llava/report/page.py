@@ -26,10 +26,13 @@ from llava.errors import UserError, run_command
 from llava.errors import show as show_text
 from llava.eval.comparison import comparable
 from llava.report.answers import did_it_learn, did_it_see, is_anything_wrong
+from llava.report.boxes import CSS as BOXES_CSS
+from llava.report.boxes import LEGEND
 from llava.report.card import CARD, write_card
 from llava.report.drawing import HEIGHT, WIDTH, draw
 from llava.report.facts import UNKNOWN, facts_of
 from llava.report.floors import OTHER_VIDEO, chance, start_loss, word_entropy
+from llava.report.grounding import coordinate_lines, grounding_files, sections_of
 from llava.report.intervals import BAR_WIDTH, gain_intervals
 from llava.report.plots import (
     CONDITIONS,
@@ -124,6 +127,7 @@ def write_report(
     named = comparable(dict(zip(run_names([r.folder for r in read]), read, strict=True)))
     output = Path(output) if output else read[0].folder / REPORT_FILE if len(read) == 1 else Path(REPORT_FILE)
     template = environment().get_template("page.html.j2")
+    frames = Frames(video_folder, read[0].flags.get("video_folder")) if clips else None
     page = template.render(
         runs=named,
         answers={n: [did_it_learn(r), did_it_see(r), is_anything_wrong(r)] for n, r in named.items()},
@@ -134,8 +138,9 @@ def write_report(
         command=command_of(read[0]),
         flags=split_flags(read[0].flags),
         settings=differing(named),
-        frames=Frames(video_folder, read[0].flags.get("video_folder")) if clips else None,
-        style=part("page.css"),
+        frames=frames,
+        grounding=lambda: sections_of(read[0].grounding, frames),  # After the captions, whose frames come first.
+        style=part("page.css") + Markup(BOXES_CSS),
         scripts=[part("curves.js"), part("copy.js")],
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
@@ -167,13 +172,16 @@ def environment() -> Environment:
     loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
     environment.finalize = lambda value: show_text(value) if type(value) is str else value
-    environment.globals |= {f.__name__: f for f in (below, bounds_of, gain_of, pick_samples, mark_words, share_of)}
+    environment.globals |= {f.__name__: f for f in (
+        below, bounds_of, coordinate_lines, gain_of, grounding_files, mark_words, pick_samples, share_of,
+    )}  # fmt: skip
     environment.globals |= {"make": MAKE, "conditions": CONDITIONS, "width": WIDTH, "height": HEIGHT}
     environment.globals |= {
         "bar_width": BAR_WIDTH,
         "unknown": UNKNOWN,
         "other_video": OTHER_VIDEO,
         "most_pieces": MOST_PIECES,
+        "boxes_legend": LEGEND,
     }
     environment.filters |= {
         "number": format_number,

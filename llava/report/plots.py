@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,16 +248,26 @@ class Frames:
 
     def __call__(self, sample: Mapping[str, Any]) -> tuple[list[str], str]:
         """The data URLs of four frames and "", or none and the reason."""
+        spec = VideoSpec(num_frames=4, force_sample=True)
+        return self.within(
+            lambda path: [to_url(frame) for frame in read_frames(path, spec, sample.get("split"))], sample.get("video")
+        )
+
+    def within(self, draw: Callable[[Path], list[str]], named: object) -> tuple[list[str], str]:
+        """What is drawn of a clip or image and "", or nothing and the reason.
+
+        Args:
+            draw: of where the file is now.
+            named: its path, as a sample has it.
+        """
         if self.left <= 0:
             return [], "the page would exceed 2 MB"
         try:
-            path = self._find(Path(str(sample["video"])))
-            spec = VideoSpec(num_frames=4, force_sample=True)
-            urls = [to_url(frame) for frame in read_frames(path, spec, sample.get("split"))]
+            drawn = draw(self._find(Path(str(named))))
         except Exception as error:  # A page about a run must not fail since a clip has moved or a decoder crashed.
             return [], str(error) or type(error).__name__
-        self.left -= sum(map(len, urls))
-        return urls, ""
+        self.left -= sum(map(len, drawn))
+        return drawn, ""
 
 
 def to_url(frame: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.constants import ALARMS_FILE, RUN_RECORD
 from llava.errors import MissingFile, UserError
+from llava.eval.grounding_table import table_of
 from llava.report.plots import number
 from llava.report.tokens import DUMP_FILE, TokenSample, read_dump
 
@@ -20,6 +21,8 @@ MAKE = {
     "controls.jsonl": "training with --controls True writes a line into it at each evaluation "
     "(--eval_data_path) and at its end",
     DUMP_FILE: "pre-flight writes it, with --preflight quick or full",
+    "grounding.json": "python -m llava.eval.grounding RUN --data_path FILE --video_folder DIR --image_folder DIR "
+    "--feature_cache DIR writes it into RUN/tests",
     "captions.json": "python -m llava.eval.captioning --model-path RUN --data_path FILE --video_folder DIR "
     "--feature_cache DIR --control --output RUN/captions.json",
 }
@@ -40,6 +43,7 @@ class Run:
     controls: list[dict[str, Any]] | None
     captions: dict[str, Any] | None
     tokens: list[TokenSample] | None = None
+    grounding: dict[str, Any] | None = None
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ def read_run(folder: str | Path) -> Run:
         _read_lines(folder / "controls.jsonl"),
         _read_json(folder / "captions.json"),
         read_dump(dump.read_text(encoding="utf-8", errors="replace")) if dump.is_file() else None,
+        _read_json(folder / "tests" / "grounding.json"),
     )
     _check_shapes(run)
     return run
@@ -138,6 +143,15 @@ def _check_shapes(run: Run) -> None:
             and all(len(triple) == 3 for row in found.values() for triple in row["scores"].values())
         )
 
+    def tables(grounding: dict[str, Any] | None) -> bool:
+        try:
+            summary = {"tasks": {}} if grounding is None else grounding["summary"]
+            for task, found in summary["tasks"].items():
+                table_of(task, found)
+            return objects(summary.get("examples") or []) and objects((grounding or {}).get("files") or [])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return False
+
     sets = (run.captions or {}).get("captions") or {}
     found = {
         RUN_RECORD: all(isinstance(run.record.get(k) or {}, dict) for k in OBJECTS)
@@ -148,6 +162,7 @@ def _check_shapes(run: Run) -> None:
         "preflight.json": objects((run.preflight or {}).get("checks", [])),
         "controls.jsonl": all(gains(line) and less(line) for line in run.controls or []),
         "captions.json": isinstance(sets, dict) and all(map(objects, sets.values())) and scores(run.captions or {}),
+        "tests/grounding.json": tables(run.grounding),
     }
     for name, good in found.items():
         if not good:

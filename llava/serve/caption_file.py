@@ -14,7 +14,7 @@ from llava.errors import UserError
 
 COLUMNS = (
     "clip", "caption", "ended", "tokens", "references", "error", "prompt", "seed", "temperature", "top_p", "top_k",
-    "num_beams", "repetition_penalty", "max_new_tokens", "model",
+    "num_beams", "repetition_penalty", "max_new_tokens", "coordinate_choice", "model",
 )  # fmt: skip
 """What a row says. `ended` is false for a caption that was cut; `error` says why a clip has none."""
 BETWEEN = " | "

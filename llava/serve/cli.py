@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from llava.config.commands import parse, refuse
+from llava.config.commands import check_output, parse, refuse
 from llava.config.groups import DEFAULT_SEED, ModelFlags
 from llava.config.ranges import COUNT, Range
 from llava.data.records import Record
 from llava.data.video import VideoError
 from llava.errors import UserError, fitted, run_command, show
 from llava.eval.captioning import Captioner, check_prompt
+from llava.eval.coordinate_choice import CHOICES, MEDIAN
 from llava.eval.data import device_of
 from llava.eval.references import reference_of
 from llava.serve.caption_file import CaptionFile, check_caption_file
 from llava.serve.clips import find_clips
+from llava.serve.drawn import ShowFile
+from llava.serve.looking import to_frames
 from llava.serve.true_captions import beside, read_true_captions, score_lines
 
 PROG = "python -m llava.serve.cli"
@@ -47,6 +50,10 @@ class CaptionFlags:
             "help": "File for a row a clip, .jsonl or .csv, written as they come; clips that cannot be read too."
         },
     )
+    show: Path | None = field(
+        default=None,
+        metadata={"help": "HTML file for the frames that the model sees, with boxes and spans of its answers drawn."},
+    )
     references: str | None = field(
         default=None,
         metadata={"help": "True captions, LLaVA JSON or JSONL: printed beside, and the captions are scored by them."},
@@ -55,6 +62,7 @@ class CaptionFlags:
 
     def __post_init__(self) -> None:
         check_caption_file("--output", self.output)
+        check_output("--show", self.show)
         if self.video_folder is not None and self.references is None:
             raise UserError(f"--video_folder {self.video_folder}: has an effect with --references only")
 
@@ -84,6 +92,10 @@ class GenerationFlags:
         default=1.0, metadata={"help": "Above 1, tokens that are there already become less likely; 1 is none."}
     )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest caption in tokens."})
+    coordinate_choice: str = field(
+        default=MEDIAN,
+        metadata={"help": "Which coordinate of an axis is written: the median, or the likeliest.", "choices": CHOICES},
+    )
     seed: int = field(
         default=DEFAULT_SEED,
         metadata={"help": "Of what is sampled; each clip begins with it, whichever clips are captioned beside it."},
@@ -111,11 +123,13 @@ def caption_clips(
     generation: GenerationFlags,
     true_captions: Mapping[str, Sequence[Record]] | None = None,
     file: CaptionFile | None = None,
+    drawings: ShowFile | None = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Captions clip by clip, printing each and writing its row.
 
     Args:
         true_captions: records by clip, printed beside.
+        drawings: where answers are drawn.
 
     Returns:
         the caption of each clip, and of each that could not be read the reason.
@@ -138,6 +152,9 @@ def caption_clips(
                 file.add(clip=path, references=known, error=failed[path])
             continue
         captions[path] = caption.text
+        if drawings:
+            pixels = captioner.read_pixels(path)
+            drawings.add(path, to_frames(pixels, captioner.model.processor_spec), caption.text)
         columns = [show(path), show(caption.text), *([] if true_captions is None else [beside(records)])]
         print("\t".join(columns), flush=True)
         if not caption.ended:
@@ -171,14 +188,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file = CaptionFile(flags.output, common)
     except (OSError, ValueError, RuntimeError) as error:  # torch: a device that is not there
         refuse(error, PROG)
+    captioner.coordinate_choice = generation.coordinate_choice
+    drawings = ShowFile(flags.show) if flags.show else None
     for remark in remarks:
         print(f"{PROG}: {remark}", file=sys.stderr)
     with file or nullcontext():
         try:
-            captions, failed = caption_clips(captioner, clips, flags.prompt, generation, true_captions, file)
+            captions, failed = caption_clips(captioner, clips, flags.prompt, generation, true_captions, file, drawings)
         except ValueError as error:  # The prompt is too long, or options do not go together.
             refuse(error, PROG)
         finally:
+            if drawings:
+                drawings.write()
             if file and file.rows < len(clips):
                 print(f"{PROG}: {file.rows} of {len(clips)} clips are in {show(flags.output)}", file=sys.stderr)
     scored = {clip: text for clip, text in captions.items() if clip in (true_captions or {})}

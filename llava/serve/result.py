@@ -13,6 +13,8 @@ from PIL import Image
 
 from llava.errors import show
 from llava.eval.captioning import Caption
+from llava.report.boxes import CSS as BOXES_CSS
+from llava.serve.drawn import LEGEND, drawn_html
 from llava.serve.looking import OWN, Look
 from llava.serve.word_gains import Word
 
@@ -132,8 +134,10 @@ def look_html(seen: Look, clip: str, other: str = "", missing_other: str = "", n
         for title, words in seen.texts.items()
     ]
     about = f'<p class="note">{escape(show(note))}</p>' if note else ""
+    drawn = drawn_html(seen.frames, seen.caption.text)
+    where = f"<h2>Where and when</h2>{drawn}<p>{LEGEND}</p>" if drawn else ""
     return (
-        f'<section class="look">{frames_html(seen.frames)}{about}<dl>{"".join(captions)}</dl>{same}'
+        f'<section class="look">{frames_html(seen.frames)}{about}{where}<dl>{"".join(captions)}</dl>{same}'
         f"<h2>How much the video helped each word</h2>{legend_html()}{''.join(parts)}{CAUTION}</section>"
     )
 
@@ -148,7 +152,9 @@ def hint_html(hint: str) -> str:
     return f'<section class="look"><p class="note">{escape(hint)}</p></section>'
 
 
-CSS = """
+CSS = (
+    BOXES_CSS
+    + """
 #examples, #examples .grid-wrap { min-height: 0; height: auto; max-height: none; padding: 0; }
 #examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); }
 .look { line-height: 1.5; overflow-wrap: anywhere; }
@@ -172,3 +178,4 @@ CSS = """
 .look .wrong { border-left: 4px solid #c62828; padding: 8px 12px; }
 .look .note { font-size: .9em; opacity: .8; }
 """
+)

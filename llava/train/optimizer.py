@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llava.config.flags import MUON
-from llava.model.builder import MM_PARTS, parameter_groups, part_of
+from llava.model.builder import COORDINATE_PART, EMBEDDING_PART, MM_PARTS, parameter_groups, part_of, word_embeddings
 from llava.train.muon import MuonAdamW, muon_cuts
 
 
@@ -19,16 +19,25 @@ def part_learning_rates(args: Any) -> dict[str, float]:
         "mm_mlp_adapter": args.mm_projector_lr,
         "mm_vision_resampler": args.mm_vision_resampler_lr,
         "mm_vision_tower": args.mm_vision_tower_lr,
+        COORDINATE_PART: args.mm_coordinates_lr,
+        EMBEDDING_PART: args.mm_embeddings_lr,
     }
-    return {part: args.learning_rate if own.get(part) is None else own[part] for part in MM_PARTS}
+    parts = (*MM_PARTS, EMBEDDING_PART)
+    return {part: args.learning_rate if own.get(part) is None else own[part] for part in parts}
+
+
+def rate_parts(model: nn.Module, args: Any) -> dict[str, str]:
+    """By whose learning rate each parameter trains: its part's, or that of the word embeddings where they have one."""
+    words = set() if args.mm_embeddings_lr is None else word_embeddings(model)
+    return {name: EMBEDDING_PART if name in words else part_of(name) for name, _ in model.named_parameters()}
 
 
 def parameter_rows(model: nn.Module, args: Any) -> list[dict[str, Any]]:
     """What trains and what is frozen: number of parameters and learning rate of each part."""
-    rates = part_learning_rates(args)
+    rates, parts = part_learning_rates(args), rate_parts(model, args)
     rows = []
-    for part in MM_PARTS:
-        parameters = [p for n, p in model.named_parameters() if part_of(n) == part]
+    for part in rates:
+        parameters = [p for n, p in model.named_parameters() if parts[n] == part]
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() for p in parameters if not p.requires_grad)
         if parameters:
@@ -65,14 +74,15 @@ def make_optimizer(
     Raises:
         ValueError: for a fused matrix that Muon does not know how to cut.
     """
-    rates = part_learning_rates(args)
+    rates, parts = part_learning_rates(args), rate_parts(model, args)
     cuts = muon_cuts(model, parameter_groups(model)) if args.optim == MUON else {}
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = part_of(name)
-        kind = "muon" if name in cuts else "" if name in decayed else "no decay"
+        part = parts[name]
+        decays = name in decayed and part != COORDINATE_PART  # A row that is seldom read would fade.
+        kind = "muon" if name in cuts else "" if decays else "no decay"
         group = groups.setdefault(
             (part, kind),
             {

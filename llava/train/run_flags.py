@@ -22,8 +22,10 @@ from transformers.integrations import get_available_reporting_integrations
 import llava
 from llava.config import llava_st
 from llava.config.flags import MUON, DataArguments, ModelArguments, Settings, TrainingArguments, video_spec
+from llava.config.known_flags import given
 from llava.config.ranges import out_of_range
-from llava.config.recipe import with_recipe
+from llava.config.recipe import as_arguments, with_recipe
+from llava.config.stages import take_stage
 from llava.config.trainer_parser import TrainerParser
 from llava.data import arms
 from llava.data.chat_formats import PLAIN, resolve
@@ -33,12 +35,13 @@ from llava.data.text_start import EOS, TEXT_STARTS
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import UserError
 from llava.model.adapter import ADAPTER, RESAMPLER, file_problems
-from llava.model.builder import select_parts
-from llava.model.lora import BIASES, MISSING, LoraSettings, is_installed
+from llava.model.builder import VISION_PARTS, select_parts
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.packed_attention import WAYS
+from llava.train import coordinates
 from llava.train.checkpoint import milestones, sharding
 from llava.train.experiments import parse_faults
+from llava.train.lora_flags import lora_notes, lora_problems
 from llava.train.monitor import replay
 from llava.train.provenance import code_commit, hardware
 
@@ -61,7 +64,9 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
     """
     parser = TrainerParser()
     words, recipe = with_recipe(sys.argv[1:] if argv is None else argv)
-    values, problems = parser.read(words)
+    stage = take_stage(given(words))
+    values, problems = parser.read([*as_arguments(stage.values), *words])
+    problems += [stage.problem] if stage.problem else []
     outside = out_of_range(vars(values))
     problems += outside.values()
     for name in outside:
@@ -92,6 +97,8 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
         raise UserError("wrong flags:\n" + "\n".join(f"  - {p}" for p in problems))
     keep_timeout(training_args)
     notes = taken.notes + lora_notes(model_args)
+    if stage.note and training_args.process_index == 0:
+        logger.info("%s", stage.note)
     if notes and training_args.process_index == 0:
         logger.warning("flags without effect here:\n%s", "\n".join(f"  - {note}" for note in notes))
     choose_format(model_args, data_args, is_main=training_args.process_index == 0)
@@ -229,6 +236,7 @@ def flag_problems(
     """What is wrong with the flags, as far as they alone can tell."""
     problems = path_flag_problems(model_args, data_args, pending)
     problems += format_problems(model_args, data_args)
+    problems += coordinates.flag_problems(model_args, training_args)
     for name, value, known in (
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
         ("vision_precision", model_args.vision_precision, PRECISIONS),
@@ -300,7 +308,7 @@ def flag_problems(
     files = {ADAPTER: model_args.pretrain_mm_mlp_adapter, RESAMPLER: model_args.mm_perceiver_pretrained}
     problems += file_problems(files, model_args.vision_tower is not None)
     if model_args.vision_tower is None:
-        asked = [p for p in parts if p != "mm_language_model"]
+        asked = [p for p in parts if p in VISION_PARTS]
         if asked and model_args.mm_tunable_parts is not None:
             problems.append(f"--mm_tunable_parts names {', '.join(asked)}, but there is no --vision_tower")
     if "mm_vision_tower" in parts and model_args.mm_vision_tower_storage == "reference":
@@ -311,6 +319,8 @@ def flag_problems(
         ("mm_mlp_adapter", "mm_projector_lr"),
         ("mm_vision_resampler", "mm_vision_resampler_lr"),
         ("mm_vision_tower", "mm_vision_tower_lr"),
+        ("mm_embeddings", "mm_embeddings_lr"),
+        ("mm_coordinates", "mm_coordinates_lr"),
     ):
         if getattr(training_args, flag) is not None and parts and part not in parts:
             problems.append(f"--{flag} is set, but {part} does not train: add it to --mm_tunable_parts")
@@ -322,48 +332,7 @@ def tunable_parts(model_args: ModelArguments) -> list[str]:
     if model_args.mm_tunable_parts is not None:
         return select_parts(model_args.mm_tunable_parts)
     vision = ["mm_mlp_adapter", "mm_vision_resampler"] if model_args.vision_tower else []
-    return ["mm_language_model", *vision]
-
-
-def lora_settings(model_args: ModelArguments) -> LoraSettings | None:
-    """The adapters that the flags ask for, if they do."""
-    if not model_args.lora_enable:
-        return None
-    return LoraSettings(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_bias)
-
-
-def lora_problems(model_args: ModelArguments, training_args: TrainingArguments, parts: Sequence[str]) -> list[str]:
-    """What is wrong with the flags of LoRA."""
-    problems = []
-    if model_args.lora_bias not in BIASES:
-        problems.append(f"--lora_bias {model_args.lora_bias}: use {', '.join(BIASES[:-1])} or {BIASES[-1]}")
-    if not model_args.lora_enable:
-        return problems
-    if not is_installed():
-        problems.append(f"--lora_enable True: {MISSING}")
-    if model_args.from_scratch:
-        problems.append(
-            "--from_scratch True --lora_enable True: weights that were just drawn would stay as they are, and adapters "
-            "cannot make up for it: one of the two"
-        )
-    if training_args.deepspeed or training_args.fsdp:
-        problems.append(
-            "--lora_enable True with --deepspeed or --fsdp has not been tried, and might train something else: leave "
-            "one of the two out (adapters need little memory for gradients and optimiser)"
-        )
-    if parts and "mm_language_model" not in parts:
-        problems.append(
-            "--lora_enable True adapts the language model, which --mm_tunable_parts freezes: add mm_language_model to "
-            "it, or leave --lora_enable out"
-        )
-    return problems
-
-
-def lora_notes(model_args: ModelArguments) -> list[str]:
-    """The flags of LoRA that have no effect because it is off."""
-    given, default = asdict(model_args), {f.name: f.default for f in fields(ModelArguments)}
-    names = [name for name in given if name.startswith("lora_") and given[name] != default[name]]
-    return [] if model_args.lora_enable else [f"--{name} {given[name]}: belongs to --lora_enable" for name in names]
+    return ["mm_language_model", *vision, *(["mm_coordinates"] if model_args.mm_coordinates else [])]
 
 
 def make_run_record(settings: Settings) -> dict[str, Any]:

@@ -19,16 +19,24 @@ from llava.data.text_format import TextFormat
 from llava.data.text_start import recorded_text
 from llava.errors import MissingFile, UserError
 from llava.model.adapter import load_adapter, load_resampler
-from llava.model.builder import add_visual_tokens, check_stored_tower, load_language_model, set_trainable
+from llava.model.builder import (
+    VISION_PARTS,
+    add_visual_tokens,
+    check_stored_tower,
+    load_language_model,
+    set_trainable,
+)
 from llava.model.capabilities import keeps_samples_apart, max_positions
 from llava.model.language_model.causal_lm import language_type
-from llava.model.lora import adapt
+from llava.model.lora import adapt, merge_adapters
 from llava.model.multimodal_encoder.base import resolve_precision
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.packed_attention import choose_way, take_way
 from llava.model.vlm import VisionCausalLM
 from llava.train.checkpoint.sharding import built_whole
-from llava.train.run_flags import lora_settings, tunable_parts
+from llava.train.coordinates import give_coordinates, unread_tables
+from llava.train.lora_flags import lora_settings
+from llava.train.run_flags import tunable_parts
 from llava.train.text_format import make_format, prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -107,6 +115,7 @@ def make_model(
                 "lower it, or make a model with more positions"
             )
         add_visual_tokens(tokenizer, model)
+        give_coordinates(model, tokenizer, bool(model_args.mm_coordinates), name)
         if model_args.vision_tower is not None:
             give_vision(model, settings)
         elif model.config.mm_hidden_size is not None:
@@ -114,6 +123,8 @@ def make_model(
                 f"{name} has vision, but there is no --vision_tower: name its tower, or start from a model without "
                 "vision"
             )
+        if model_args.merge_lora:
+            logger.info("%s: %d adapters merged", name, merge_adapters(model))
         adapt(model, lora_settings(model_args), name)
         set_trainable(model, parts)
         exempt = freeze_unused(records, model)
@@ -153,7 +164,7 @@ def check_modalities(records: Sequence[Record], model_args: ModelArguments) -> N
     visual = int((modality_codes(records) != MODALITIES.index("text")).sum())
     if visual and model_args.vision_tower is None:
         raise UserError(f"{visual} records have a video or image, but there is no --vision_tower")
-    if not visual and set(tunable_parts(model_args)) - {"mm_language_model"}:
+    if not visual and set(tunable_parts(model_args)) & set(VISION_PARTS):
         raise UserError(
             "no record has a video or image, so projector and resampler would never learn: leave --vision_tower out, "
             "or freeze them with --mm_tunable_parts mm_language_model"
@@ -232,8 +243,9 @@ def _given_attention(model: VisionCausalLM, model_args: ModelArguments) -> list[
 def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str, str]:
     """Freezes parameters that the flags let train but that this run could never reach; returns them with the reason.
 
-    The fast stream serves videos alone, what has one position to choose from chooses nothing, and of a tower that
-    trains only the layers up to the selected one are used.
+    The fast stream serves videos alone, what has one position to choose from chooses nothing, of a tower that trains
+    only the layers up to the selected one are used, and without vision a table of coordinates is read where a text has
+    its tokens.
     """
     reasons: dict[str, str] = {}
     resampler = model.vision_resampler
@@ -248,6 +260,8 @@ def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str,
             f"vision_tower.{name}": f"what follows the tower's selected layer ({layer})"
             for name in model.vision_tower.unused_parameters()
         }
+    texts = (turn["value"] for record in records for turn in record.conversations)
+    reasons |= unread_tables(model, texts)
     parameters = dict(model.named_parameters())
     frozen = {name: reason for name, reason in reasons.items() if parameters[name].requires_grad}
     for name in frozen:

@@ -92,7 +92,10 @@ def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float
         alarm = blind(step, summary["gains"]["video"]["per_caption"], clips)
         if alarm is not None and alarm.kind not in {a.kind for a in trainer.monitor.alarms}:
             trainer.monitor.sound(alarm)
-    return {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
+    gains = {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}
+    if numbers := summary.get("coordinates"):
+        gains[f"{prefix}_gain_coordinate"] = numbers["gain"][0]  # In nats a coordinate, as their loss.
+    return gains
 
 
 def measured_on(chosen: Sequence[Record], trained: Sequence[Record], contents: ContentHashes | None = None) -> str:

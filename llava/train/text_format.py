@@ -52,13 +52,15 @@ def make_format(
     """
     added = add_tokens(version, tokenizer)
     if added:
-        if settings_of(model) is not None:
+        learns = model.get_input_embeddings().weight.requires_grad
+        if settings_of(model) is not None and not learns:
             raise UserError(
                 f"--version {version}: the tokenizer does not know {', '.join(added)}, and with --lora_enable the "
                 "embeddings, which would have to learn them, stay as they are: name the model's own format, or train "
-                "the model in this one in full first (leave --lora_enable out)"
+                "the model in this one in full first (leave --lora_enable out), or add mm_embeddings to "
+                "--mm_tunable_parts"
             )
-        if not model.get_input_embeddings().weight.requires_grad:
+        if not learns:
             raise UserError(
                 f"--version {version}: the tokenizer does not know {', '.join(added)}, and the language model, which "
                 "is frozen, could not learn them: add mm_language_model to --mm_tunable_parts, or name the model's own "

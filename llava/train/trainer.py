@@ -21,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
 from llava.config.commands import quiet_libraries
-from llava.constants import IGNORE_INDEX, RUN_RECORD
+from llava.constants import RUN_RECORD
 from llava.data.arms import entropies_of
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.columns import RecordIds
@@ -30,7 +30,7 @@ from llava.data.packing import TrainingCollator
 from llava.data.sampler import ModalityLengthSampler
 from llava.data.sources import Seen
 from llava.errors import NotFinite, UserError
-from llava.eval.loss import after_first_token, token_scores
+from llava.eval.loss import SUMS, set_metrics, sums_of_samples
 from llava.train import sight
 from llava.train.checkpoint.reload import check_saved
 from llava.train.checkpoint.resumable import ResumableTrainer
@@ -175,6 +175,11 @@ class LlavaTrainer(ResumableTrainer):
             self.monitor.add_batch(outputs["token_losses"], inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As in transformers, which for DeepSpeed rounds all numbers to half precision; coordinates stay whole."""
+        kept = {k: v.to(self.args.device) for k, v in inputs.items() if k == "coordinates"}
+        return {**super()._prepare_inputs(inputs), **kept}
+
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in transformers; the monitor sees the gradients of the whole step, before they are clipped."""
         replayed = self.replay is not None and self.replay.due(self.state.global_step + 1)
@@ -269,30 +274,14 @@ class LlavaTrainer(ResumableTrainer):
         loader = self.get_eval_dataloader(eval_dataset)
         self.model.eval()
         visual_ids = (self.model.config.visual_token_ids or {}).values()
-        nats = tokens = samples = common_nats = common_tokens = common_hits = 0.0
+        sums, samples = torch.zeros(len(SUMS), dtype=torch.float64), 0
         for batch in self.until_stopped(loader):
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                losses, hits = token_scores(self.model, batch)
-            supervised = batch["labels"][:, 1:] != IGNORE_INDEX
-            common = after_first_token(batch["input_ids"], batch["labels"], visual_ids)
-            rows = [losses.sum(1), supervised.sum(1), (losses * common).sum(1), common.sum(1), (hits & common).sum(1)]
-            gathered = self.accelerator.gather_for_metrics(torch.stack([r.double() for r in rows], dim=1))
-            sums = gathered.sum(dim=0).tolist()
-            nats, tokens, samples = nats + sums[0], tokens + sums[1], samples + len(gathered)
-            common_nats, common_tokens = common_nats + sums[2], common_tokens + sums[3]
-            common_hits += sums[4]
-        metrics = {
-            f"{metric_key_prefix}_loss": nats / tokens,
-            f"{metric_key_prefix}_nats_per_caption": nats / samples,
-            f"{metric_key_prefix}_tokens": int(tokens),
-            f"{metric_key_prefix}_samples": int(samples),
-        }
-        if common_tokens:
-            # What a text-only and a video run both predict, for their comparison.
-            metrics[f"{metric_key_prefix}_common_loss"] = common_nats / common_tokens
-            metrics[f"{metric_key_prefix}_common_accuracy"] = common_hits / common_tokens
-            metrics[f"{metric_key_prefix}_common_tokens"] = int(common_tokens)
+                rows = sums_of_samples(self.model, batch, visual_ids)
+            gathered = self.accelerator.gather_for_metrics(rows)
+            sums, samples = sums + gathered.sum(dim=0).cpu(), samples + len(gathered)
+        metrics = set_metrics(sums.tolist(), samples, metric_key_prefix)
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics |= sight.measure(self, dataset, metric_key_prefix)
         self.log(metrics)

@@ -12,6 +12,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "log": ("logs", "start_time"),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "_prepare_inputs": ("inputs",),
     "training_step": ("model", "inputs", "num_items_in_batch"),
     "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "get_train_dataloader": (),
@@ -42,7 +43,6 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
 CALLED: dict[str, tuple[str, ...]] = {
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_determine_best_metric": ("metrics", "trial"),
-    "_prepare_inputs": ("inputs",),
     "compute_loss_context_manager": (),
     "get_decay_parameter_names": ("model",),
     "get_optimizer_cls_and_kwargs": ("args", "model"),

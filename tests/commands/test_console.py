@@ -65,5 +65,5 @@ def test_recipes_are_found_anywhere(name, tmp_path, monkeypatch):
     assert [Path(file).name for file in recipe.files] == ["tiny.yaml", "demo.yaml"]
     (tmp_path / "tiny.yaml").write_text("max_steps: 3\n")
     assert find_recipe("tiny.yaml") == "tiny.yaml", "a file of one's own comes first"
-    with pytest.raises(FileNotFoundError, match="those that come along: demo, instruct, italian, tiny"):
+    with pytest.raises(FileNotFoundError, match="those that come along: demo, .*instruct, italian, .*tiny"):
         load_recipe(find_recipe("none"), known_flags())

@@ -146,6 +146,21 @@ def test_an_argument_beats_a_variable_beats_the_recipe(parse, data, tmp_path):
     )
 
 
+def test_the_grounding_demo_is_drawn_and_scored_by_its_own_commands():
+    steps = planned(RECIPE="grounding_demo").steps
+    assert steps["DATA"][:2] == ["--output_dir", "demo_grounding/data"] and steps["DATA"][-1] == "--grounding"
+    train = dict(zip(steps["TRAIN"][::2], steps["TRAIN"][1::2], strict=True))
+    assert train["--data_path"] == "demo_grounding/data/train.json"
+    assert train["--eval_data_path"] == "demo_grounding/data/validation_gains.json"
+    assert train["--video_folder"] == train["--image_folder"] == "demo_grounding/data/visual"
+    assert steps["SCORE"] == [] and planned().steps["GROUND"] == []
+    run = train["--output_dir"]
+    assert steps["GROUND"][:3] == [run, "--data_path", "demo_grounding/data/test.json"]
+    assert "output/feature_cache" in steps["GROUND"]
+    with pytest.raises(ValueError, match="which no text alone can tell"):
+        planned(RECIPE="grounding_demo", EXP_ID="1")
+
+
 def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
     """As `python -m llava.study` and `llava-study` are called; installed, the package has them."""
     (tmp_path / "mine.json").write_text("[]")

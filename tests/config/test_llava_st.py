@@ -79,7 +79,7 @@ def test_every_flag_is_there_once_and_those_that_work_lead_somewhere():
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_flags_of_the_stages_are_known(stage):
     result = taken(*STAGES[stage].split())
-    assert any(note.startswith(f"--stage {stage}: ") for note in result.notes)
+    assert not any(note.startswith("--stage") for note in result.notes)
     refused = [line.partition(":")[0] for line in result.problems]
     assert refused == [[], [], ["--load_lora_path output/stage2"]][stage - 1]
     if stage == 1:
@@ -173,9 +173,7 @@ def test_a_command_line_says_it_once(assets, tmp_path, caplog):
                   lora_enable=False, bits=16, evaluation_strategy="no")
         )  # fmt: skip
     notes = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
-    assert len(notes) == 1 and [line.split()[1] for line in notes[0].splitlines()[1:]] == [
-        "--stage", "--lazy_preprocess",
-    ]  # fmt: skip
+    assert len(notes) == 1 and [line.split()[1] for line in notes[0].splitlines()[1:]] == ["--lazy_preprocess"]
     assert model_args.mm_tunable_parts == f"{PROJECTOR},{RESAMPLER}"
     assert training_args.get_warmup_steps(100) == 10
 

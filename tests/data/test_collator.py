@@ -54,3 +54,18 @@ def test_samples_that_supervise_no_word_are_named():
     assert collate([learns, filler])["sample_ids"] == ["learns", FILLER_ID]
     with pytest.raises(UserError, match=r"no supervised token in sample\(s\) 'a', 'b': "):
         collate([learns, empty[0], filler, empty[1]])
+
+
+def test_numbers_are_padded_beside_their_ids_and_a_filler_has_none():
+    numbers = torch.tensor([-1.0, 0.123])
+    filler = sample(FILLER_ID, [EOS], [IGNORE_INDEX])
+    batch = DataCollatorForSupervisedDataset(EOS)(
+        [
+            sample("a", [5, 6], coordinates=numbers),
+            sample("b", [5, 6, 7], coordinates=torch.tensor([0.5, -1, 1])),
+            filler,
+        ]
+    )
+    expected = torch.tensor([[-1, 0.123, -1], [0.5, -1, 1], [-1, -1, -1]])
+    assert torch.equal(batch["coordinates"], expected) and batch["coordinates"].dtype == torch.float32
+    assert "coordinates" not in DataCollatorForSupervisedDataset(EOS)([sample("a", [5, 6])])

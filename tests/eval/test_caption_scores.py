@@ -137,3 +137,13 @@ def test_without_sacrebleu_there_is_cider_d_alone(monkeypatch):
     assert choose_metrics() == choose_metrics([CIDER]) == [CIDER]
     with pytest.raises(ValueError, match=r"BLEU-4: it needs sacrebleu, .*llava-italian-video\[metrics\]"):
         choose_metrics([BLEU])
+
+
+def test_captions_of_parts_of_a_clip_are_resampled_with_it():
+    """Four boxes of a clip that are described alike are not four clips."""
+    references = {(clip, box): [f"un {word}"] for clip, word in enumerate("abcdef") for box in range(4)}
+    captions = ["un " + ("abcdef"[clip] if clip % 2 else "x") for clip, _ in references]
+    groups = {part: part[0] for part in references}
+    alone = score_texts(captions, list(references), references, [CIDER])[CIDER]
+    found = score_texts(captions, list(references), references, [CIDER], groups)[CIDER]
+    assert found[0] == alone[0] and found[2] - found[1] > 1.5 * (alone[2] - alone[1])

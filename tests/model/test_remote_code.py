@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from llava.eval.captioning import Captioner
+from llava.model.builder import add_coordinate_tokens
 from llava.model.remote_code import flattened, remote_code
 
 ALONE = """
@@ -37,7 +38,9 @@ print(json.dumps({"ids": ids, "same": same, "module": type(second).__module__,
 
 
 def test_a_checkpoint_opens_where_the_package_is_not(build, tokenizer, assets, tmp_path):
-    build(storage="checkpoint").save_pretrained(tmp_path / "run")
+    model = build(storage="checkpoint")
+    add_coordinate_tokens(tokenizer, model)
+    model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     clip = assets.clips / "clip1.mp4"
     outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "home")}

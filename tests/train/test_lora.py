@@ -19,7 +19,7 @@ from llava.eval import controls
 from llava.eval.captioning import Captioner
 from llava.model.builder import part_of
 from llava.serve.cli import main as cli
-from llava.train import run_flags, run_model
+from llava.train import lora_flags, run_flags, run_model
 from llava.train.preflight.run import PreflightError
 from tests.conftest import CAPTIONS, make_tokenizer, record
 from tests.model.contract.families import tiny_config
@@ -194,7 +194,7 @@ def test_flags_that_do_not_go_together(assets, tmp_path, options, words):
 
 
 def test_without_peft_the_flags_say_how_to_get_it(assets, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_flags, "is_installed", lambda: False)
+    monkeypatch.setattr(lora_flags, "is_installed", lambda: False)
     with pytest.raises(ValueError, match=r'pip install -e "\.\[lora\]"'):
         run_flags.parse_arguments(flags(assets, tmp_path, **LORA))
 

@@ -56,7 +56,8 @@ def check(run: Path, log: str) -> None:
     assert json.loads((run / "preflight.json").read_text())["passed"]
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 2
     lines = [line for line in log.splitlines() if re.match(r" +- --", line)]
-    assert [line.split()[1] for line in lines] == ["--stage", "--use_downsample_image", "--lazy_preprocess"]
+    assert [line.split()[1] for line in lines] == ["--use_downsample_image", "--lazy_preprocess"]
+    assert log.count("stage 1 sets nothing; given and so decided by the command: --mm_tunable_parts") == 1
     assert log.count("nothing is held out: 6 clips are fewer than 10;") == 1
     assert record["split"]["held_out"] == 0
     assert log.count("USE_PLAIN_LM=1 in the environment decides over --version llama_v2") == 1

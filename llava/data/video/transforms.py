@@ -22,15 +22,24 @@ def frames_to_pixels(frames: np.ndarray, processor: ProcessorSpec, image_aspect_
     Raises:
         ValueError: for another `image_aspect_ratio`.
     """
-    ways = {"pad": _pad, "square": _squeeze, "crop": _crop}
-    if image_aspect_ratio not in ways:
-        raise ValueError(f"image_aspect_ratio must be one of {tuple(ways)}, got {image_aspect_ratio!r}")
-    make_square = ways[image_aspect_ratio]
-    squares = np.stack([np.asarray(make_square(Image.fromarray(frame), processor)) for frame in frames])
+    squares = square_frames(frames, processor, image_aspect_ratio)
     # Bytes are brought into planes, not floats: a quarter of the memory to move.
     pixels = torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2))).float()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
     return pixels.mul_(processor.rescale_factor).sub_(mean).div_(std)
+
+
+def square_frames(frames: np.ndarray, processor: ProcessorSpec, image_aspect_ratio: str) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 as the tower sees them, before their values are normalised: (T, S, S, 3) uint8.
+
+    Raises:
+        ValueError: for another `image_aspect_ratio`.
+    """
+    ways = {"pad": _pad, "square": _squeeze, "crop": _crop}
+    if image_aspect_ratio not in ways:
+        raise ValueError(f"image_aspect_ratio must be one of {tuple(ways)}, got {image_aspect_ratio!r}")
+    make_square = ways[image_aspect_ratio]
+    return np.stack([np.asarray(make_square(Image.fromarray(frame), processor)) for frame in frames])
 
 
 def _squeeze(image: Image.Image, processor: ProcessorSpec) -> Image.Image:

@@ -36,8 +36,8 @@ DEEPSPEED_GLOBALS = {
 }  # fmt: skip
 """What DeepSpeed's own states are made of, beside tensors."""
 OPTIMIZER_FLAGS = {
-    "learning_rate", "mm_projector_lr", "mm_vision_resampler_lr", "mm_vision_tower_lr", "weight_decay", "optim",
-    "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "learning_rate", "mm_projector_lr", "mm_vision_resampler_lr", "mm_vision_tower_lr", "mm_coordinates_lr",
+    "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
 }  # fmt: skip
 """Their values lie in the optimiser's saved state, which would go on with the old ones without a word."""
 STEP_FLAGS = ("max_steps", "num_train_epochs")
@@ -204,8 +204,9 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
 
 def changed_flags(before: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The flags by whose value a run is another one, with the value in its record and now, where they differ."""
-    # Earlier runs had one format, no LoRA and one way to show clips, and no flags for them.
-    old = {"version": PLAIN, "lora_enable": False, "other_clips": None, "blind_share": 0.0, **before["flags"]}
+    # Earlier runs had one format, no LoRA, no coordinates and one way to show clips, and no flags for them.
+    old = {"version": PLAIN, "lora_enable": False, "other_clips": None, "blind_share": 0.0, "mm_coordinates": False,
+           **before["flags"]}  # fmt: skip
     # What stood before the first word, whoever decided it; left out, the flag means the same again.
     old["text_start"] = (before.get("text_format") or {}).get("start", NONE)
     new = {**flags, "text_start": flags.get("text_start") or old["text_start"]}

@@ -323,10 +323,12 @@ def blind(step: int, gain: Sequence[float | None], clips: str = "evaluation clip
 
 
 def _takes_part(group: str, seen: Observation) -> bool:
-    """Whether the step's samples bring the group a gradient: the fast stream serves videos, the rest images too."""
+    """Whether the step's samples bring the group a gradient: the fast stream serves videos, the rest images too. Tables
+    of coordinates are read where patches have places, and elsewhere only if a text has one.
+    """
     if group == "resampler fast":
         return seen.videos > 0
-    if group in ("projector", "resampler base", "resampler slow", "tower"):
+    if group in ("projector", "resampler base", "resampler slow", "tower", "coordinates input"):
         return seen.videos + seen.images > 0
     return True
 

@@ -216,8 +216,10 @@ class Invariants(TrainerCallback):
         if self.rows is None and batches and not self.sharded:
             batch = batches[0]
             seen = batch["input_ids"][:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX].unique()
-            visual = torch.tensor(sorted((self.model.config.visual_token_ids or {}).values()), device=seen.device)
-            seen = seen[~torch.isin(seen, visual)]
+            config = self.model.config
+            # Visual tokens and coordinates are not looked up in the table of words.
+            others = {**(config.visual_token_ids or {}), **(config.coordinate_token_ids or {})}
+            seen = seen[~torch.isin(seen, torch.tensor(sorted(others.values()), device=seen.device))]
             self.rows = seen[:: max(1, len(seen) // SEEN_WORDS)]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
@@ -292,7 +294,7 @@ class Invariants(TrainerCallback):
             if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue
             taking_part = self.kinds["video"] if name in video_only else self.kinds["vision"]
-            by_vision = ("resampler base", "resampler fast", "resampler slow", "projector", "tower")
+            by_vision = ("resampler base", "resampler fast", "resampler slow", "projector", "tower", "coordinates input")
             if names[name] in by_vision and taking_part < LEAST_STEPS:
                 continue
             if "nesterov" in group:

@@ -162,10 +162,11 @@ class ServedSamples:
         ids, labels = (values[own[0] : own[-1] + 1] if len(own) else values[:0] for values in (ids, labels))
         if not len(ids):
             return "words served", f"sample {record.id!r} has no position of its own in its batch"
+        numbers = self.dataset.numbers(record) if record.coordinates else ()
         # The collator masks the first position, which nothing comes before; where a text begins, its word is there.
         cut = len(ids) == self.dataset.max_length
         for form in (torch.cat([ids[:1], labels[1:]]), labels):
-            different = differing_words(record, form, self.tokenizer, cut, self.text_format)
+            different = differing_words(record, form, self.tokenizer, cut, self.text_format, numbers)
             if different is None or different.by_tokenizer:
                 break
         else:

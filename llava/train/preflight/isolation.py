@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import COORDINATE_PLACEHOLDERS, IGNORE_INDEX
 from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch, Context
@@ -247,14 +247,21 @@ def _check_encoder(model: Any, kind: str, key: str, values: torch.Tensor, rows: 
 
 
 def _late_words(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[int]]:
-    """Ids (R, L) with the last word but one of every sample exchanged, and the position of that word in its row."""
+    """Ids (R, L) with the last word but one of every sample exchanged, and the position of that word in its row.
+
+    A coordinate placeholder becomes that of another axis: its number stays, and is read from another table.
+    """
     ids, labels, segments = batch["input_ids"].clone(), batch["labels"], batch["segment_ids"]
-    visual = set((model.config.visual_token_ids or {}).values())
-    words = [i for i in range(model.config.vocab_size) if i not in visual][:2]
+    own = model.config.coordinate_token_ids or {}
+    never = {*(model.config.visual_token_ids or {}).values(), *own.values()}
+    words = [i for i in range(model.config.vocab_size) if i not in never][:2]
+    placeholders = [own[name] for name in COORDINATE_PLACEHOLDERS] if own else []
     until = []
     for s in range(len(batch["sample_ids"])):
         row, place = ((labels != IGNORE_INDEX) & (segments == s)).nonzero()[-2:].T.tolist()
-        at = place[0]
-        ids[row[0], at] = words[1] if int(ids[row[0], at]) == words[0] else words[0]
+        at, word = place[0], int(ids[row[0], place[0]])
+        choices = placeholders[::2] if word in placeholders[::2] else placeholders[1::2]
+        first, second = choices[:2] if word in placeholders else words
+        ids[row[0], at] = second if word == first else first
         until.append(at)
     return ids, until

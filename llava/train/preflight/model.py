@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import VISION_KEYS
 from llava.data.features.quantised import dequantised
+from llava.eval.loss import cross_entropies
+from llava.model.builder import EMBEDDING_PART
 from llava.train.preflight.data import Finding
 
 Batch = dict[str, Any]
@@ -69,10 +70,8 @@ def look(model: nn.Module, batch: Batch, context: Context) -> Reference:
     with torch.no_grad(), context():
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits.float()
-    each = F.cross_entropy(
-        logits.flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    losses = each.new_zeros(targets.shape).index_copy(1, positions, each.view(len(targets), -1))
+    each = cross_entropies(logits, positions, batch, model.config.coordinate_token_ids)
+    losses = each.new_zeros(targets.shape).index_copy(1, positions, each)
     return Reference(batch, positions, logits, losses)
 
 
@@ -159,7 +158,7 @@ def check_start(loss: float, kind: str, fresh: bool, parts: Sequence[str], vocab
     name = f"start of the loss, {kind}"
     chance = math.log(vocabulary)
     words = f"{loss:.2f}, ln(vocabulary) is {chance:.2f}"
-    if abs(loss - chance) <= NEAR_CHANCE and "mm_language_model" not in parts:
+    if abs(loss - chance) <= NEAR_CHANCE and not {"mm_language_model", EMBEDDING_PART} & set(parts):
         remedy = "add mm_language_model to --mm_tunable_parts, or start from a trained language model"
         words += ": the language model guesses and is frozen, so it will never learn a word"
         return Finding(name, "FAIL", words, remedy, loss)

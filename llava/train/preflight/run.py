@@ -30,7 +30,7 @@ from llava.errors import UserError
 from llava.train import run_flags
 from llava.train.console import planned_steps
 from llava.train.monitor.invariants import schedule_of
-from llava.train.optimizer import part_learning_rates
+from llava.train.optimizer import part_learning_rates, rate_parts
 from llava.train.preflight import arms as preflight_arms
 from llava.train.preflight import features as preflight_features
 from llava.train.preflight import isolation as preflight_isolation
@@ -268,7 +268,9 @@ def _check_optimizer(trainer: LlavaTrainer) -> list[Finding]:
     for group in optimizer.param_groups:
         group["lr"] = group.get("initial_lr", group["lr"])  # The schedule has already set that of step 0.
     peak, area = on_training.schedule_shape(scheduler, steps)
-    return on_training.check_optimizer(optimizer, trainer.model, part_learning_rates(args), peak, area)
+    by_part = part_learning_rates(args)
+    rates = {name: (part, by_part[part]) for name, part in rate_parts(trainer.model, args).items()}
+    return on_training.check_optimizer(optimizer, trainer.model, rates, peak, area)
 
 
 def real_samples(trainer: LlavaTrainer, size: int | None = None) -> dict[str, dict[int, dict[str, Any]]]:

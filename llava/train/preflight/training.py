@@ -156,7 +156,7 @@ def check_gradients(
 def check_optimizer(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
-    rates: Mapping[str, float],
+    rates: Mapping[str, tuple[str, float]],
     peak: float = 1.0,
     area: float = 1.0,
 ) -> list[Finding]:
@@ -164,7 +164,7 @@ def check_optimizer(
     whether the schedule lets it act.
 
     Args:
-        rates: learning rate of each part.
+        rates: of each parameter, the part by whose learning rate it trains, and that rate.
         peak, area: the largest and the mean factor that the schedule will put on it.
     """
     names = {id(p): n for n, p in model.named_parameters()}
@@ -175,13 +175,13 @@ def check_optimizer(
             seen.setdefault(names.get(id(parameter), "a tensor that is not the model's"), []).append(group)
     for name, parameter in model.named_parameters():
         groups = seen.get(name, [])
-        rate = rates[part_of(name)]
+        part, rate = rates[name]
         if parameter.requires_grad and len(groups) != 1:
             problems.append(f"{name} is in {len(groups)} groups")
         elif parameter.requires_grad and groups[0]["lr"] != rate:
-            problems.append(f"{name} ({part_of(name)}) has learning rate {groups[0]['lr']:g} instead of {rate:g}")
+            problems.append(f"{name} ({part}) has learning rate {groups[0]['lr']:g} instead of {rate:g}")
         elif parameter.requires_grad and (groups[0]["lr"] == 0 or peak == 0):
-            problems.append(f"{name} ({part_of(name)}) has learning rate 0")
+            problems.append(f"{name} ({part}) has learning rate 0")
         elif not parameter.requires_grad and groups:
             problems.append(f"{name} is frozen, but in a group")
     if problems:
@@ -208,7 +208,7 @@ def check_optimizer(
     else:
         words = "not measured: it follows what is measured in the run, not the step alone"
         findings.append(Finding("schedule", "note", words))
-    used = {part_of(n): rates[part_of(n)] for n, p in model.named_parameters() if p.requires_grad}
+    used = dict(rates[n] for n, p in model.named_parameters() if p.requires_grad)
     fastest = max(used.values(), default=0.0)
     slow = [f"{part} ({rate:g})" for part, rate in used.items() if rate <= SLOWEST * fastest]
     if slow:

@@ -24,7 +24,7 @@ def run(assets, feature_cache, tmp_path):
 def bare_head(patch: pytest.MonkeyPatch) -> None:
     """The logits are what the head's layer gives, without what the class does to them."""
 
-    def logits_of(self, output, states, multiple=1):
+    def logits_of(self, output, states, multiple=1, tables=None):
         return head_logits(states, self.get_output_embeddings(), multiple)
 
     patch.setattr(VisionCausalLM, "logits_of", logits_of)

@@ -1,0 +1,208 @@
+"""What a record of a grounding task asks for, what an answer says, and how near the one is to the other. Pure.
+
+Boxes are those of the square picture that the tower sees, where answers are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava.config.video import ProcessorSpec
+from llava.data.grounding.geometry import truth_in_square
+from llava.data.grounding.text import (
+    parse_box,
+    parse_boxes,
+    parse_event,
+    parse_frame_boxes,
+    parse_span,
+)
+from llava.data.records import Record
+from llava.errors import UserError, show
+from llava.eval.grounding_scores import (
+    CENTRE,
+    WHOLE,
+    Box,
+    Span,
+    answered_tube,
+    best_box,
+    best_end,
+    best_span,
+    box_iou,
+    frames_within,
+    matched_iou,
+    span_iou,
+    true_tube,
+    tube_iou,
+)
+from llava.eval.references import reference_of
+
+MEASURES: dict[str, tuple[str, ...]] = {
+    "REC": ("IoU",),
+    "TVG": ("tIoU",),
+    "STVG": ("tIoU", "sIoU", "vIoU"),
+    "SVG": ("sIoU", "vIoU"),
+    "ELC": ("tIoU", "sIoU", "vIoU"),
+    "DGC": ("matched IoU",),
+    "REG": (),
+    "TR": (),
+}
+"""What is measured of the coordinates of each task's answers."""
+WORDED = ("REG", "TR", "ELC", "DGC")
+"""Tasks whose answers have words to be scored."""
+NEEDED = {
+    "REC": ("box",), "TVG": ("span",), "STVG": ("span", "boxes"), "SVG": ("span", "boxes"), "ELC": ("span", "boxes"),
+    "DGC": ("phrases",), "REG": (), "TR": (),
+}  # fmt: skip
+"""The fields of `meta.truth` that a task is scored by, beside its `text`."""
+CENTRE_WHOLE, CONSTANT, FIRST_BOX = "centre box, whole clip", "best constant answer", "its first box in every frame"
+"""Floors: answers that need no look."""
+
+_BOX = re.compile(r"\[\s*(?:<(?:WIDTH|HEIGHT)-\w+>\s*)+\]")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is where and when, as far as a task is about it.
+
+    Attributes:
+        boxes: by the index of their time's coordinate.
+        listed: boxes without an order; `text` are the words of an answer that has some.
+    """
+
+    task: str
+    box: Box | None = None
+    span: Span | None = None
+    boxes: Mapping[int, Box] = field(default_factory=dict)
+    listed: Sequence[Box] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer says; a field is empty where nothing of the kind can be read."""
+
+    box: Box | None = None
+    span: Span | None = None
+    boxes: Mapping[int, Box] = field(default_factory=dict)
+    listed: Sequence[Box] = ()
+    text: str = ""
+
+
+def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec | None) -> Truth:
+    """The truth of a record, in the square that a tower with these settings sees.
+
+    Raises:
+        ValueError: naming the record, when it lacks the task or what the task is scored by, or a box lies outside of
+            the square.
+    """
+    task = record.meta.get("task")
+    if task not in MEASURES:
+        raise UserError(_say(record, f"meta.task is {task!r:.40}; known are {', '.join(MEASURES)}"))
+    given = record.meta.get("truth")
+    needed = (*NEEDED[task], *(("text",) if task in WORDED and task != "DGC" else ()))
+    lacks = [name for name in needed if not isinstance(given, dict) or not given.get(name)]
+    if lacks:
+        raise UserError(_say(record, f"meta.truth has no {' and no '.join(lacks)}, which {task} is scored by"))
+    try:
+        truth = truth_in_square(record.meta, image_aspect_ratio, processor)
+        boxes = {int(index): tuple(box) for index, box in (truth.get("boxes") or {}).items()}
+        phrases = truth.get("phrases") or []
+        found = Truth(
+            task,
+            tuple(truth["box"]) if truth.get("box") else None,
+            tuple(truth["span"]) if truth.get("span") else None,
+            boxes,
+            [tuple(box) for _, box in phrases if box],
+            words_alone(reference_of(record)) if task == "DGC" else str(truth.get("text") or ""),
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(_say(record, f"meta.truth is not that of {task} ({error})")) from error
+    if ("box" in needed and found.box is None) or ("boxes" in needed and not boxes) or (phrases and not found.listed):
+        raise UserError(_say(record, f"its box is not in the picture that --image_aspect_ratio {image_aspect_ratio} "
+                                     "leaves of the frame"))  # fmt: skip
+    return found
+
+
+def words_alone(text: str) -> str:
+    """A text without the boxes in it, of coordinates or of their placeholders."""
+    return " ".join(_BOX.sub(" ", text).split())
+
+
+def _say(record: Record, message: str) -> str:
+    return f"{show(record.source)} id {record.id!r}: {message}"
+
+
+def read_answer(text: str, truth: Truth) -> Answer:
+    """What an answer to a task says. An event's start is told, and is that of the truth (ELC)."""
+    if truth.task == "REC":
+        return Answer(box=parse_box(text))
+    if truth.task == "TVG":
+        return Answer(span=parse_span(text))
+    if truth.task == "STVG":
+        return Answer(span=parse_span(text), boxes=parse_frame_boxes(text))
+    if truth.task == "SVG":
+        return Answer(boxes=parse_frame_boxes(text))
+    if truth.task == "ELC":
+        end, words, boxes = parse_event(text)
+        span = None if end is None or truth.span is None else (truth.span[0], end)
+        return Answer(span=span, boxes=boxes, text=words)
+    if truth.task == "DGC":
+        return Answer(listed=parse_boxes(text), text=words_alone(text))
+    return Answer(text=text)
+
+
+def measured(answer: Answer, truth: Truth, grid: Sequence[int]) -> dict[str, tuple[float, bool]]:
+    """Each measure of a task and whether there was something to measure; what cannot be read has 0.
+
+    Args:
+        grid: the places in time of the frames that are seen.
+    """
+    found: dict[str, tuple[float, bool]] = {}
+    for measure in MEASURES[truth.task]:
+        if measure == "IoU":
+            found[measure] = _iou(box_iou, answer.box, truth.box)
+        elif measure == "tIoU":
+            found[measure] = _iou(span_iou, answer.span, truth.span)
+        elif measure == "matched IoU":
+            found[measure] = matched_iou(answer.listed, truth.listed), bool(answer.listed)
+        elif "sIoU" not in found or "vIoU" not in found:
+            claimed = frames_within(answer.span, grid) if answer.span else ()
+            scores = tube_iou(answered_tube(answer.boxes, grid), true_tube(truth.boxes, grid), claimed)
+            found |= dict(zip(("sIoU", "vIoU"), ((s, bool(answer.boxes)) for s in scores), strict=True))
+    return found
+
+
+def _iou(iou: Callable[..., Any], answered: Any, truth: Any) -> tuple[float, bool]:
+    return (0.0, False) if answered is None else (float(iou(answered, truth)), True)
+
+
+def constant_answers(truths: Sequence[Truth], grid: Sequence[int]) -> dict[str, list[Answer]]:
+    """Answers of one task's records that need no look, by the name of the floor.
+
+    The best constant answer is found on these truths themselves: who knew all of them and had to say one thing.
+    """
+    if not truths or not MEASURES[truths[0].task]:
+        return {}
+    boxes = [b for t in truths for b in ([t.box] if t.box else [*t.listed, *true_tube(t.boxes, grid).values()])]
+    spans = [t.span for t in truths if t.span]
+    box = best_box(boxes) if boxes else CENTRE
+    span = best_span(spans) if spans else WHOLE
+    end = best_end(spans) if truths[0].task == "ELC" else span[1]
+    found = {
+        CENTRE_WHOLE: [_constant(t, grid, CENTRE, WHOLE, 1.0) for t in truths],
+        CONSTANT: [_constant(t, grid, box, span, end) for t in truths],
+    }
+    if truths[0].task == "ELC":  # The question tells it.
+        found[FIRST_BOX] = [_constant(t, grid, t.boxes[min(t.boxes)], span, end) for t in truths]
+    return found
+
+
+def _constant(truth: Truth, grid: Sequence[int], box: Box, span: Span, end: float) -> Answer:
+    """The same box and span for every record of a task; what a question tells is used."""
+    if truth.task == "ELC" and truth.span:
+        span = truth.span[0], end
+    when = truth.span if truth.task == "SVG" and truth.span else span
+    return Answer(box, span if truth.task != "SVG" else None, dict.fromkeys(frames_within(when, grid), box), [box])

@@ -1,0 +1,94 @@
+"""Coordinates of a run: whether it has them, the tokens and tables of its model, and tables that no record reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from llava.config.flags import ModelArguments, TrainingArguments
+from llava.constants import COORDINATE_AXES
+from llava.errors import UserError
+from llava.model.builder import COORDINATE_GROUPS, COORDINATE_PART, add_coordinate_tokens
+from llava.model.vlm import VisionCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+def has_tables(model_args: ModelArguments) -> bool:
+    """Whether the folder that a run starts from has coordinates that it keeps; of a hub name the flag alone tells."""
+    if model_args.from_scratch or not model_args.model_name_or_path:
+        return False
+    try:
+        values = json.loads((Path(model_args.model_name_or_path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # Whoever loads the model says what is wrong with it.
+    return isinstance(values, dict) and bool(values.get("mm_coordinates"))
+
+
+def flag_problems(model_args: ModelArguments, training_args: TrainingArguments) -> list[str]:
+    """What is wrong with `--mm_coordinates`, which is set here where nobody named it."""
+    there = has_tables(model_args)
+    if model_args.mm_coordinates is None:
+        model_args.mm_coordinates = there
+    problems = []
+    if there and not model_args.mm_coordinates:
+        problems.append(
+            f"--mm_coordinates False: {model_args.model_name_or_path} was trained with coordinates, which cannot be "
+            "taken out: leave the flag out, or start from a model without them"
+        )
+    named = [part.strip() for part in (model_args.mm_tunable_parts or "").split(",")]
+    if COORDINATE_PART in named and not model_args.mm_coordinates:
+        problems.append(f"--mm_tunable_parts names {COORDINATE_PART}, but there is no --mm_coordinates True")
+    if not there and model_args.mm_coordinates and model_args.mm_tunable_parts and COORDINATE_PART not in named:
+        problems.append(
+            f"--mm_coordinates True gives the model fresh tables, which --mm_tunable_parts freezes: add "
+            f"{COORDINATE_PART} to it"
+        )
+    if model_args.mm_coordinates and training_args.fsdp and (training_args.bf16 or training_args.fp16):
+        problems.append(
+            "--mm_coordinates True --fsdp in half precision: FSDP rounds the numbers that a batch brings to it: use "
+            "--deepspeed scripts/zero3.json, or leave --bf16 and --fp16 out"
+        )
+    return problems
+
+
+def give_coordinates(model: VisionCausalLM, tokenizer: PreTrainedTokenizerBase, wanted: bool, name: str) -> None:
+    """Tokens and tables where the flags ask for them; after the visual tokens.
+
+    Args:
+        name: the flag that names the model, for the message.
+
+    Raises:
+        ValueError: when the model has coordinates that the flags do not.
+    """
+    if model.coordinates is not None and not wanted:
+        raise UserError(f"{name} was trained with coordinates: add --mm_coordinates True")
+    if wanted:
+        fresh = model.coordinates is None
+        ids = add_coordinate_tokens(tokenizer, model)
+        logger.info(
+            "coordinates: %d tokens from id %d on, %s tables", len(ids), min(ids.values()), "fresh" if fresh else "its"
+        )
+
+
+def unread_tables(model: Any, texts: Iterable[str]) -> dict[str, str]:
+    """Tables for reading that no text of a run has a token of, with the reason; none where patches are given places,
+    by which each table gets a gradient.
+
+    Args:
+        texts: of the records; no further than until each axis was seen.
+    """
+    if model.coordinates is None or model.mm_projector is not None:
+        return {}
+    unseen = dict(zip(COORDINATE_AXES, COORDINATE_GROUPS["coordinates input"], strict=True))
+    for text in texts:
+        for axis in [axis for axis in unseen if f"<{axis}-" in text]:
+            del unseen[axis]
+        if not unseen:
+            break
+    return {name: f"coordinates that no record tells or asks for ({axis})" for axis, name in unseen.items()}
