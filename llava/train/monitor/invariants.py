@@ -34,6 +34,8 @@ LEAST_STEPS = 3
 """Steps with a learning rate above 0 that a tensor is given to move."""
 SEEN_WORDS, SEEN_COLUMNS = 64, 64
 """Rows of the input embeddings that are watched, of words of the first step, and columns of each."""
+BY_VISION = ("resampler base", "resampler fast", "resampler slow", "projector", "tower", "coordinates input")
+"""Groups that a step without vision need not reach."""
 QUERIES = ("latent_norm", "query")
 """Parts of a resampler's block that choose among the patches of a region, and do nothing where there is one."""
 ONLY_DECAY = 3e-6
@@ -294,8 +296,7 @@ class Invariants(TrainerCallback):
             if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue
             taking_part = self.kinds["video"] if name in video_only else self.kinds["vision"]
-            by_vision = ("resampler base", "resampler fast", "resampler slow", "projector", "tower", "coordinates input")
-            if names[name] in by_vision and taking_part < LEAST_STEPS:
+            if names[name] in BY_VISION and taking_part < LEAST_STEPS:
                 continue
             if "nesterov" in group:
                 continue  # SGD moves a tensor by its gradient alone, however small that is.
