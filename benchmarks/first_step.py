@@ -27,31 +27,37 @@ from benchmarks.preflight import ROOT, TOWERS, make_data
 
 MARK = "CPU-seconds to the first step: "
 KILLED = """
-import cProfile, json, os, pstats, sys, time
-import torch
-torch.set_num_threads(1)
-import transformers
-flags, steps, profile = json.loads(sys.argv[1]), int(sys.argv[2]), cProfile.Profile()
-step = transformers.Trainer.training_step
-taken = []
-def stop(*args, **kwargs):
-    taken.append(1)
-    if len(taken) <= steps:
-        return step(*args, **kwargs)
-    profile.disable()
-    print(sys.argv[4], time.process_time(), sep="")
-    if sys.argv[3] == "True":
-        pstats.Stats(profile).sort_stats("cumulative").print_stats(90)
-    sys.stdout.flush()
-    os._exit(0)
-transformers.Trainer.training_step = stop
-if sys.argv[3] == "True":
-    print(time.process_time(), "for torch and transformers")
+import cProfile, importlib.util, json, os, pstats, runpy, sys, time
+script, flags, steps, shown, mark = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+profile = cProfile.Profile(time.process_time)
+class Watched:
+    def find_spec(self, name, path, target=None):
+        if name == "transformers.trainer":
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            execute, spec.loader.exec_module = spec.loader.exec_module, lambda module: watch(execute, module)
+            return spec
+def watch(execute, module):
+    execute(module)
+    step, taken = module.Trainer.training_step, []
+    def stop(*args, **kwargs):
+        taken.append(1)
+        if len(taken) <= steps:
+            return step(*args, **kwargs)
+        profile.disable()
+        print(mark, time.process_time(), sep="")
+        if shown == "True":
+            pstats.Stats(profile).sort_stats("cumulative").print_stats(120)
+        sys.stdout.flush()
+        os._exit(0)
+    module.Trainer.training_step = stop
+sys.meta_path.insert(0, Watched())
+sys.argv = [script, *flags]
+if shown == "True":
     profile.enable()
-from llava.train.train import main
-main(flags)
+runpy.run_path(script, run_name="__main__")
 """
-"""A run that is killed when it begins the step after `steps`; it works in checkouts whose trainer is another one."""
+"""A run of a checkout's script that is killed when it begins the step after `steps`."""
 
 
 def run(flags: Sequence[str], checkout: Path, output: Path, steps: int, profile: bool = False) -> float:
@@ -61,7 +67,8 @@ def run(flags: Sequence[str], checkout: Path, output: Path, steps: int, profile:
     output.mkdir(parents=True, exist_ok=True)
     values = list(flags)
     values[values.index("--output_dir") + 1] = str(output / "run")
-    command = [sys.executable, "-c", KILLED, json.dumps(values), str(steps), str(profile), MARK]
+    script = str(checkout / "llava" / "train" / "train.py")
+    command = [sys.executable, "-c", KILLED, script, json.dumps(values), str(steps), str(profile), MARK]
     done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=os.environ | settings)
     line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line is None or profile:

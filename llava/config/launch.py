@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.config.known_flags import WORDS, Known, argument_problems, given, known_flags
-from llava.config.recipe import Recipe, as_arguments, below, is_vision, load_recipe, take_recipe
+from llava.config.recipe import PACKAGED, Recipe, as_arguments, below, is_vision, load_recipe, take_recipe
 from llava.config.variables import Variables, read_variables
 from llava.errors import UserError
 
@@ -140,12 +140,11 @@ def plan(
 
 
 def _place(name: str, repository: Path) -> str:
-    """A recipe's path: as it is given, or a name among those of the repository."""
-    if Path(name).is_file() or "/" in name:
-        return name
-    for candidate in (name, f"{name}.yaml"):
-        if (repository / RECIPES / candidate).is_file():
-            return f"{RECIPES}/{candidate}"
+    """A recipe's path: as it is given, or its place among those of the repository, or of the package."""
+    for folder in (Path(), repository, PACKAGED.parent):
+        for candidate in (name, f"{RECIPES}/{name}", f"{RECIPES}/{name}.yaml"):
+            if (folder / candidate).is_file():
+                return str(folder / candidate)
     return name
 
 

@@ -5,6 +5,7 @@ The same command goes on wherever it was: finished runs are kept, one that was c
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import llava
 from llava.config.commands import Parser, refuse
 from llava.config.hardware import hardware
-from llava.config.known_flags import known_flags
+from llava.config.known_flags import given, known_flags
 from llava.config.ranges import COUNT, Range, out_of_range
 from llava.config.recipe import as_arguments
 from llava.errors import FLAGS, UserError, run_command, show
@@ -101,7 +102,7 @@ class StudyFlags:
         listed = self.arms.replace(" ", "").split(",")
         self.listed = [arm for arm in ARMS if arm in listed]
         if set(listed) - set(ARMS) or not {OWN, OTHER} <= set(listed):
-            raise UserError(f"--arms {self.arms}: V,M or T,V,M")
+            raise UserError(f"--arms {self.arms}: write V,M,T, or V,M without text alone, as one word")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, list[str]]:
@@ -115,7 +116,8 @@ def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, lis
     parser = Parser(kinds, prog=PROG, description=about)
     values, rest = parser.parse_known_args(None if argv is None else list(argv))
     FLAGS.update(f"--{name}" for name in known_flags())  # Messages may name these too.
-    problems = list(out_of_range(vars(values), StudyFlags.ranges).values())
+    stray = [f"{word}: belongs to no flag" for word in rest[:1] if not word.startswith("--")]
+    problems = [*stray, *_nearly(rest), *out_of_range(vars(values), StudyFlags.ranges).values()]
     if problems:
         refuse(problems[0], PROG)
     try:
@@ -124,6 +126,14 @@ def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, lis
         return own, finish.TestFlags(**{f.name: given[f.name] for f in fields(finish.TestFlags)}), rest
     except UserError as error:
         refuse(error, PROG)
+
+
+def _nearly(rest: Sequence[str]) -> list[str]:
+    """Of the words that are not the study's own, those that are no flag of the trainer and nearly one of the study."""
+    own, known = [f.name for kind in (StudyFlags, finish.TestFlags) for f in fields(kind)], known_flags()
+    names = [name for name in given(rest) if name not in known and name.removeprefix("no_") not in known]
+    near = {name: difflib.get_close_matches(name, own, 1, 0.75) for name in names}
+    return [f"--{name}: there is no such flag; did you mean --{close[0]}?" for name, close in near.items() if close]
 
 
 class Study:
@@ -144,6 +154,7 @@ class Study:
         self.flags, self.tests, self.rest, self.environ, self.jobs = flags, tests, list(rest), environ, jobs
         self.plans: dict[int, SeedPlan] = {}
         first = self.plan(0)
+        finish.check_tests(tests, first.flags)
         if flags.text_corpus or flags.words != "all":
             if first.data:
                 raise UserError("--text_corpus: belongs to data of one's own, not to the demo: name them (--data_path)")
@@ -153,7 +164,10 @@ class Study:
             first = self.plan(0)
         for note in first.notes:
             say(note)
-        settings = settings_of(first, flags.listed, flags.blind_share) | {"words": flags.words}
+        settings = settings_of(first, flags.listed, flags.blind_share) | {
+            "words": flags.words,
+            "primary": tests.primary,
+        }
         self.seeds = open_study(flags.output, settings, flags.seeds)
         self.runs = runs_of(flags.output, self.seeds, flags.listed)
 
@@ -171,9 +185,14 @@ class Study:
 
     def make(self, seed: int) -> None:
         """The demo's clips, where there are no data, and the initial model of a seed."""
-        plan = self.plan(seed)
+        plan, demo = self.plan(seed), REPOSITORY / "scripts" / "make_demo_data.py"
+        if plan.data and not demo.is_file():
+            raise UserError(
+                "no data are named (DATA_PATH, VIDEO_FOLDER), and the demo is not part of an installed package: take a "
+                "checkout of the repository for it"
+            )
         if plan.data:
-            self.command([sys.executable, str(REPOSITORY / "scripts" / "make_demo_data.py"), *plan.data], "the demo")
+            self.command([sys.executable, str(demo), *plan.data], "the demo")
         if plan.make:
             words = [sys.executable, "-m", "llava.commands.make_model", "--exist_ok", *plan.make]
             self.command(words, f"the initial model of seed {seed}")
@@ -215,11 +234,10 @@ class Study:
         sees = seconds.get(OWN, seconds.get(OTHER, math.nan))
         of = {OWN: sees, OTHER: sees, TEXT: seconds.get(TEXT, sees)}
         rest = [run for run in self.runs if state_of(run.folder).kind != FINISHED]
-        took = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest) / 3600
-        about = "nobody knows how many" if math.isnan(took) else f"about {took:.2g}"
+        hours = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest) / 3600
         say(
-            f"{count(len(rest), 'run')} of {steps:,} steps left: {about} hours of training (measured on {how}; starts, "
-            "checks and evaluation come on top)"
+            f"{count(len(rest), 'run')} of {steps:,} steps left: {about(hours)} of training (measured on {how}; "
+            "starts, checks and evaluation come on top)"
         )
 
     def go(self) -> int:
@@ -252,6 +270,15 @@ class Study:
             finish.test_run(run, self.flags_of(run), self.tests, self.command)
         say(f"\n{finish.give_answer(flags.output, self.runs, self.tests)}\n\nwritten to {flags.output}")
         return 0
+
+
+def about(hours: float) -> str:
+    """How long something takes, in the unit that people would say it in."""
+    if math.isnan(hours):
+        return "nobody knows how many hours"
+    if hours < 1.65:
+        return f"about {max(round(hours * 60), 1)} min"
+    return f"about {hours:,.0f} hours" if hours >= 10 else f"about {hours:.1f} hours"
 
 
 def count(number: int, noun: str) -> str:

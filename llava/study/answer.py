@@ -1,6 +1,7 @@
 """The end of a study: every value in one CSV, the differences with their intervals, and the answer in words.
 
-Writes `items.csv`, `study.md` and `report.html` into the folder of the study.
+Writes `items.csv`, `study.md` and `report.html` into the folder of the study, and `milestones.csv` where models of
+earlier in training were kept: apart, so that nobody averages over budgets who reads `items.csv`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,13 +20,19 @@ from llava.errors import UserError, show
 from llava.report.drawing import HEIGHT, WIDTH, draw
 from llava.report.page import environment, part
 from llava.study.measure import SEEING, Measured, difference, measure
-from llava.study.results import Table, milestones, read_study, runs_of, words_of
+from llava.study.results import Table, milestones, read_milestones, read_study, runs_of, words_of
 from llava.study.sections import Budget, Section, sections_of
+from llava.study.settings import recorded
 from llava.study.verdict import HARMS, HELPS, NO_DIFFERENCE, NO_VERDICT, UNITS, Verdict, judge
 
-ITEMS, MARKDOWN = "items.csv", "study.md"
+ITEMS, MILESTONES, MARKDOWN = "items.csv", "milestones.csv", "study.md"
 CAPTIONS = "captions"
 """The blind test of held-out captions."""
+READING = (
+    "V saw each caption after its own clip, M after another's; both are then tested without any video, unless a test "
+    "says so. In V − M, nats below zero favour V, and so do percentage points above zero. In brackets: 95 %, two-way t."
+)
+"""How the numbers of the headline are read."""
 TONES = {HELPS: "good", HARMS: "bad", NO_DIFFERENCE: "plain", NO_VERDICT: "unmeasured"}
 
 
@@ -67,25 +74,20 @@ def write_answer(
     share = _recorded_share(study) if blind_share is None else blind_share
     tables: list[Table] = []
 
-    def write(file: io.BufferedWriter) -> None:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        tables.extend(read_study(study, text))
-        text.flush()
-        text.detach()
-
-    replace_file(study / ITEMS, write)
+    _write_rows(study / ITEMS, lambda out: tables.extend(read_study(study, out)))
     try:
         measured = measure(tables, primary, by_word)
     except KeyError as error:
         raise UserError(
             f"{study}: no test {show(primary)} of both V and M; the tests are {error.args[0]}; name one as the primary"
         ) from None
+    begun = recorded(study)
     smallest = UNITS[measured.primary.unit].smallest if smallest is None else smallest
-    verdict = judge(measured, share, smallest)
-    budgets = [b for name in milestones(study) if (b := _budget(study, name, primary)) is not None]
+    verdict = judge(measured, share, smallest, begun.get("primary"))
+    budgets = _budgets(study, primary)
     if budgets:
         budgets.append(Budget("the end", math.nan, measured.primary, measured.levels[primary]))
-    sections = sections_of(measured, budgets, smallest)
+    sections = sections_of(measured, budgets, smallest, begun)
     written = datetime.now().strftime("%Y-%m-%d %H:%M")
     page = study / REPORT_FILE
     for path, content in (
@@ -119,12 +121,37 @@ def _recorded_share(study: Path) -> float | None:
     return next(iter(shares))
 
 
-def _budget(study: Path, name: str, primary: str) -> Budget | None:
-    """The primary test at a milestone; None where it was not made there."""
-    tables = {t.test: t for t in read_study(study, within=f"{name}/tests", only=primary)}
-    table = tables.get(primary)
-    if table is None or not set(SEEING) <= set(table.values):
-        return None
+def _write_rows(path: Path, fill: Callable[[io.TextIOWrapper], object]) -> None:
+    """Writes a CSV, whole or not at all."""
+
+    def write(file: io.BufferedWriter) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        fill(text)
+        text.flush()
+        text.detach()
+
+    replace_file(path, write)
+
+
+def _budgets(study: Path, primary: str) -> list[Budget]:
+    """The primary test at each milestone where it was made; every value of all tests there goes into a CSV."""
+    names, found = milestones(study), []
+
+    def fill(out: io.TextIOWrapper) -> None:
+        for number, tables in enumerate(read_milestones(study, names, out)):
+            table = next((t for t in tables if t.test == primary), None)
+            if table is not None and set(SEEING) <= set(table.values):
+                found.append(_budget(names[number], table))
+
+    if names:
+        _write_rows(study / MILESTONES, fill)
+    else:
+        (study / MILESTONES).unlink(missing_ok=True)
+    return found
+
+
+def _budget(name: str, table: Table) -> Budget:
+    """The primary test at one milestone."""
     levels = {arm: float(v.sum(axis=1).mean() / table.units.sum()) for arm, v in sorted(table.values.items())}
     words = words_of(name)
     called = name.removeprefix("chck_") + " words"
@@ -137,6 +164,8 @@ def markdown(name: str, verdict: Verdict, sections: Sequence[Section]) -> str:
         f"# {show(name)}: does seeing help?",
         "",
         f"**{verdict.headline}**",
+        "",
+        READING,
         "",
         *(f"- {s}" for s in verdict.sentences),
         "",
@@ -158,6 +187,7 @@ def html(name: str, verdict: Verdict, sections: Sequence[Section], written: str)
         .render(
             name=name,
             verdict=verdict,
+            reading=READING,
             tone=TONES[verdict.kind],
             sections=[(s, [draw(p) for p in s.panels]) for s in sections],
             written=written,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from llava.data.sources import ABOUT
 from llava.errors import UserError
+from llava.eval.result_files import sha256
 from llava.study.finish import Command
 
-CORPUS_FILE = "text_corpus.jsonl"
+CORPUS_FILE, MADE_OF = "text_corpus.jsonl", "text_corpus.made_of.json"
 
 
 def corpus_of(files: Sequence[str], words: str, output: Path, command: Command) -> list[str]:
@@ -21,7 +23,8 @@ def corpus_of(files: Sequence[str], words: str, output: Path, command: Command) 
         words: to take of what is made: `all`, or a number such as 10M.
 
     Raises:
-        UserError: for a file that is not there, and for words of a corpus that is made already.
+        UserError: for a file that is not there, for words of a corpus that is made already, and when the study's folder
+            has one that was made of other text or words.
     """
     if missing := [f for f in files if not Path(f).is_file()]:
         raise UserError(f"--text_corpus {missing[0]}: no such file")
@@ -33,10 +36,20 @@ def corpus_of(files: Sequence[str], words: str, output: Path, command: Command) 
             "llava.data.corpus makes one of so many"
         )
     if plain:
-        file = output / CORPUS_FILE
+        file, note = output / CORPUS_FILE, output / MADE_OF
+        # By contents: a file may have been moved, and another may be called as it was.
+        asked = {"words": words, "sha256": [sha256(path) for path in plain], "files": plain}
         if not file.is_file():
             output.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(asked, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             command([sys.executable, "-m", "llava.data.corpus", *plain, "--words", words, "--output", str(file)],
                     "the text corpus")  # fmt: skip
+        elif note.is_file():
+            before = json.loads(note.read_text(encoding="utf-8"))
+            if any(before[what] != asked[what] for what in ("words", "sha256")):
+                raise UserError(
+                    f"{file} was made of other text ({before['words']} words of {', '.join(before['files'])}; asked "
+                    f"for are {words} words of {', '.join(plain)}): give the same, or choose another --output"
+                )
         made.append(str(file))
     return made

@@ -135,7 +135,11 @@ def planned(
             "leave out; mend the data (python -m llava.data.check names what is wrong)"
         )
     if flags.get("text_start", EOS) != EOS:
-        raise UserError("--text_start none: a text starts with one token in every arm, or T predicts fewer words")
+        raise UserError(
+            f"--text_start {flags['text_start']}: without a token in front nothing predicts the first word of a text, "
+            "so that T would predict fewer words than V and M, and no arm's first word could be tested blind. "
+            f"Leave --text_start out (flag, variable or recipe): every arm then begins with one token ({EOS})"
+        )
     if flags.get("version", "plain") == "plain":
         flags["text_start"] = EOS
     notes = [n for n in found.notes if not n.startswith(("SEED=", "EXP_ID=", "OUTPUT_DIR=", "OUTPUT_ROOT="))]

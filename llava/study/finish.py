@@ -11,17 +11,20 @@ from typing import Any
 
 from llava.config.recipe import WORDS, as_arguments
 from llava.constants import MILESTONE_FILE, RUN_RECORD
+from llava.data.records import apply_policy, missing_files
 from llava.errors import UserError
 from llava.eval.data import held_out_of
-from llava.eval.result_files import FOLDER, file_name
+from llava.eval.pair_files import Columns, read_pairs
+from llava.eval.pairs import PairFlags, records_of
+from llava.eval.result_files import file_name, kept_results, sha256
+from llava.eval.surprisal import SurprisalFlags, read_texts
+from llava.eval.word_tables import read_classes, read_norms
+from llava.study import testing
 from llava.study.answer import CAPTIONS, MARKDOWN, write_answer
 from llava.study.design import TEXT, StudyRun
 from llava.study.results import BLIND, PAIRS, SIGHTED
+from llava.study.testing import MILESTONES, made_by, noted, result_of
 
-MILESTONES = "milestones"
-"""The results of the models that a run kept after so many words, and their folder."""
-COMMANDS_FILE = "commands.json"
-"""In the folder of a run's results: the command that made each."""
 CLIP_FOLDERS = ("video_folder", "image_folder", "allow_absolute_paths")
 NOTHING = (
     "Nothing can be shown: no captions were held out, since there are too few clips or --val_fraction is 0, so that "
@@ -54,11 +57,37 @@ class TestFlags:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if missing := [f for f in (*self.text, *self.pairs, *self.norms) if not Path(f).is_file()]:
+        named = {"text": self.text, "pairs": self.pairs, "norms": self.norms, "classes": [self.classes or __file__]}
+        if missing := [f"--{flag} {f}" for flag, files in named.items() for f in files if not Path(f).is_file()]:
             raise UserError(f"{missing[0]}: no such file, which every run is to be tested on")
         known = [CAPTIONS, *map(file_name, self.text), *(PAIRS + file_name(path) for path in self.pairs)]
         if self.primary not in known:
             raise UserError(f"--primary {self.primary}: no such test; use {' or '.join(known)}")
+
+
+def check_tests(asked: TestFlags, flags: Mapping[str, Any]) -> None:
+    """Reads all that runs are to be tested on, so that a wrong column is not found after hours of training.
+
+    Args:
+        flags: of the arm V: where its clips are.
+
+    Raises:
+        UserError, DatasetError: as the tests themselves.
+    """
+    SurprisalFlags(data_path="held out", text=asked.text, column=asked.column)
+    read_norms(asked.norms, asked.column)
+    if asked.classes:
+        read_classes(asked.classes)
+    for path in asked.text:
+        read_texts(path)
+    PairFlags(files=asked.pairs)
+    told = {name: flags.get(name) for name in CLIP_FOLDERS}
+    anywhere = bool(WORDS.get(str(told["allow_absolute_paths"]).lower()))
+    for path in asked.pairs:
+        pairs = [pair for pair in read_pairs(path, Columns())[0] if pair.clip]
+        if pairs and told["video_folder"]:
+            records = records_of(pairs, told["video_folder"], anywhere)
+            apply_policy(records, missing_files(records[::2]), "stop")
 
 
 def tests_of(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags) -> dict[str, list[str]]:
@@ -97,27 +126,21 @@ def tests_of(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags) -> dict[
 
 
 def is_tested(run: StudyRun, name: str, words: Sequence[str]) -> bool:
-    """Whether a test's results are there, of this command, and newer than the model."""
-    folder, record = run.folder / FOLDER, run.folder / RUN_RECORD
-    result = (run.folder / MILESTONES if name == MILESTONES else folder) / f"{name}.json"
-    is_newer = result.is_file() and result.stat().st_mtime >= record.stat().st_mtime
-    return is_newer and _commands(folder).get(name) == list(words)
-
-
-def _commands(folder: Path) -> dict[str, list[str]]:
-    file = folder / COMMANDS_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Whether a test's results are there as this command made them, of these files and of the model that is there."""
+    result = result_of(run.folder, name)
+    if not result.is_file() or result.stat().st_mtime < (run.folder / RUN_RECORD).stat().st_mtime:
+        return False
+    if noted(run.folder).get(name) != {**made_by(words), "result": sha256(result)}:
+        return False
+    return name == MILESTONES or kept_results(result.parent, name, run.folder) is not None
 
 
 def test_run(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags, command: Command) -> None:
     """Makes the tests of a finished run that are not there yet."""
-    for name, words in tests_of(run, flags, asked).items():
-        if is_tested(run, name, words):
-            continue
-        command([sys.executable, *words], f"the test {name} of {run}")
-        folder = run.folder / FOLDER
-        text = json.dumps({**_commands(folder), name: words}, indent=1, ensure_ascii=False)
-        (folder / COMMANDS_FILE).write_text(f"{text}\n", encoding="utf-8")
+    found = tests_of(run, flags, asked)
+    if left := {name: words for name, words in found.items() if not is_tested(run, name, words)}:
+        words = [sys.executable, "-m", testing.__name__, str(run.folder), json.dumps(left)]
+        command(words, f"the test{'s' * (len(left) > 1)} {', '.join(left)} of {run}")
 
 
 def give_answer(output: Path, runs: Sequence[StudyRun], asked: TestFlags) -> str:

@@ -81,7 +81,9 @@ def table(runs: Sequence[StudyRun]) -> str:
     rows = [("run", "seed", "arm", "training", "tests")]
     for number, run in enumerate(runs):
         state = state_of(run.folder)
-        tests = ", ".join(sorted(path.stem for path in (run.folder / FOLDER).glob("*.csv")))
+        # What stands between the words belongs to the test of the words.
+        found = {path.stem for path in (run.folder / FOLDER).glob("*.csv")} - {"blind_marks"}
+        tests = ", ".join(sorted(found))
         rows.append((str(number), str(run.seed), f"{run.arm}  {ABOUT[run.arm]}", str(state), tests))
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

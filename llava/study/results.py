@@ -101,35 +101,57 @@ def runs_of(study: Path) -> dict[tuple[str, str], Path]:
     return runs
 
 
-def read_study(study: Path, out: Any = None, within: str = "tests", only: str | None = None) -> list[Table]:
-    """Every test of a study's runs, joined item by item.
+def read_study(study: Path, out: Any = None) -> list[Table]:
+    """Every test of a study's runs at the end of training, joined item by item.
 
     Args:
         out: a text file for the long CSV; none by default.
-        within: where results lie in the folder of a run.
-        only: the name of the one test that is wanted.
 
     Raises:
         UserError: naming runs that lack a test, items that a run lacks, words that differ between runs, and values that
             are not finite, with file and line.
     """
+    return next(_read_all(study, ["tests"], out))
+
+
+def read_milestones(study: Path, names: Sequence[str], out: Any = None) -> Iterator[list[Table]]:
+    """The same at each milestone (`chck_7M`), one after the other, with one long CSV of them all."""
+    return _read_all(study, [f"{name}/tests" for name in names], out)
+
+
+def _read_all(study: Path, places: Sequence[str], out: Any) -> Iterator[list[Table]]:
+    """Args: places: where results lie in the folder of a run."""
     runs = runs_of(study)
-    folders = {key: folder / within for key, folder in runs.items()}
-    paths = {key: sorted([*f.glob(f"{BLIND}.csv"), *f.glob(f"{SIGHTED}.csv"), *f.glob(f"{PAIRS}*.csv")])
-             for key, f in folders.items()}  # fmt: skip
-    _check_complete(study, runs, paths)
-    extra = _extra_columns([path for found in paths.values() for path in found])
+    paths = {place: {key: _results(folder / place) for key, folder in runs.items()} for place in places}
+    for place in places:
+        _check_complete(study, runs, paths[place], place)
+    extra = _extra_columns([path for found in paths.values() for listed in found.values() for path in listed])
     writer = csv.writer(out) if out is not None else None
     if writer:
         writer.writerow([*COLUMNS, *(f"norm_{c}" if c in COLUMNS else c for c in extra)])
+    for place in places:
+        within = Path(place).parent
+        names = {key: (folder.relative_to(study) / within).as_posix() for key, folder in runs.items()}
+        yield _joined(names, paths[place], extra, writer)
+
+
+def _results(folder: Path) -> list[Path]:
+    return sorted([*folder.glob(f"{BLIND}.csv"), *folder.glob(f"{SIGHTED}.csv"), *folder.glob(f"{PAIRS}*.csv")])
+
+
+def _joined(
+    names: Mapping[tuple[str, str], str],
+    paths: Mapping[tuple[str, str], Sequence[Path]],
+    extra: Sequence[str],
+    writer: Any,
+) -> list[Table]:
+    """Args: names, paths: of each run; extra: the columns after `COLUMNS`; writer: takes a row for each value."""
     tables: dict[str, _Growing] = {}
     for (arm, seed), found in paths.items():
-        name = f"{runs[arm, seed].relative_to(study)}" + ("" if within == "tests" else f"/{Path(within).parent}")
+        name = names[arm, seed]
         for path in found:
             step = _step(path)
             for value, covariates, where in _read(path):
-                if only is not None and value.test != only:
-                    continue
                 table = tables.setdefault(value.test, _Growing(value.unit, name))
                 _put(table, (arm, seed), name, value, covariates, where)
                 if writer:
@@ -138,7 +160,7 @@ def read_study(study: Path, out: Any = None, within: str = "tests", only: str | 
                          value.kind, repr(value.value / value.units), value.unit, f"{value.units:g}",
                          *(covariates.get(c, "") for c in extra)]
                     )  # fmt: skip
-    return [_finish(test, table, list(runs)) for test, table in tables.items()]
+    return [_finish(test, table, list(paths)) for test, table in tables.items()]
 
 
 def milestones(study: Path) -> list[str]:
@@ -160,14 +182,17 @@ def words_of(name: str) -> float:
         return math.inf
 
 
-def _check_complete(study: Path, runs: Mapping[tuple[str, str], Path], paths: Mapping[Any, Sequence[Path]]) -> None:
-    """All arms of all seeds have the same tests; T may lack what needs a video."""
+def _check_complete(
+    study: Path, runs: Mapping[tuple[str, str], Path], paths: Mapping[Any, Sequence[Path]], place: str
+) -> None:
+    """All arms of all seeds have the same tests in a place; T may lack what needs a video."""
+    at = "" if place == "tests" else f" at {Path(place).parent}"
     seeds = sorted({seed for _, seed in runs}, key=int)
     arms = [arm for arm in ARMS if any(arm == a for a, _ in runs)]
     lacking = [f"seed{seed}/{arm}" for seed in seeds for arm in arms if not paths.get((arm, seed))]
     if lacking:
         raise UserError(
-            f"{study}: no results of {', '.join(lacking)}; train and test them (the study's command goes on): a "
+            f"{study}: no results of {', '.join(lacking)}{at}; train and test them (the study's command goes on): a "
             "difference is paired over seeds"
         )
     for arms_alike in (("V", "M"), ("T",)):
@@ -176,7 +201,8 @@ def _check_complete(study: Path, runs: Mapping[tuple[str, str], Path], paths: Ma
         for (arm, seed), has in names.items():
             if every - has:
                 raise UserError(
-                    f"{study}: seed{seed}/{arm} lacks {', '.join(sorted(every - has))}, which others have; test it too"
+                    f"{study}: seed{seed}/{arm} lacks {', '.join(sorted(every - has))}{at}, which others have; test it "
+                    "too"
                 )
 
 

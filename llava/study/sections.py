@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from llava.report.intervals import Intervals, draw_intervals
 from llava.report.plots import Panel, Series
 from llava.study.measure import Measured, Result
 from llava.study.results import CORRECT, NATS
+from llava.study.settings import written
 from llava.study.verdict import FEWEST_SEEDS, UNITS, decimals_of, interval, p_text, signed
 
 FACTORS = (0.5, 1.0, 2.5, 5.0)
@@ -45,11 +46,18 @@ class Section:
 COMPARED = ("", "items", "clusters", "unit", "two-way t, 95 %", "p, Holm", "Student's t over seeds", "each seed")
 
 
-def sections_of(measured: Measured, budgets: Sequence[Budget], smallest: float) -> list[Section]:
-    """The parts of the page that have something to show, in their order."""
+def sections_of(
+    measured: Measured, budgets: Sequence[Budget], smallest: float, begun: Mapping[str, Any] | None = None
+) -> list[Section]:
+    """The parts of the page that have something to show, in their order.
+
+    Args:
+        begun: what the study's settings were when it began; empty where nobody recorded them.
+    """
+    begun = begun or {}
     made = [
-        _tests(measured), _classes(measured), _slopes(measured), _sight(measured), _costs(measured),
-        _budgets(budgets), _levels(measured), _power(measured.primary, smallest),
+        _tests(measured, begun.get("primary")), _classes(measured), _slopes(measured), _sight(measured),
+        _costs(measured), _budgets(budgets), _levels(measured), _power(measured.primary, smallest), _settings(begun),
     ]  # fmt: skip
     return [section for section in made if section is not None]
 
@@ -79,7 +87,7 @@ def forest(title: str, results: Sequence[Result], unit: str, name: Callable[[Res
     return [] if drawn is None else [drawn]
 
 
-def _tests(measured: Measured) -> Section:
+def _tests(measured: Measured, named: str | None) -> Section:
     every = [measured.primary, *measured.tests]
 
     def name(result: Result) -> str:
@@ -91,13 +99,31 @@ def _tests(measured: Measured) -> Section:
         [
             "V saw each caption after its own video, M after another's; nobody sees a video in these tests, unless the "
             "name of a test says so. For nats a word, less is better; for pairs, more.",
-            f"The primary test was named before and stands alone. The others, classes and slopes are "
-            f"{measured.family} tests, and p is adjusted for all of them (Holm).",
+            f"{_naming(measured.primary.test, named)} {_family(measured.family)}",
         ],
         COMPARED,
         [row(r, name) for r in every],
         [*forest("V − M, blind", every, NATS, name), *forest("V − M, minimal pairs", every, CORRECT, name)],
     )
+
+
+def _naming(primary: str, named: str | None) -> str:
+    """Whether the primary test was the primary one before there were results."""
+    if named is None:
+        return "The primary test stands alone; nothing records that it was named before the study."
+    if named != primary:
+        return f"The primary test was chosen after the study had begun with {named} as its primary one."
+    return "The primary test was named when the study began, and stands alone."
+
+
+def _family(number: int) -> str:
+    if not number:
+        return "No p is given for the others: there is none, or too few seeds for one."
+    return f"Of the others, classes and slopes {_counted(number, 'test')} have a p, adjusted for all of them (Holm)."
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _classes(measured: Measured) -> Section | None:
@@ -163,7 +189,7 @@ def _costs(measured: Measured) -> Section | None:
         "What having any video does: M − T",
         ["M is trained as V is but on wrong videos; T on text alone. The difference is that of the layout: fewer "
          "captions seen as text, positions, noise that regularises. V − T would mix it with seeing, and is not given. "
-         f"p is adjusted for these {len(measured.costs)} tests."],
+         f"p is adjusted for {_counted(len(measured.costs), 'test')}."],
         COMPARED,
         [row(r) for r in measured.costs],
         [*forest("M − T, blind", measured.costs, NATS), *forest("M − T, minimal pairs", measured.costs, CORRECT)],
@@ -231,4 +257,19 @@ def _power(primary: Result, smallest: float) -> Section | None:
          f"Seeds that an effect needs: {text}."],
         ("", *sees[0]),
         [("effect", *sees[1])],
+    )  # fmt: skip
+
+
+def _settings(begun: Mapping[str, Any]) -> Section | None:
+    """What another needs to train the same again; the commit and every version are in each run's record."""
+    if not begun:
+        return None
+    own = {"seeds": begun["seeds"], "arms": begun["arms"], "blind_share": begun["blind_share"]}
+    return Section(
+        "settings",
+        "What was trained",
+        ["Alike in every run, as flags of the trainer; all others have their defaults. seedN/ARM/llava_run.json has "
+         "the rest: data by content, versions, machine."],
+        ("", "value"),
+        [(name, written(value)) for name, value in [*own.items(), *sorted(begun["flags"].items())]],
     )  # fmt: skip

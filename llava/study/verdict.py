@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from llava.errors import show
 from llava.eval.power import POWER, detectable, seeds_needed
 from llava.eval.two_way import Estimate, Spread
 from llava.study.measure import Measured, Result
@@ -72,12 +73,15 @@ def interval(estimate: Estimate, unit: Unit) -> str:
     return f"{mean} [{low}, {high}]" if math.isfinite(estimate.low) else f"{mean} (no interval)"
 
 
-def judge(measured: Measured, blind_share: float | None, smallest: float | None = None) -> Verdict:
+def judge(
+    measured: Measured, blind_share: float | None, smallest: float | None = None, named: str | None = None
+) -> Verdict:
     """The answer, from the primary test's V − M.
 
     Args:
         blind_share: the share of captions that V and M were shown without video; None where it is not known.
         smallest: the effect that would matter, in nats a word or as a share of pairs; `UNITS` has the defaults.
+        named: the primary test that the study began with, where that was recorded.
     """
     result, unit = measured.primary, UNITS[measured.primary.unit]
     estimate = result.two_way
@@ -98,6 +102,12 @@ def judge(measured: Measured, blind_share: float | None, smallest: float | None 
     else:
         kind, headline = NO_DIFFERENCE, f"No difference shown: {numbers}."
     sentences = _facts(measured, unit, smallest, True)
+    if named not in (None, result.test):
+        sentences.insert(
+            0,
+            f"The study began with {show(named)} as its primary test, and {show(result.test)} was chosen later: after "
+            "a look at results this is one test of several, and its interval is too sure of itself.",
+        )
     if kind == NO_DIFFERENCE:
         places = decimals_of(estimate, unit)
         sentences.insert(

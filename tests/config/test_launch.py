@@ -161,6 +161,16 @@ def test_the_grounding_demo_is_drawn_and_scored_by_its_own_commands():
         planned(RECIPE="grounding_demo", EXP_ID="1")
 
 
+def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
+    """As `python -m llava.study` and `llava-study` are called; installed, the package has them."""
+    (tmp_path / "mine.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    for repository in (ROOT, tmp_path / "site-packages"):
+        for environ in ({}, {"RECIPE": "italian"}):
+            found = plan({"DATA_PATH": "mine.json"} | environ, [], no_gpu, repository=repository)
+            assert Path(found.steps["TRAIN"][1]).is_file() and found.steps["TRAIN"][1].endswith("recipes/italian.yaml")
+
+
 def test_recipes_by_name(data):
     assert planned(RECIPE="tiny").steps["DATA"] == ["--output_dir", "demo_tiny/data", "--num_train", "6"]
     assert planned("--recipe", "recipes/tiny.yaml").variables["OUTPUT_DIR"] == "output/tiny_exp2_seed0"

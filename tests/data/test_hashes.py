@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
+from pathlib import PurePosixPath
 
 from llava.data.hashes import below, hash64, paths_below, record_digest
 from llava.data.mixture import Source, Strategy
@@ -24,3 +26,16 @@ def test_the_hashes_of_earlier_commits():
 
 def test_a_path_outside_its_folder_stays_whole():
     assert [below("/a/b/c", folder) for folder in ("/a/b", "/a/bc", "", None)] == ["c", "/a/b/c", "/a/b/c", "/a/b/c"]
+
+
+def test_a_path_below_its_folder_is_what_pathlib_says():
+    def as_pathlib_says(path: str, folder: str) -> str:
+        place = PurePosixPath(path)
+        return (place.relative_to(folder) if folder and place.is_relative_to(folder) else place).as_posix()
+
+    names = ("a", "b.mp4", "..", ".", "", "/", ".h", "a.", "è ")
+    folders = ("", "/", "//", "///", ".", "./", "a", "a/", "a//", "/a", "./a", "a/..", "..", "a/b.mp4", "a/./", "//a")
+    for count, folder in product((1, 2, 3), folders):
+        for parts in product(names, repeat=count):
+            path = "/".join(parts)
+            assert below(path, folder) == as_pathlib_says(path, folder), (path, folder)

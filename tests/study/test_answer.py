@@ -74,6 +74,11 @@ def test_pairs_can_be_the_primary_test(tmp_path):
     assert answer.verdict.kind == "helps" and "percentage points, 3 seeds, 40 pairs" in answer.text
     assert {r.part for r in answer.measured.classes} == {"adjective", "noun", "verb", "colour"}
     assert "pairs_colour: colour" in answer.page.read_text()
+    begun = {"seeds": 5, "arms": ["V", "M"], "blind_share": 0.5, "flags": {}, "primary": "captions"}
+    (tmp_path / "study.json").write_text(json.dumps(begun))
+    later = write_answer(tmp_path, primary="pairs_colour").text
+    assert "began with captions as its primary test, and pairs_colour was chosen later" in later
+    assert "chosen later" not in write_answer(tmp_path).text
     with pytest.raises(UserError, match="no test blimp of both V and M; the tests are captions, pairs_colour"):
         write_answer(tmp_path, primary="blimp")
 
@@ -86,7 +91,8 @@ def test_the_pages_show_every_seed_and_every_value_is_in_one_csv(tmp_path):
     page, text = answer.page.read_text(), (tmp_path / "study.md").read_text()
     for seed in answer.measured.primary.two_way.per_seed:
         assert f"{seed:.3f}".replace("-", "−") in text and f"{seed:.3f}".replace("-", "−") in page
-    assert text.index("**Seeing") < text.index("## Seeing: V − M")
+    assert text.index("**Seeing") < text.index("nats below zero favour V") < text.index("## Seeing: V − M")
+    assert "nats below zero favour V" in page
     assert [b.name for b in answer.budgets] == ["900K words", "10M words", "the end"]
     for title in ("By word class", "On norms of words", "Did V see?", "At other budgets", "M − T"):
         assert title in page and title in text
@@ -100,6 +106,15 @@ def test_the_pages_show_every_seed_and_every_value_is_in_one_csv(tmp_path):
     count = sum(r["arm"] == "V" for r in words)
     assert (mean["V"] - mean["M"]) / count == pytest.approx(answer.measured.primary.two_way.mean)
     assert words[0]["visual_strength"] and words[0]["unit"] == "nats" and words[0]["step"] == "100"
+    with (tmp_path / "milestones.csv").open(newline="") as file:
+        earlier = list(csv.DictReader(file))
+    assert list(earlier[0]) == list(rows[0]) and len(earlier) == 2 * len(rows)
+    assert earlier[0]["run"] == "seed0/V/chck_900K" and earlier[-1]["run"] == "seed2/T/chck_10M"
+    for budget in answer.budgets[:2]:
+        name = "chck_" + budget.name.removesuffix(" words")
+        there = [r for r in earlier if r["test"] == "captions" and r["run"].endswith(name)]
+        mean = {a: sum(float(r["value"]) for r in there if r["arm"] == a) / count for a in "VM"}
+        assert mean["V"] - mean["M"] == pytest.approx(budget.result.two_way.mean), name
 
 
 def test_foreign_names_do_not_break_the_page(tmp_path):

@@ -29,6 +29,12 @@ def test_plain_text_becomes_records_once_and_what_is_made_is_taken(tmp_path):
     assert sum(len(text.split()) for text in texts) == 4
     assert corpus_of([str(tmp_path / "a.txt")], "4", tmp_path / "study", never) == made
     assert corpus_of(made, "all", tmp_path / "other", never) == made, "with its source and licence beside it"
+    (tmp_path / "moved.txt").write_bytes((tmp_path / "a.txt").read_bytes())
+    assert corpus_of([str(tmp_path / "moved.txt")], "4", tmp_path / "study", never) == made
+    for file, words in (("a.txt", "5"), ("b.txt", "4")):
+        (tmp_path / "b.txt").write_text("Sei sette otto nove dieci.\n")
+        with pytest.raises(UserError, match=f"was made of other text .4 words of .*a.txt; asked for are {words} words"):
+            corpus_of([str(tmp_path / file)], words, tmp_path / "study", never)
 
 
 def test_what_cannot_be_is_said(tmp_path):

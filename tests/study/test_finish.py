@@ -6,11 +6,12 @@ import json
 import os
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llava.errors import UserError
-from llava.study import finish
+from llava.study import finish, testing
 from llava.study.design import StudyRun, runs_of
 from llava.study.finish import TestFlags
 
@@ -71,25 +72,58 @@ def test_the_commands_of_tests_know_their_flags(run, tmp_path):
         assert "flag" not in str(error.value), (name, error.value)
 
 
-def test_a_test_is_made_once_for_a_model_and_a_command(run):
-    made: list[str] = []
+def made_in_this_process(run: StudyRun, made: list[str]) -> finish.Command:
+    """Runs what a study asks for, with tests that write nothing but that they were made."""
 
     def command(words, what):
+        assert words[1:3] == ["-m", "llava.study.testing"]
         made.append(what)
-        results = run.folder / "tests"
-        results.mkdir(exist_ok=True)
-        (results / f"{'blind_words' if 'surprisal' in words[2] else 'sighted_captions'}.json").write_text("{}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(testing, "import_module", lambda module: SimpleNamespace(main=lambda _: write(module)))
+            testing.main(words[3:])
 
+    def write(module: str) -> None:
+        name = {"surprisal": "blind_words", "sighted": "sighted_captions"}.get(module.split(".")[-1], "milestones")
+        results = run.folder / ("milestones" if name == "milestones" else "tests")
+        results.mkdir(exist_ok=True)
+        (results / f"{name}.csv").write_text("item,nats\n")
+        (results / f"{name}.json").write_text("{}")
+
+    return command
+
+
+def test_a_test_is_made_once_for_a_model_a_command_and_its_files(run, tmp_path):
+    made: list[str] = []
+    command = made_in_this_process(run, made)
     for _ in range(2):
         finish.test_run(run, FLAGS, CAPTIONS_ALONE, command)
-    both = [f"the test {name} of seed 0, V (each clip's own video)" for name in ("blind_words", "sighted_captions")]
-    assert made == both
-    finish.test_run(run, FLAGS, TestFlags(text=[__file__]), command)
-    assert made == [*both, both[0]], "another file is another test"
+    both = "the tests blind_words, sighted_captions of seed 0, V (each clip's own video)"
+    assert made == [both], "one process for both"
+    (tmp_path / "prosa.txt").write_text("Una volta.")
+    asked = TestFlags(text=[str(tmp_path / "prosa.txt")])
+    blind = "the test blind_words of seed 0, V (each clip's own video)"
+    for _ in range(2):
+        finish.test_run(run, FLAGS, asked, command)
+    assert made[1:] == [blind], "another file is another test"
+    (tmp_path / "prosa.txt").write_text("Due volte.")
+    finish.test_run(run, FLAGS, asked, command)
+    assert made[2:] == [blind], "and so is another content"
     later = (run.folder / "tests" / "blind_words.json").stat().st_mtime + 10
     os.utime(run.folder / "llava_run.json", (later, later))
-    finish.test_run(run, FLAGS, TestFlags(text=[__file__]), command)
-    assert made == [*both, both[0], *both], "the model is newer"
+    finish.test_run(run, FLAGS, asked, command)
+    assert made[3:] == [both], "the model is newer"
+    os.utime(run.folder / "llava_run.json", (0, 0))
+    (run.folder / "tests" / "blind_words.json").write_text(json.dumps({"settings": {"limit": 10}}))
+    finish.test_run(run, FLAGS, asked, command)
+    assert made[4:] == [blind], "somebody has tested it in another way"
+    facts = {"csv_sha256": testing.sha256(run.folder / "tests" / "blind_words.csv"), "model": "another"}
+    for changed, why in (("model", "of another model"), ("csv_sha256", "its table was cut")):
+        (run.folder / "tests" / "blind_words.json").write_text(json.dumps({**facts, changed: "0"}))
+        noted = testing.noted(run.folder)
+        noted["blind_words"]["result"] = testing.sha256(run.folder / "tests" / "blind_words.json")
+        (run.folder / "tests" / testing.COMMANDS_FILE).write_text(json.dumps(noted))
+        finish.test_run(run, FLAGS, asked, command)
+        assert made.pop() == blind and len(made) == 5, why
 
 
 def test_models_that_a_run_kept_are_tested_as_its_last_one_is(run):
@@ -103,17 +137,9 @@ def test_models_that_a_run_kept_are_tested_as_its_last_one_is(run):
     assert found["milestones"] == ["-m", "llava.eval.milestones", *found["blind_words"][2:-2], "--pairs", __file__,
                                    "--device", "cpu"]  # fmt: skip
     made: list[str] = []
-
-    def command(words, what):
-        made.append(words[2])
-        name = "milestones" if "milestones" in words[2] else "tests"
-        (run.folder / name).mkdir(exist_ok=True)
-        for result in ("blind_words", "sighted_captions", "milestones"):
-            (run.folder / name / f"{result}.json").write_text("{}")
-
     for _ in range(2):
-        finish.test_run(run, FLAGS, CAPTIONS_ALONE, command)
-    assert made == [f"llava.eval.{name}" for name in ("surprisal", "sighted", "milestones")]
+        finish.test_run(run, FLAGS, CAPTIONS_ALONE, made_in_this_process(run, made))
+    assert made == ["the tests blind_words, sighted_captions, milestones of seed 0, V (each clip's own video)"]
     (run.folder / "llava_run.json").write_text(json.dumps({"flags": {}, "split": {"held_out": 0}}))
     assert not finish.tests_of(run, FLAGS, CAPTIONS_ALONE), "nothing was held out to test them on"
 

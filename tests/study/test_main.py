@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import pytest
 
 from llava.errors import Stopped, UserError
 from llava.study import finish
-from llava.study.__main__ import main
+from llava.study.__main__ import about, main
 from llava.study.jobs import Jobs
 from llava.train.checkpoint.stop import Stop
 from llava.train.train import main as train
@@ -84,15 +85,19 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
     number = len(ran)
     main(words)
     other, text = "seed 0, M (another clip's video)", "seed 0, T (text alone)"
-    blind, sighted = "the test blind_words of ", "the test sighted_captions of "
-    grown = "the test milestones of "
-    assert ran[number:] == [other, blind + other, sighted + other, grown + other, text, blind + text, grown + text]
+    sees, reads = "the tests blind_words, sighted_captions, milestones of ", "the tests blind_words, milestones of "
+    assert ran[number:] == [other, sees + other, text, reads + text]
     said = capsys.readouterr().out
     assert "measured on the runs so far" in said and "No verdict" in said and "1 seed" in said
     page = (output / finish.MARKDOWN).read_text()
     assert "No verdict" in page and (output / "report.html").is_file()
     assert "## At other budgets" in page and "| 20 words | " in page and "| 50 words | " in page
-    assert len((output / "items.csv").read_text().splitlines()) > 6 * 5
+    texts = [(output / f"{name}.csv").read_text().splitlines() for name in ("items", "milestones")]
+    ends, earlier = (list(csv.DictReader(lines)) for lines in texts)
+    assert len(ends) > 6 * 5 and {r["step"] for r in ends} == {"4"}
+    assert {r["run"] for r in ends} == {f"seed0/{arm}" for arm in "VMT"}
+    assert {r["run"] for r in earlier} == {f"seed0/{a}/chck_{n}" for a in "VMT" for n in (20, 50)}
+    assert {r["step"] for r in earlier} == {"2", "4"} and list(earlier[0]) == list(ends[0])
     state = json.loads((output / "seed0" / "M" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4], "each step once"
     kept = {arm: json.loads((output / "seed0" / arm / "llava_run.json").read_text()) for arm in "TVM"}
@@ -110,7 +115,7 @@ def test_from_data_to_words_after_a_kill(assets, data, tmp_path, ran, monkeypatc
         main([*words, "--learning_rate", "2e-3"])
     main([*words, "--seeds", "2", "--only", "seed=1,arm=T"])
     text = text.replace("seed 0", "seed 1")
-    assert ran[number:] == [text, blind + text, grown + text]
+    assert ran[number:] == [text, reads + text]
     assert "4 of 6 runs are finished" in capsys.readouterr().out
 
 
@@ -122,6 +127,56 @@ def test_few_clips_are_spoken_of_before_a_run_is_trained(assets, data, tmp_path,
     said = capsys.readouterr().out
     assert said.index(f"WARNING, before a run is trained: {finish.NOTHING}") < said.index("1 of 2: seed 0, V")
     assert (tmp_path / "study" / "study.md").read_text().count(finish.NOTHING) == 1
+
+
+def test_what_cannot_be_tested_is_said_before_anything_is_trained(assets, data, tmp_path, ran):
+    words = command(assets, data, tmp_path / "study")
+    norms, pairs, plain = (tmp_path / name for name in ("norms.tsv", "pairs.csv", "plain.csv"))
+    plain.write_text("good,bad\nUn gatto,Un gatti\n")
+    norms.write_text("word\tAOA\ngatto\t3,5\n")
+    pairs.write_text("good,bad,video\nUn gatto,Un gatti,nowhere.mp4\n")
+    for asked, said in (
+        (["--norms", str(norms), "--column", "VISUAL"], "--column VISUAL: no table has it"),
+        (["--column", "AOA"], "--norms and --column go together"),
+        (["--pairs", str(norms)], "norms.tsv"),
+        (["--pairs", str(pairs)], "nowhere.mp4"),
+        (["--text", str(norms), str(tmp_path / "again" / "norms.txt")], "two tests would be called norms"),
+        (["--classes", str(pairs)], "class"),
+        (["--pairs", str(plain), "--primary", "pairs_mine"], "no such test; use captions or pairs_plain"),
+    ):
+        (tmp_path / "again").mkdir(exist_ok=True)
+        (tmp_path / "again" / "norms.txt").write_text("Un gatto.")
+        with pytest.raises((UserError, ValueError), match=said):
+            main([*words, *asked])
+    assert not ran and not (tmp_path / "study").exists()
+
+
+def test_a_flag_that_is_nearly_one_of_the_study_is_told(capsys):
+    for wrong, right in (("--seds", "--seeds"), ("--blindshare", "--blind_share"), ("--pair", "--pairs")):
+        with pytest.raises(SystemExit):
+            main([wrong, "5"])
+        assert f"{wrong}: there is no such flag; did you mean {right}?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--arms", "V", "M"])
+    assert "--arms V: write V,M,T, or V,M without text alone, as one word" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--seeds", "3", "clips.json", "--status"])
+    assert "clips.json: belongs to no flag" in capsys.readouterr().err
+
+
+def test_an_installed_package_says_that_it_has_no_demo(tmp_path, ran, monkeypatch):
+    monkeypatch.setattr("llava.study.__main__.REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no data are named .DATA_PATH, VIDEO_FOLDER., and the demo is not part"):
+        main(["--output", "study", "--seeds", "1", "--use_cpu", "True"])
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(0.001, "1 min"), (0.51, "31 min"), (2.04, "2.0 hours"), (1300, "1,300 hours")]
+)
+def test_how_long_is_said_as_people_say_it(hours, said):
+    assert about(hours) == f"about {said}"
 
 
 def test_flags_that_a_study_sets_are_refused(assets, data, tmp_path, ran):

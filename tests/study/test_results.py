@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llava.errors import UserError
-from llava.study.results import milestones, read_study, words_of
+from llava.study.results import milestones, read_milestones, read_study, words_of
 from tests.study.made import make_study
 
 
@@ -105,6 +105,13 @@ def test_milestones_are_those_that_all_runs_have(study):
         path.unlink()
     assert milestones(study) == ["chck_10M", "chck_1B"]
     assert [words_of(n) for n in ("chck_7M", "chck_500K", "chck_1B", "chck_x")] == [7e6, 5e5, 1e9, float("inf")]
+
+
+def test_a_milestone_that_lacks_a_test_is_named(study):
+    make_study(study, seeds=2, clips=4, within="chck_1M/tests")
+    (study / "seed1/M/chck_1M/tests/pairs_colour.csv").unlink()
+    with pytest.raises(UserError, match="seed1/M lacks pairs_colour.csv at chck_1M, which others have"):
+        next(read_milestones(study, ["chck_1M"]))
 
 
 def test_the_long_csv_has_a_mean_a_word(study):

@@ -22,8 +22,18 @@ def test_parts_come_in_their_order_and_every_row_fits_its_header(measured):
     assert [s.place for s in made] == ["tests", "classes", "norms", "sight", "costs", "arms", "power"]
     for section in made:
         assert all(len(cells) == len(section.header) for cells in section.rows)
-    assert made[0].rows[0][0] == "captions (primary)" and "are 4 tests" in made[0].text[1]
+    assert made[0].rows[0][0] == "captions (primary)" and "4 tests have a p" in made[0].text[1]
+    assert "p is adjusted for 2 tests" in made[4].text[0] or "1 test." in made[4].text[0]
     assert made[5].rows[1][:2] == ["pairs_x", "% of pairs right"] and made[5].rows[2][2] == "–"
+
+
+def test_whether_the_primary_test_was_named_before_is_said(measured):
+    begun = {"seeds": 4, "arms": ["V", "M"], "blind_share": 0.5, "flags": {"max_steps": 40.0}}
+    for named, said in ((None, "nothing records that it was named"), ("captions", "was named when the study began"),
+                        ("blimp", "chosen after the study had begun with blimp")):  # fmt: skip
+        assert said in sections_of(measured, [], 0.02, begun | {"primary": named})[0].text[1]
+    last = sections_of(measured, [], 0.02, begun)[-1]
+    assert list(last.rows) == [("seeds", "4"), ("arms", "V,M"), ("blind_share", "0.5"), ("max_steps", "40")]
 
 
 def test_an_interval_stands_above_its_seeds(measured):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from llava.data.records import DatasetError, Record
 from llava.data.video import VideoError
 from llava.eval.captioning import Captioner
 from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
+from llava.train import train as train_module
 from llava.train.checkpoint.files import write_manifest
 from llava.train.run_model import freeze_unused
 from llava.train.train import main
@@ -40,6 +44,15 @@ def test_a_run_learns_and_leaves_a_complete_folder(assets, tmp_path, experiment)
         assert config["video_spec"]["num_frames"] == 2
         assert config["mm_processor"]["image_size"] == 56
         assert len(config["mm_vision_tower_checksum"]) == 64
+
+
+def test_the_collector_rests_while_the_script_imports_and_no_longer(monkeypatch):
+    calls = []
+    for name in ("disable", "enable", "freeze"):
+        monkeypatch.setattr(gc, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr("llava.errors.run_command", lambda main: calls.append("run"))
+    runpy.run_path(str(Path(train_module.__file__)), run_name="__main__")
+    assert calls == ["disable", "enable", "freeze", "run"]
 
 
 def test_a_run_ends_with_its_report(assets, tmp_path):
