@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.model.builder import load_language_model
+from llava.model.builder import add_coordinate_tokens, load_language_model, set_trainable
 from llava.model.coordinates import CoordinateTables
+from llava.train.optimizer import make_optimizer
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
 from tests.train.runs import alarms, losses, train
@@ -146,3 +147,22 @@ def test_every_evaluation_says_what_coordinates_cost_and_what_the_clip_tells_of_
     assert (found["captions"], found["tokens"]) == (6, 18)
     assert found["losses"]["true"] == pytest.approx(logged[-1]["eval_coordinate_loss"], rel=1e-3)
     assert found["gain"][0] == pytest.approx(found["losses"]["other"] - found["losses"]["true"], abs=1e-6)
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw_torch"])
+def test_tables_are_trained_by_adamw_without_weight_decay(build, tokenizer, optim):
+    model = build()
+    add_coordinate_tokens(tokenizer, model)
+    set_trainable(model, ["mm_language_model", "mm_coordinates"])
+    args = SimpleNamespace(
+        optim=optim, weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, adam_epsilon=1e-8, learning_rate=1e-3,
+        mm_projector_lr=None, mm_vision_resampler_lr=None, mm_vision_tower_lr=None, mm_embeddings_lr=None,
+        mm_coordinates_lr=2e-3,
+    )  # fmt: skip
+    names = {name for name, _ in model.named_parameters()}
+    optimizer = make_optimizer(model, args, names, lambda: (torch.optim.AdamW, {"lr": 1e-3}))
+    own = [g for g in optimizer.param_groups if any(p is model.coordinates.temporal_input_embeddings
+                                                    for p in g["params"])]  # fmt: skip
+    (group,) = own
+    assert len(group["params"]) == 6 and group["lr"] == 2e-3 and group["weight_decay"] == 0.0
+    assert not group.get("muon") and group["name"] == "mm_coordinates, no decay"
