@@ -41,7 +41,7 @@ CLIP_TASKS = {"STVG": 0.45, "TVG": 0.25, "SVG": 0.1, "TR": 0.1, "ELC": 0.1}
 """How often a thing in training is asked about in each way."""
 DESCRIBED = 0.2
 """Share of the training images that are described instead (DGC), which tells where everything is."""
-SIZES = {"validation": 120, "test": 240}
+SIZES = {"validation": 100, "test": 150}
 """Clips of a split besides training, and as many images."""
 LANGUAGE = "it"
 GAINS = ("REC", "TVG", "STVG")
