@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from llava.constants import NUM_COORDINATES
 from llava.data.coordinates import nearest
+from llava.errors import UserError
 from llava.eval.accuracy import clustered_share
 from llava.eval.statistics import bootstrap_ratio
 
@@ -167,7 +168,7 @@ def best_span(truth: Sequence[Span]) -> Span:
         ValueError: without a span.
     """
     if not len(truth):
-        raise ValueError("no span to find the best constant one of")
+        raise UserError("no span to find the best constant one of")
     ends = np.linspace(0, 1, NUM_COORDINATES)
     first, last = np.triu_indices(NUM_COORDINATES)
     candidates = np.column_stack([ends[first], ends[last]])
@@ -194,7 +195,7 @@ def best_box(truth: Sequence[Box]) -> Box:
         ValueError: without a box.
     """
     if not len(truth):
-        raise ValueError("no box to find the best constant one of")
+        raise UserError("no box to find the best constant one of")
     boxes = np.array(truth, dtype=float)
     boxes = boxes[np.unique(np.linspace(0, len(boxes) - 1, SEARCHED).round().astype(int))]
     spread = np.unique(np.linspace(0, len(boxes) - 1, STARTS).round().astype(int))

@@ -167,6 +167,7 @@ def run_panels(
     loss = {"loss": "training", "eval_loss": "evaluation", "eval_common_loss": "evaluation, common tokens"}
     if math.isfinite(start):
         log, loss = [{"step": 0, "start": start}, *log], {**loss, "start": "before the first step"}
+    loss = {**loss, "eval_coordinate_loss": "evaluation, coordinates"}
     shares = {"padding_share": "padding", "data_wait_share": "waiting for data", "monitor_share": "monitoring"}
     panels = (
         panel("Loss", NATS, loss, log=True, marks=sorted(set(alarm_steps)), levels=levels),

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def has_tables(model_args: ModelArguments) -> bool:
     """Whether the folder that a run starts from has coordinates that it keeps; of a hub name the flag alone tells."""
-    if model_args.from_scratch:
+    if model_args.from_scratch or not model_args.model_name_or_path:
         return False
     try:
         values = json.loads((Path(model_args.model_name_or_path) / "config.json").read_text(encoding="utf-8"))

@@ -42,3 +42,9 @@ def test_running_median_of_a_long_curve_is_that_of_all_its_values():
     values[:-7] = np.nan
     at, medians = running_median(values[:-2])
     assert np.isfinite(medians[-1])
+
+
+def test_the_loss_of_coordinates_is_a_curve_of_its_own():
+    log = [{"step": s, "loss": 2.0, "eval_loss": 2.0, "eval_coordinate_loss": 3.0 / s} for s in (1, 2)]
+    assert [s.label for s in run_panels(log, [])[0].series] == ["training", "evaluation", "evaluation, coordinates"]
+    assert [s.label for s in run_panels([{"step": 1, "loss": 2.0}], [])[0].series] == ["training"]

@@ -132,6 +132,23 @@ def test_flags_that_disagree_are_named(assets, data, tmp_path, options, message)
         grounded(assets, data, tmp_path / "run", **options)
 
 
+def test_every_evaluation_says_what_coordinates_cost_and_what_the_clip_tells_of_them(assets, data, tmp_path):
+    run = tmp_path / "run"
+    grounded(assets, data, run, eval_data_path=data, eval_strategy="steps", eval_steps=1, max_steps=2, controls=True,
+             preflight="off", save_strategy="no")  # fmt: skip
+    logged = [e for e in json.loads((run / "trainer_state.json").read_text())["log_history"] if "eval_loss" in e]
+    assert len(logged) == 2
+    for entry in logged:
+        assert entry["eval_coordinate_tokens"] == 3 * len(CAPTIONS) < entry["eval_tokens"]
+        assert entry["eval_coordinate_loss"] > entry["eval_loss"] > 0, "300 tokens that were never seen"
+        assert "eval_gain_coordinate" in entry
+    lines = [json.loads(line) for line in (run / "controls.jsonl").read_text().splitlines()]
+    found = lines[-1]["coordinates"]
+    assert (found["captions"], found["tokens"]) == (6, 18)
+    assert found["losses"]["true"] == pytest.approx(logged[-1]["eval_coordinate_loss"], rel=1e-3)
+    assert found["gain"][0] == pytest.approx(found["losses"]["other"] - found["losses"]["true"], abs=1e-6)
+
+
 @pytest.mark.parametrize("optim", ["muon", "adamw_torch"])
 def test_tables_are_trained_by_adamw_without_weight_decay(build, tokenizer, optim):
     model = build()
