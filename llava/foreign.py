@@ -25,7 +25,9 @@ SIZES = {
     "num_register_tokens": (0, 1024),
     "mlp_ratio": (1, 64),
     "mm_perceiver_depth": (0, 1000),
-    **dict.fromkeys(("num_frames", "fast_latents", "slow_latents"), (1, 65_536)),
+    **dict.fromkeys(("num_frames", "fast_latents", "slow_latents", "temporal_factor"), (1, 65_536)),
+    "mm_perceiver_width": (1, 65_536),
+    "mm_perceiver_heads": (1, 1024),
 }
 """Least and most of the whole numbers in a config that say how large a model is."""
 PROBES = ("a", "Un gatto nero dorme sul divano.", "1234567890", "è ß 漢 🙂\n\t ")

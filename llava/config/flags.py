@@ -10,7 +10,7 @@ import transformers
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy
 
-from llava.config.video import VideoSpec
+from llava.config.video import VideoSpec, temporal_factor
 
 MUON = "muon"
 """The optimiser of `--optim` that transformers does not know."""
@@ -82,12 +82,27 @@ class ModelArguments:
         default=None,
         metadata={"help": "A .bin or .safetensors with weights of the projector, or of projector and resampler."},
     )
-    mm_resampler_type: str = field(default="fast_slow_resampler", metadata={"help": "fast_slow_resampler."})
+    mm_resampler_type: str = field(default="fast_slow_resampler", metadata={"help": "fast_slow_resampler, or stp."})
     mm_perceiver_latents: int = field(default=81, metadata={"help": "Latents of a frame in the slow stream."})
     mm_perceiver_latents_fast: int = field(default=9, metadata={"help": "Latents of a frame in the fast stream."})
     mm_perceiver_depth: int = field(
         default=1, metadata={"help": "Cross-attention blocks of each stream; 0 is pooling alone."}
     )
+    mm_perceiver_temporal_factor: int | None = field(
+        default=None,
+        metadata={"help": "Frames that a row of the slow stream sums up: 5 by default with stp, else always 1."},
+    )
+    mm_perceiver_width: int | None = field(
+        default=None, metadata={"help": "Width of the attention of stp; the language model's by default."}
+    )
+    mm_perceiver_heads: int | None = field(
+        default=None, metadata={"help": "Heads of the attention of stp; about 64 wide by default."}
+    )
+    mm_perceiver_pretrained: str | None = field(
+        default=None,
+        metadata={"help": "A .bin or .safetensors with weights of the resampler alone, by their names here or those of "
+                  "LLaVA-ST's packer."},
+    )  # fmt: skip
     mm_coordinates: bool | None = field(
         default=None,
         metadata={
@@ -362,6 +377,7 @@ def video_spec(model_args: ModelArguments, data_args: DataArguments) -> VideoSpe
         num_frames=data_args.num_frames,
         fast_latents=model_args.mm_perceiver_latents_fast,
         slow_latents=model_args.mm_perceiver_latents,
+        temporal_factor=temporal_factor(model_args.mm_resampler_type, model_args.mm_perceiver_temporal_factor),
         video_fps=data_args.video_fps,
         frames_upbound=data_args.frames_upbound,
         force_sample=data_args.force_sample,

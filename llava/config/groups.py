@@ -63,7 +63,7 @@ class FrameFlags:
     )
 
     def video_spec(self, **latents: int) -> VideoSpec:
-        """The `VideoSpec` that these flags describe, with other `fast_latents` or `slow_latents` where they are given.
+        """The `VideoSpec` that these flags describe; `latents` are `fast_latents`, `slow_latents`, `temporal_factor`.
 
         Raises:
             ValueError: naming every flag that is out of range.

@@ -76,10 +76,13 @@ FLAGS: tuple[Flag, ...] = (
         "mm_vision_select_feature": ("patch", "patch or cls_patch"),
         "mm_projector_type": ("linear", "linear, identity, or `mlp<N>x_gelu` with a LayerNorm in front, which LLaVA's "
                               "has not"),
-        "mm_resampler_type": (None, "fast_slow_resampler alone"),
+        "mm_resampler_type": (None, "fast_slow_resampler, or stp, which is LLaVA-ST's packer; there it has the name "
+                              "fast_slow_resampler, which is another one here"),
         "mm_perceiver_latents": (81, "rows of a frame in the slow stream"),
         "mm_perceiver_latents_fast": (9, "rows of a frame in the fast stream, which reaches the model"),
-        "mm_perceiver_depth": (3, "blocks of each stream"),
+        "mm_perceiver_depth": (3, "blocks of each stream; stp, as LLaVA-ST's packer, always has one"),
+        "mm_perceiver_pretrained": (None, "a .bin (read with weights_only) or .safetensors with the weights of the "
+                                    "resampler alone; LLaVA-ST's names are read too"),
         "lora_enable": (False, "adapters of the language model's linear layers train, its own weights, embeddings and "
                         "head stay; the vision parts train in full. Needs peft and mm_language_model in "
                         "--mm_tunable_parts"),
@@ -119,7 +122,7 @@ FLAGS: tuple[Flag, ...] = (
         "image_grid_pinpoints": (None, GRID),
         "image_crop_resolution": (None, GRID),
         "image_split_resolution": (None, GRID),
-        "mm_newline_position": ("grid", "frames follow each other without a newline token; their place is embedded"),
+        "mm_newline_position": ("grid", "frames follow each other without a newline token"),
         "mm_mask_drop_mode": ("fixed", POOL),
         "mm_mask_drop_skip_percentage": (0.0, POOL),
         "mm_mask_drop_ratio": (0.25, POOL),
@@ -164,8 +167,8 @@ FLAGS: tuple[Flag, ...] = (
                                  False),
         "add_faster_video": (False, "a video always has a fast stream: --mm_perceiver_latents_fast", False),
         "vision_tower_pretrained": (None, "name the folder of the weights with --vision_tower", ""),
-        "mm_perceiver_ff_mult": (4.0, "the MLP of a block is 4 times as wide as the model: leave it out", 4.0),
-        "mm_perceiver_pretrained": (None, "--pretrain_mm_mlp_adapter takes the resampler's weights too", ""),
+        "mm_perceiver_ff_mult": (4.0, "the MLP of a block is 4 times as wide as the model, and stp has none: leave it "
+                                 "out", 4.0),
         "rope_scaling_factor": (None, "write rope_scaling into the config.json of the model"),
         "rope_scaling_type": (None, "write rope_scaling into the config.json of the model", ""),
         "s2": (False, "one scale: name a tower of a larger image size", False),

@@ -10,6 +10,10 @@ from typing import Any
 
 from llava.errors import UserError
 
+RESAMPLERS = ("fast_slow_resampler", "stp")
+"""What `mm_resampler_type` may name."""
+STP_TEMPORAL_FACTOR = 5
+"""Frames of one step of STP's slow stream in LLaVA-ST: 100 frames are 20 steps."""
 IMAGE_ASPECT_RATIOS = ("pad", "square", "crop")
 VIDEO_DECODERS = ("auto", "decord", "torchcodec", "pyav")
 
@@ -18,9 +22,9 @@ VIDEO_DECODERS = ("auto", "decord", "torchcodec", "pyav")
 class VideoSpec:
     """How one clip becomes `rows` embeddings of the language model.
 
-    The fast stream has `fast_latents` rows a frame and the slow stream `slow_latents`; the latents of a frame lie on
-    a grid (`grid`). The rows of a stream fill its whole token span, delimiters included, so a span of `n` rows is
-    written `<start>`, `n - 2` times `<patch>`, `<end>`.
+    The fast stream has `fast_latents` rows a frame, and the slow stream `slow_latents` for every `temporal_factor`
+    frames; the latents of a frame lie on a grid (`grid`). The rows of a stream fill its whole token span, delimiters
+    included, so a span of `n` rows is written `<start>`, `n - 2` times `<patch>`, `<end>`.
 
     `video_fps`, `frames_upbound` and `force_sample` say which frames are taken (see
     `llava.data.video.select_frames`); `image_aspect_ratio` says how a frame is made square; `video_decoder` reads them
@@ -33,6 +37,7 @@ class VideoSpec:
     num_frames: int = 4
     fast_latents: int = 9
     slow_latents: int = 81
+    temporal_factor: int = 1
     video_fps: float = 1.0
     frames_upbound: int = 0
     force_sample: bool = False
@@ -42,9 +47,15 @@ class VideoSpec:
     def __post_init__(self) -> None:
         problems = [
             f"{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("num_frames", "fast_latents", "slow_latents")
+            for name in ("num_frames", "fast_latents", "slow_latents", "temporal_factor")
             if getattr(self, name) < 1
         ]
+        if not problems and self.num_frames % self.temporal_factor:
+            problems.append(
+                f"num_frames ({self.num_frames}) does not divide into steps of {self.temporal_factor} frames: set "
+                f"mm_perceiver_temporal_factor to {_listed(divisors(self.num_frames))}, or num_frames to a multiple of "
+                f"{self.temporal_factor}"
+            )
         if self.video_fps < 0:
             problems.append(f"video_fps must be 0 (every frame) or more, got {self.video_fps}")
         if self.frames_upbound and self.frames_upbound < self.num_frames:
@@ -71,7 +82,7 @@ class VideoSpec:
     @property
     def slow_rows(self) -> int:
         """Rows of the slow stream of one video (324 by default)."""
-        return self.num_frames * self.slow_latents
+        return self.num_frames // self.temporal_factor * self.slow_latents
 
     @property
     def rows(self) -> int:
@@ -80,7 +91,7 @@ class VideoSpec:
 
     @property
     def image_rows(self) -> int:
-        """Rows of one image: the slow stream of a single frame (81 by default)."""
+        """Rows of one image: one step of the slow stream, of a single frame (81 by default)."""
         return self.slow_latents
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +106,33 @@ def grid(latents: int) -> tuple[int, int]:
     """Rows and columns of the most square grid with exactly `latents` cells: 9 -> (3, 3), 6 -> (2, 3), 5 -> (1, 5)."""
     rows = next(r for r in range(math.isqrt(latents), 0, -1) if latents % r == 0)
     return rows, latents // rows
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, the largest first: 6 -> [6, 3, 2, 1]."""
+    return [n for n in range(number, 0, -1) if number % n == 0]
+
+
+def temporal_factor(resampler_type: str, given: int | None) -> int:
+    """Frames of one step of the slow stream, for `--mm_perceiver_temporal_factor`, which may be left out.
+
+    Raises:
+        ValueError: for a factor that the resampler cannot have.
+    """
+    if resampler_type == "stp":
+        return STP_TEMPORAL_FACTOR if given is None else given
+    if given not in (None, 1):
+        raise UserError(
+            f"--mm_perceiver_temporal_factor {given}: the slow stream of {resampler_type} has rows for every frame; "
+            "leave it out, or take --mm_resampler_type stp"
+        )
+    return 1
+
+
+def _listed(numbers: list[int]) -> str:
+    """[4, 2, 1] -> '4, 2 or 1'."""
+    head = ", ".join(map(str, numbers[:-1]))
+    return f"{head} or {numbers[-1]}" if head else str(numbers[-1])
 
 
 @dataclass(frozen=True)

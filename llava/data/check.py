@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from llava.config.commands import parse, refuse
 from llava.config.groups import CLIP_TIMEOUT, PROCESSES, DataFlags, FrameFlags, cpus
 from llava.config.ranges import COUNT
-from llava.config.video import VideoSpec
+from llava.config.video import RESAMPLERS, VideoSpec, temporal_factor
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import PLAIN, add_tokens, resolve
 from llava.data.chat_formats import reserved as reserved_of
@@ -39,7 +39,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import count_sources, format_sources
-from llava.data.square_numbers import coordinate_problems
+from llava.data.square_numbers import coordinate_problems, loose_times
 from llava.data.text_format import text_format
 from llava.data.text_start import NONE, TEXT_STARTS, choose_start, recorded_text
 from llava.data.video import (
@@ -235,6 +235,12 @@ class CheckFlags:
     mm_perceiver_latents: int = field(
         default=VideoSpec.slow_latents, metadata={"help": "Latents of a frame in the slow stream."}
     )
+    mm_resampler_type: str = field(
+        default="fast_slow_resampler", metadata={"help": "As in training.", "choices": RESAMPLERS}
+    )
+    mm_perceiver_temporal_factor: int | None = field(
+        default=None, metadata={"help": "Frames that a row of the slow stream sums up, as in training."}
+    )
     min_frames: int = field(
         default=2,
         metadata={
@@ -268,7 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = None
     try:
         version = resolve(flags.version)
-        spec = spec_of(frames, fast_latents=flags.mm_perceiver_latents_fast, slow_latents=flags.mm_perceiver_latents)
+        factor = temporal_factor(flags.mm_resampler_type, flags.mm_perceiver_temporal_factor)
+        spec = spec_of(
+            frames, fast_latents=flags.mm_perceiver_latents_fast, slow_latents=flags.mm_perceiver_latents,
+            temporal_factor=factor,
+        )  # fmt: skip
         if flags.model_name_or_path:
             tokenizer, max_length, recorded = _tokenizer(flags.model_name_or_path, flags.model_max_length)
             text_start = choose_start(flags.text_start, version, recorded)
@@ -304,6 +314,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if numbered := [r for r in records if r.coordinates]:
         numbers = sum(len(r.coordinates) for r in numbered)
         print(f"coordinates: {numbers} numbers in {len(numbered)} records, which train with --mm_coordinates True")
+        if remark := loose_times(records, spec):
+            print(f"remark: {remark}")
     unseen = len({clip[0] for clip, report in reports.items() if not report.is_whole})
     if unseen:
         print(

@@ -106,17 +106,17 @@ class LazySupervisedDataset(Dataset):
         Raises:
             ValueError: naming the record, when its visual spans or its numbers do not fit.
         """
+        if index >= len(self.records) and self.alone is not None:
+            return self.alone.tokens(index - len(self.records))
         ids, labels, _ = self.numbered_tokens(index)
         return ids, labels
 
     def numbered_tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """`tokens`, and where there are coordinates the numbers (L,) float32 beside them."""
-        if index < len(self.records) or self.alone is None:
-            record = self.records[index]
-            return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))
-        alone, place = self.alone, index - len(self.records)
-        record = alone.records[place]
-        return self.finished(record, lambda: alone.prepared_tokens(place, record) or alone.whole_tokens(record))
+        if index >= len(self.records) and self.alone is not None:
+            return self.alone.numbered_tokens(index - len(self.records))
+        record = self.records[index]
+        return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))
 
     def finished(
         self, record: Record, make: Callable[[], tuple[torch.Tensor, torch.Tensor]]

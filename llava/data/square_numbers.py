@@ -50,12 +50,8 @@ def coordinate_problems(
         return []
     if processor is None and spec.image_aspect_ratio == "crop":
         spec = replace(spec, image_aspect_ratio="pad")  # Which asks for the same sizes.
-    if isinstance(records, RecordTable):
-        records = take(records, np.flatnonzero(records.with_coordinates()))
     problems = []
-    for record in records:
-        if not record.coordinates:
-            continue
+    for record in _numbered(records):
         try:
             lost = _lost_box(record, moved_numbers(record, spec, processor))
         except UserError as error:
@@ -63,6 +59,33 @@ def coordinate_problems(
         if lost:
             problems.append(Problem(record.source, record.id, COORDINATES, lost))
     return problems
+
+
+def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
+    """What is to be said where records have times of their clips, and the frames that are seen do not lie at them;
+    empty for nothing.
+    """
+    if spec is None or spec.force_sample or spec.video_fps == 0:
+        return ""
+    timed = next((r for r in _numbered(records) if r.videos and _has_times(r)), None)
+    if timed is None:
+        return ""
+    return (
+        f"records have times (record {timed.id!r} for one), which go from the first frame of a clip to its last, and "
+        f"--video_fps {spec.video_fps:g} may end up to {1 / spec.video_fps:g} s before that: frame i of n lies at "
+        "i / (n - 1) with --force_sample True"
+    )
+
+
+def _has_times(record: Record) -> bool:
+    return any("<TEMP-" in name for turn in record.conversations for name in placeholders_in(turn["value"]))
+
+
+def _numbered(records: Sequence[Record]) -> Sequence[Record]:
+    """The records that have numbers."""
+    if isinstance(records, RecordTable):
+        return take(records, np.flatnonzero(records.with_coordinates()))
+    return [r for r in records if r.coordinates]
 
 
 def _lost_box(record: Record, numbers: Sequence[float]) -> str:

@@ -1,4 +1,6 @@
-"""Weights of projector and resampler from a file of their own: LLaVA's `--pretrain_mm_mlp_adapter`."""
+"""Weights of projector and resampler from a file of their own, by LLaVA's flags: `--pretrain_mm_mlp_adapter` for the
+projector, or both, and `--mm_perceiver_pretrained` for the resampler alone.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,25 @@ from safetensors.torch import load_file
 
 from llava.errors import UserError
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.multimodal_resampler.llava_st import from_llava_st
 
 PARTS = {"mm_projector": "projector", "vision_resampler": "resampler"}
+ADAPTER, RESAMPLER = "--pretrain_mm_mlp_adapter", "--mm_perceiver_pretrained"
+MOST_PROBLEMS = 12
+
+
+def file_problems(files: Mapping[str, str | None], vision: bool) -> list[str]:
+    """What is wrong with files of weights before they are opened.
+
+    Args:
+        files: by the flag that names each.
+        vision: whether the model gets a vision tower.
+    """
+    given = {flag: path for flag, path in files.items() if path}
+    problems = [f"{flag} {path}: no such file" for flag, path in given.items() if not Path(path).is_file()]
+    if not vision:
+        problems += [f"{flag} has weights of vision modules, but there is no --vision_tower" for flag in given]
+    return problems
 
 
 def load_adapter(model: LlavaMetaForCausalLM, path: str) -> str:
@@ -25,19 +44,18 @@ def load_adapter(model: LlavaMetaForCausalLM, path: str) -> str:
     Raises:
         ValueError: naming the file and every weight that is missing, superfluous, of another shape or not finite.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, ADAPTER)
     problems, found = [], {}
     for part in PARTS:
         own = getattr(model, part).state_dict()
         found[part] = {n.partition(f"{part}.")[2]: value for n, value in weights.items() if f"{part}." in n}
         if found[part] or (part == "mm_projector" and own):
-            problems += _differences(part, found[part], own)
+            problems += differences(part, found[part], own)
     if not any(found.values()):
         problems = [f"no weight of mm_projector or vision_resampler, only {', '.join(list(weights)[:3]) or 'nothing'}"]
     if problems:
-        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise UserError(
-            f"--pretrain_mm_mlp_adapter {path} does not fit this model: {'; '.join(problems[:12])}{more}. It must come "
+            f"{ADAPTER} {path} does not fit this model: {_listed(problems)}. It must come "
             "from a model with the same tower width, model width, --mm_projector_type, --mm_resampler_type, "
             "--num_frames and --mm_perceiver_* (LLaVA's own mlp projectors have no LayerNorm in front)"
         )
@@ -51,8 +69,35 @@ def load_adapter(model: LlavaMetaForCausalLM, path: str) -> str:
     return f"loaded from {path}: {', '.join(said)}"
 
 
-def read_weights(path: str) -> dict[str, torch.Tensor]:
+def load_resampler(model: LlavaMetaForCausalLM, path: str) -> str:
+    """Copies the weights of a file into the resampler of `model`, and returns a line that says so.
+
+    Names are those here, with `vision_resampler.` and anything in front of it or without, or LLaVA-ST's
+    (`token_packer.devide_attention...`); other weights of the file are left alone.
+
+    Raises:
+        ValueError: naming the file and every weight that is missing, superfluous, of another shape or not finite.
+    """
+    weights, own = read_weights(path, RESAMPLER), model.vision_resampler.state_dict()
+    part = "vision_resampler"
+    named = {n.partition(f"{part}.")[2]: value for n, value in weights.items() if f"{part}." in n}
+    found = from_llava_st(weights) or named or weights
+    problems = differences(part, found, own)
+    if problems:
+        raise UserError(
+            f"{RESAMPLER} {path} does not fit this model: {_listed(problems)}. It must come from a resampler of the "
+            "same model width, --mm_resampler_type and --mm_perceiver_* (LLaVA-ST's fast_slow_resampler is stp here, "
+            "with --mm_perceiver_width 1024 --mm_perceiver_heads 8 as published)"
+        )
+    model.vision_resampler.load_state_dict(found)
+    return f"loaded from {path}: {len(found)} weights of the resampler"
+
+
+def read_weights(path: str, flag: str = ADAPTER) -> dict[str, torch.Tensor]:
     """The tensors of a `.safetensors` or of a pickle, which is read without running code.
+
+    Args:
+        flag: that names the file, for the messages.
 
     Raises:
         ValueError: when the file is neither, or holds something else.
@@ -63,13 +108,18 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--pretrain_mm_mlp_adapter {path}: no file of weights alone ({reason:.200})") from error
+        raise UserError(f"{flag} {path}: no file of weights alone ({reason:.200})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"--pretrain_mm_mlp_adapter {path}: expected names and tensors, as torch.save(state_dict) has")
+        raise UserError(f"{flag} {path}: expected names and tensors, as torch.save(state_dict) has")
     return weights
 
 
-def _differences(part: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+def _listed(problems: list[str]) -> str:
+    more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+    return f"{'; '.join(problems[:MOST_PROBLEMS])}{more}"
+
+
+def differences(part: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
     """Every way in which the weights `found` for a part are not those that it has."""
     differences = [f"{part}.{name} is missing" for name in own if name not in found]
     differences += [f"{part}.{name} is not one of the model's" for name in found if name not in own]

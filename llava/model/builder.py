@@ -38,6 +38,7 @@ EMBEDDING_PART = "mm_embeddings"
 to them trains with them."""
 VISION_GROUPS = {
     "projector": ("mm_projector.",),
+    "resampler base": ("vision_resampler.base.",),
     "resampler fast": ("vision_resampler.fast.",),
     "resampler slow": ("vision_resampler.slow.",),
     "tower": ("vision_tower.",),

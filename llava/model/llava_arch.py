@@ -23,7 +23,7 @@ from llava.model.coordinates import CoordinateTables
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import empty_vision_tower, load_vision_tower
 from llava.model.multimodal_projector.builder import build_projector
-from llava.model.multimodal_resampler.fast_slow import StreamResampler, build_resampler
+from llava.model.multimodal_resampler.builder import DRAWS_ITSELF, attention_of, build_resampler
 from llava.model.splice import splice
 from llava.model.vision_batch import NO_VISION, VisionBatch
 
@@ -59,8 +59,9 @@ class LlavaMetaForCausalLM:
         width = self.get_input_embeddings().embedding_dim
         self.mm_projector = build_projector(config.mm_projector_type, config.mm_hidden_size, width)
         self.vision_resampler = build_resampler(
-            config.mm_resampler_type, width, self.video_spec, tuple(config.mm_patch_grid), config.mm_perceiver_depth
-        )
+            config.mm_resampler_type, width, self.video_spec, tuple(config.mm_patch_grid), config.mm_perceiver_depth,
+            config.mm_perceiver_width, config.mm_perceiver_heads,
+        )  # fmt: skip
         if config.mm_vision_tower_storage == "checkpoint":
             self.vision_tower = empty_vision_tower(
                 config.mm_vision_config, config.mm_vision_select_layer, config.mm_vision_select_feature,
@@ -95,6 +96,8 @@ class LlavaMetaForCausalLM:
         resampler_type: str = "fast_slow_resampler",
         depth: int = 1,
         storage: str = "reference",
+        inner: int | None = None,
+        heads: int | None = None,
     ) -> None:
         """Gives a language model its eyes: writes the settings into the config, draws projector and resampler.
 
@@ -102,6 +105,7 @@ class LlavaMetaForCausalLM:
             tower: the loaded vision tower, from `name_or_path`.
             storage: `reference` keeps the tower out of checkpoints and remembers its checksum, `checkpoint` keeps it
                 in.
+            inner, heads: as `build_resampler` takes them.
 
         Raises:
             ValueError: for settings that do not go together, each named.
@@ -109,6 +113,10 @@ class LlavaMetaForCausalLM:
         grid = tower.grid(processor.image_size)
         if storage not in TOWER_STORAGE:
             raise UserError(f"mm_vision_tower_storage must be one of {TOWER_STORAGE}, got {storage!r}")
+        if resampler_type == "stp" and tower.select_feature != "patch":
+            raise UserError(
+                f"--mm_vision_select_feature {tower.select_feature}: stp has no place for a class token; use patch"
+            )
         config = self.config
         config.mm_vision_tower = name_or_path
         config.mm_vision_tower_checksum = tower.checksum()
@@ -124,10 +132,12 @@ class LlavaMetaForCausalLM:
         config.mm_projector_type = projector_type
         config.mm_resampler_type = resampler_type
         config.mm_perceiver_depth = depth
+        attention = attention_of(resampler_type, self.get_input_embeddings().embedding_dim, inner, heads)
+        config.mm_perceiver_width, config.mm_perceiver_heads = attention or (None, None)
         config.video_spec = spec.to_dict()
         self.build_vision_modules()
         for module in self.vision_resampler.modules():
-            if isinstance(module, StreamResampler):
+            if isinstance(module, DRAWS_ITSELF):
                 module.row_std = embedding_std(self) if self.row_std is None else self.row_std
         for module in (self.mm_projector, self.vision_resampler):
             module.apply(self._init_weights)

@@ -28,7 +28,7 @@ from llava.model.generation import CACHE, GeneratesWithVideo
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.lora import add_adapters, settings_of
 from llava.model.loss import ClassHead, head_logits, supervised_loss
-from llava.model.multimodal_resampler.fast_slow import StreamResampler
+from llava.model.multimodal_resampler.builder import DRAWS_ITSELF
 from llava.model.packed import known_layout
 from llava.model.packed_attention import NAMES, ready_mask
 from llava.model.peft_defaults import teach_peft
@@ -65,6 +65,8 @@ class VisionConfig:
     mm_projector_type: str = "mlp2x_gelu"
     mm_resampler_type: str = "fast_slow_resampler"
     mm_perceiver_depth: int = 1
+    mm_perceiver_width: int | None = None
+    mm_perceiver_heads: int | None = None
     video_spec: dict | None = None
     visual_token_ids: dict | None = None
     lora: dict | None = None
@@ -125,7 +127,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, StreamResampler):
+        if isinstance(module, DRAWS_ITSELF):
             module.reset_parameters()
         if isinstance(module, CoordinateTables):
             module.fill_ids()  # Their values are drawn when the tokens come, or loaded.

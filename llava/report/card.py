@@ -22,7 +22,8 @@ FLAGS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
     "warmup_steps", "weight_decay", "adam_beta2",
     "bf16", "fp16", "seed", "model_max_length", "num_frames", "video_fps", "mm_perceiver_latents",
-    "mm_perceiver_latents_fast", "mm_perceiver_depth", "mm_vision_select_layer", "mm_tunable_parts", "vision_tower",
+    "mm_perceiver_latents_fast", "mm_perceiver_depth", "mm_resampler_type", "mm_perceiver_temporal_factor",
+    "mm_vision_select_layer", "mm_tunable_parts", "vision_tower",
 )  # fmt: skip
 CONDITIONS = {
     "true": "its own clip",

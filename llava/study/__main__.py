@@ -117,12 +117,12 @@ def parse(argv: Sequence[str] | None) -> tuple[StudyFlags, finish.TestFlags, lis
     values, rest = parser.parse_known_args(None if argv is None else list(argv))
     FLAGS.update(f"--{name}" for name in known_flags())  # Messages may name these too.
     stray = [f"{word}: belongs to no flag" for word in rest[:1] if not word.startswith("--")]
-    problems = [*stray, *_nearly(rest), *out_of_range(vars(values), StudyFlags.ranges).values()]
-    if problems:
-        refuse(problems[0], PROG)
+    given = vars(values)
     try:
-        given = vars(values)
         own = StudyFlags(**{f.name: given[f.name] for f in fields(StudyFlags)})
+        # After the arms, which say more of a word that stands there by mistake.
+        if problems := [*stray, *_nearly(rest), *out_of_range(given, StudyFlags.ranges).values()]:
+            refuse(problems[0], PROG)
         return own, finish.TestFlags(**{f.name: given[f.name] for f in fields(finish.TestFlags)}), rest
     except UserError as error:
         refuse(error, PROG)

@@ -59,7 +59,7 @@ def give_arm(dataset: LazySupervisedDataset, settings: Settings, earlier: Mappin
 
 
 def text_samples(dataset: LazySupervisedDataset, settings: Settings) -> LazySupervisedDataset:
-    """The samples of the same records as an experiment on text alone makes them.
+    """The samples of the same records as an experiment on text alone makes them, numbers where the frames have them.
 
     Raises:
         DatasetError: for records that cannot be cut to `--model_max_length`.
@@ -70,8 +70,9 @@ def text_samples(dataset: LazySupervisedDataset, settings: Settings) -> LazySupe
     _, problems = measure_lengths(records, dataset.tokenizer, None, dataset.text_format, limit, prepared)
     apply_policy(records, problems, "stop")
     alone = LazySupervisedDataset(
-        records, dataset.tokenizer, dataset.preprocess, limit, text_format=dataset.text_format, prepared=prepared
-    )
+        records, dataset.tokenizer, dataset.preprocess, limit, dataset.spec, dataset.processor,
+        text_format=dataset.text_format, prepared=prepared,
+    )  # fmt: skip
     if alone.differs_from_prepared() is not None:
         alone.prepared = None
     return alone

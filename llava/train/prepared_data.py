@@ -35,7 +35,7 @@ def load_prepared(
             path,
             data_args.image_folder,
             data_args.video_folder,
-            (*reserved_tokens(tokenizer, getattr(model_args, "mm_coordinates", None)), *reserved(version)),
+            (*reserved_tokens(tokenizer, model_args.mm_coordinates), *reserved(version)),
             data_args.allow_absolute_paths,
             training_args.seed if training_args.data_seed is None else training_args.data_seed,
             version != PLAIN,

@@ -39,7 +39,7 @@ from llava.data.records import (
 )
 from llava.data.sources import SourceCount, count_sources, format_sources
 from llava.data.split.holdout import Holdout, difference, plan
-from llava.data.square_numbers import coordinate_problems
+from llava.data.square_numbers import coordinate_problems, loose_times
 from llava.data.variables import variables_of
 from llava.errors import Stopped, UserError
 from llava.model.vlm import VisionCausalLM
@@ -267,6 +267,8 @@ def make_data(
     processor = model.processor_spec if spec else None
     lengths, unfit = measure_lengths(good, made.tokenizer, spec, made.text_format, limit, prepared)
     unfit += coordinate_problems(good, spec, processor)
+    if remark := loose_times(good, spec):
+        logger.warning("%s", remark)
     kept = _leave_out(split, [*problems, *unfit], settings)
     whole = np.array(lengths, dtype=np.int64)
     if unfit:

@@ -34,6 +34,7 @@ from llava.data.mixture import path_problems
 from llava.data.text_start import EOS, TEXT_STARTS
 from llava.data.video import FRAME_RULE, decoder_problem, reader_versions
 from llava.errors import UserError
+from llava.model.adapter import ADAPTER, RESAMPLER, file_problems
 from llava.model.builder import VISION_PARTS, select_parts
 from llava.model.multimodal_encoder.base import PRECISIONS, resolve_precision
 from llava.model.packed_attention import WAYS
@@ -304,11 +305,8 @@ def flag_problems(
     problems += lora_problems(model_args, training_args, parts)
     if data_args.text_only and model_args.vision_tower is not None:
         problems.append("--text_only True leaves the videos out: leave --vision_tower out too")
-    adapter = model_args.pretrain_mm_mlp_adapter
-    if adapter and not Path(adapter).is_file():
-        problems.append(f"--pretrain_mm_mlp_adapter {adapter}: no such file")
-    if adapter and model_args.vision_tower is None:
-        problems.append("--pretrain_mm_mlp_adapter has weights of a projector, but there is no --vision_tower")
+    files = {ADAPTER: model_args.pretrain_mm_mlp_adapter, RESAMPLER: model_args.mm_perceiver_pretrained}
+    problems += file_problems(files, model_args.vision_tower is not None)
     if model_args.vision_tower is None:
         asked = [p for p in parts if p in VISION_PARTS]
         if asked and model_args.mm_tunable_parts is not None:

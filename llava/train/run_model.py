@@ -18,7 +18,7 @@ from llava.data.records import MODALITIES, Record, modality_codes
 from llava.data.text_format import TextFormat
 from llava.data.text_start import recorded_text
 from llava.errors import MissingFile, UserError
-from llava.model.adapter import load_adapter
+from llava.model.adapter import load_adapter, load_resampler
 from llava.model.builder import (
     VISION_PARTS,
     add_visual_tokens,
@@ -179,6 +179,8 @@ def give_vision(model: VisionCausalLM, settings: Settings) -> None:
     """
     model_args, data_args, _ = settings
     spec = video_spec(model_args, data_args)
+    if model_args.mm_resampler_type == "stp" and model_args.mm_perceiver_depth != ModelArguments.mm_perceiver_depth:
+        logger.info("--mm_perceiver_depth %d has no effect: a packer has one block", model_args.mm_perceiver_depth)
     if model.config.mm_hidden_size is None:
         tower = load_vision_tower(
             model_args.vision_tower, model_args.mm_vision_select_layer, model_args.mm_vision_select_feature
@@ -195,6 +197,8 @@ def give_vision(model: VisionCausalLM, settings: Settings) -> None:
             model_args.mm_resampler_type,
             model_args.mm_perceiver_depth,
             model_args.mm_vision_tower_storage,
+            model_args.mm_perceiver_width,
+            model_args.mm_perceiver_heads,
         )
     else:
         _check_same_vision(model, model_args, spec)
@@ -205,6 +209,8 @@ def give_vision(model: VisionCausalLM, settings: Settings) -> None:
         model.config.video_spec = spec.to_dict()
     if model_args.pretrain_mm_mlp_adapter:
         logger.info("%s", load_adapter(model, model_args.pretrain_mm_mlp_adapter))
+    if model_args.mm_perceiver_pretrained:
+        logger.info("%s", load_resampler(model, model_args.mm_perceiver_pretrained))
 
 
 def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: VideoSpec) -> None:
@@ -213,6 +219,8 @@ def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: 
         ("num_frames", built.num_frames, spec.num_frames),
         ("mm_perceiver_latents", built.slow_latents, spec.slow_latents),
         ("mm_perceiver_latents_fast", built.fast_latents, spec.fast_latents),
+        ("mm_perceiver_temporal_factor", built.temporal_factor, spec.temporal_factor),
+        *_given_attention(model, model_args),
     ] + [
         (name, getattr(model.config, name), getattr(model_args, name))
         for name in (
@@ -225,18 +233,27 @@ def _check_same_vision(model: VisionCausalLM, model_args: ModelArguments, spec: 
         raise UserError("flags do not fit the vision modules of --model_name_or_path: " + ", ".join(wrong))
 
 
+def _given_attention(model: VisionCausalLM, model_args: ModelArguments) -> list[tuple[str, Any, Any]]:
+    """The flags of STP's attention that are given, beside what the model has."""
+    names = ("mm_perceiver_width", "mm_perceiver_heads")
+    flags = [(name, getattr(model.config, name), getattr(model_args, name)) for name in names]
+    return [entry for entry in flags if entry[2] is not None]
+
+
 def freeze_unused(records: Sequence[Record], model: VisionCausalLM) -> dict[str, str]:
     """Freezes parameters that the flags let train but that this run could never reach; returns them with the reason.
 
-    The fast stream serves videos alone, of a tower that trains only the layers up to the selected one are used, and
-    without vision a table of coordinates is read where a text has its tokens.
+    The fast stream serves videos alone, what has one position to choose from chooses nothing, of a tower that trains
+    only the layers up to the selected one are used, and without vision a table of coordinates is read where a text has
+    its tokens.
     """
     reasons: dict[str, str] = {}
-    if model.vision_resampler is not None and not any(r.videos for r in representatives(records)[0]):
-        reasons |= {
-            f"vision_resampler.fast.{name}": "the fast stream, since no record has a video"
-            for name, _ in model.vision_resampler.fast.named_parameters()
-        }
+    resampler = model.vision_resampler
+    if resampler is not None:
+        reasons |= {f"vision_resampler.{name}": reason for name, reason in resampler.idle().items()}
+        if not any(r.videos for r in representatives(records)[0]):
+            unseen = "the fast stream, since no record has a video"
+            reasons |= {f"vision_resampler.{name}": unseen for name in resampler.video_only()}
     if model.vision_tower is not None:
         layer = model.vision_tower.select_layer
         reasons |= {

@@ -336,7 +336,7 @@ CODE = [
         "test",
         r"",
         plant=code.streams_swapped,
-        test="tests/model/test_resampler.py",
+        test="tests/model/multimodal_resampler/test_fast_slow.py",
         quick=True,
     ),
     # Changed after pre-flight

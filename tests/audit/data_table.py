@@ -76,6 +76,20 @@ DATA = [
         data=data.one(lambda r: r["conversations"][1].update(value="Un <vid_patch> gatto.")),
     ),
     Fault(
+        "a coordinate in a run without coordinates",
+        "data",
+        "refused",
+        r"<TEMP-OUTPUT> in the text stands for a number",
+        data=data.one(lambda r: r["conversations"][1].update(value="Un gatto a <TEMP-OUTPUT>.")),
+    ),
+    Fault(
+        "numbers in a run without coordinates",
+        "data",
+        "refused",
+        r"variables hold numbers",
+        data=data.one(lambda r: r.update(variables={"temporal_output_locations": [0.5]})),
+    ),
+    Fault(
         "captions that are the word nan",
         "data",
         "warned",

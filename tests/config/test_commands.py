@@ -157,6 +157,7 @@ def test_a_file_that_could_not_be_written_is_refused(tmp_path: Path) -> None:
         ("llava.eval.sighted", "llava.eval.sighted"),
         ("llava.eval.surprisal", "llava.eval.surprisal"),
         ("llava.eval.visual_pairs", "llava.eval.visual_pairs"),
+        ("llava.commands.convert_weights", "llava.commands.convert_weights"),
         ("llava.commands.merge_lora", "llava.commands.merge_lora"),
         ("llava.commands.extract", "llava.data.extract"),
     ],

@@ -23,7 +23,7 @@ from llava.data.grounding.text import parse_box, parse_frame_boxes, parse_span
 from llava.data.problems import REMEDIES
 from llava.data.record_table import RecordTable, open_records
 from llava.data.records import Record, text_alone
-from llava.data.square_numbers import coordinate_problems, moved_numbers
+from llava.data.square_numbers import coordinate_problems, loose_times, moved_numbers
 from llava.data.text_format import text_format
 from llava.data.token_table import open_tokens
 from llava.data.variables import COORDINATES
@@ -137,7 +137,7 @@ def test_every_sample_has_numbers_where_the_tokenizer_knows_them(records: Record
 def test_the_same_numbers_with_the_video_and_without(records: RecordTable) -> None:
     shown = [r for r in records if r.id != "words"]
     dataset = dataset_of(shown)
-    dataset.alone = dataset_of([text_alone(r) for r in shown], spec=None, tokenizer=dataset.tokenizer)
+    dataset.alone = dataset_of([text_alone(r) for r in shown], tokenizer=dataset.tokenizer)
     for index, record in enumerate(shown):
         assert said(dataset, index) == said(dataset, index + len(shown))
         assert dataset.numbers(text_alone(record)) == dataset.numbers(record)
@@ -177,6 +177,13 @@ def test_numbers_that_have_no_place_in_the_picture_are_problems() -> None:
     assert coordinate_problems([unsized], replace(SPEC, image_aspect_ratio="square"), PROCESSOR) == []
     text = replace(unsized, images=())
     assert coordinate_problems([text], SPEC, PROCESSOR) == [] and moved_numbers(text, SPEC) == box
+
+
+def test_times_are_those_of_the_frames_that_are_seen(records: RecordTable) -> None:
+    said = loose_times(records, SPEC)
+    assert "'clip_tvg_0'" in said and "--video_fps 1 may end up to 1 s before" in said and "--force_sample True" in said
+    assert loose_times(records, replace(SPEC, force_sample=True)) == loose_times(records, None) == ""
+    assert loose_times([r for r in records if r.images], SPEC) == loose_times(records, replace(SPEC, video_fps=0)) == ""
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_few_clips_are_spoken_of_before_a_run_is_trained(assets, data, tmp_path,
     assert (tmp_path / "study" / "study.md").read_text().count(finish.NOTHING) == 1
 
 
-def test_what_cannot_be_tested_is_said_before_anything_is_trained(assets, data, tmp_path, ran):
+def test_what_cannot_be_tested_is_said_before_anything_is_trained(assets, data, tmp_path, ran, capsys):
     words = command(assets, data, tmp_path / "study")
     norms, pairs, plain = (tmp_path / name for name in ("norms.tsv", "pairs.csv", "plain.csv"))
     plain.write_text("good,bad\nUn gatto,Un gatti\n")
@@ -142,12 +142,14 @@ def test_what_cannot_be_tested_is_said_before_anything_is_trained(assets, data, 
         (["--pairs", str(pairs)], "nowhere.mp4"),
         (["--text", str(norms), str(tmp_path / "again" / "norms.txt")], "two tests would be called norms"),
         (["--classes", str(pairs)], "class"),
-        (["--pairs", str(plain), "--primary", "pairs_mine"], "no such test; use captions or pairs_plain"),
     ):
         (tmp_path / "again").mkdir(exist_ok=True)
         (tmp_path / "again" / "norms.txt").write_text("Un gatto.")
         with pytest.raises((UserError, ValueError), match=said):
             main([*words, *asked])
+    with pytest.raises(SystemExit):
+        main([*words, "--pairs", str(plain), "--primary", "pairs_mine"])
+    assert "no such test; use captions or pairs_plain" in capsys.readouterr().err
     assert not ran and not (tmp_path / "study").exists()
 
 

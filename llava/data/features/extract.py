@@ -70,7 +70,7 @@ def cache_settings(
         raise UserError(f"--feature_dtype {dtype}: use one of {', '.join(TOLERANCES)}")
     frames = spec.to_dict()
     # How many latents summarise the features does not change them.
-    del frames["fast_latents"], frames["slow_latents"], frames["video_decoder"]
+    del frames["fast_latents"], frames["slow_latents"], frames["temporal_factor"], frames["video_decoder"]
     pixels = ProcessorSpec.from_dict(processor.to_dict()).to_dict()
     if spec.image_aspect_ratio != "crop":
         pixels.pop("resize_edge", None)  # Nothing is cropped.

@@ -64,12 +64,17 @@ def region_maximum(image: torch.Tensor, latents: tuple[int, int]) -> torch.Tenso
     return image
 
 
+def default_heads(width: int) -> int:
+    """Heads of an attention of some width, each about 64 wide."""
+    return next(h for h in range(max(1, width // 64), 0, -1) if width % h == 0)
+
+
 class RegionBlock(nn.Module):
     """One pre-norm block: cross-attention of latents to the patches of their region, then an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = next(h for h in range(max(1, width // 64), 0, -1) if width % h == 0)
+        self.heads = default_heads(width)
         self.latent_norm = nn.LayerNorm(width)
         self.patch_norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
@@ -174,17 +179,10 @@ class FastSlowResampler(nn.Module):
         """(V, 1, P, D) -> (V, image_rows, D)."""
         return self.slow(features)
 
+    def video_only(self) -> set[str]:
+        """Names of the parameters that images do not reach."""
+        return {f"fast.{name}" for name, _ in self.fast.named_parameters()}
 
-def build_resampler(
-    resampler_type: str, width: int, spec: VideoSpec, patches: tuple[int, int], depth: int
-) -> FastSlowResampler:
-    """The resampler that `mm_resampler_type` names.
-
-    Raises:
-        ValueError: for an unknown name or a negative depth.
-    """
-    if resampler_type != "fast_slow_resampler":
-        raise UserError(f"unknown mm_resampler_type {resampler_type!r}: use fast_slow_resampler")
-    if depth < 0:
-        raise UserError(f"mm_perceiver_depth must be 0 (pooling only) or more, got {depth}")
-    return FastSlowResampler(width, spec, patches, depth)
+    def idle(self) -> dict[str, str]:
+        """Names of the parameters that cannot learn, with the reason."""
+        return {}

@@ -328,7 +328,7 @@ def _takes_part(group: str, seen: Observation) -> bool:
     """
     if group == "resampler fast":
         return seen.videos > 0
-    if group in ("projector", "resampler slow", "tower", "coordinates input"):
+    if group in ("projector", "resampler base", "resampler slow", "tower", "coordinates input"):
         return seen.videos + seen.images > 0
     return True
 

@@ -34,6 +34,8 @@ LEAST_STEPS = 3
 """Steps with a learning rate above 0 that a tensor is given to move."""
 SEEN_WORDS, SEEN_COLUMNS = 64, 64
 """Rows of the input embeddings that are watched, of words of the first step, and columns of each."""
+BY_VISION = ("resampler base", "resampler fast", "resampler slow", "projector", "tower", "coordinates input")
+"""Groups that a step without vision need not reach."""
 QUERIES = ("latent_norm", "query")
 """Parts of a resampler's block that choose among the patches of a region, and do nothing where there is one."""
 ONLY_DECAY = 3e-6
@@ -285,15 +287,16 @@ class Invariants(TrainerCallback):
     def _judge_movement(self, step: int, optimizer: Any) -> None:
         groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
         still, moved, names = [], 0, parameter_groups(self.model)
+        resampler = self.model.vision_resampler
+        video_only = {f"vision_resampler.{name}" for name in resampler.video_only()} if resampler is not None else set()
         for name, parameter in self.model.named_parameters():
             group = groups.get(id(parameter))
             if name not in self.before or group is None or name.endswith(KEY_BIASES):
                 continue
             if {f"{what} {names[name]}" for what in ("zero gradient", "no update")} & self.told():
                 continue
-            taking_part = self.kinds["video"] if names[name] == "resampler fast" else self.kinds["vision"]
-            by_vision = ("resampler fast", "resampler slow", "projector", "tower", "coordinates input")
-            if names[name] in by_vision and taking_part < LEAST_STEPS:
+            taking_part = self.kinds["video"] if name in video_only else self.kinds["vision"]
+            if names[name] in BY_VISION and taking_part < LEAST_STEPS:
                 continue
             if "nesterov" in group:
                 continue  # SGD moves a tensor by its gradient alone, however small that is.

@@ -286,7 +286,7 @@ def check_use_of_video(model: nn.Module, reference: Reference, kind: str, contex
     for stream, change in changes.items():
         name = f"use of the video, {stream} stream" if kind == "video" else "use of the image"
         if not called[stream]:
-            words, remedy = f"the {stream} stream is never computed", "FastSlowResampler must run both streams"
+            words, remedy = f"the {stream} stream is never computed", "the resampler must run both streams"
         elif not change > SMALLEST_EFFECT:
             words = f"other features in the {stream} stream leave the caption's logits as they are"
             remedy = "its rows do not reach the language model: look at the resampler's output, the splice, the mask"

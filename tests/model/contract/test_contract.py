@@ -12,7 +12,14 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import expand_placeholders, preprocess_plain_lm
 from llava.eval.captioning import generate
-from llava.model.builder import GROUPS, add_visual_tokens, load_language_model, parameter_groups
+from llava.model.builder import (
+    COORDINATE_GROUPS,
+    GROUPS,
+    KEY_BIASES,
+    add_visual_tokens,
+    load_language_model,
+    parameter_groups,
+)
 from llava.model.capabilities import embedding_std, keeps_samples_apart
 from llava.model.language_model import causal_lm
 from llava.train.preflight.run import PREFLIGHT_FILE
@@ -57,11 +64,12 @@ def test_a_gradient_reaches_every_tensor_that_trains(family):
     # Softmax does not change with a key's bias.
     dead = [
         n for n, p in model.named_parameters()
-        if p.requires_grad and not n.endswith("k_proj.bias") and not (p.grad is not None and p.grad.any())
+        if p.requires_grad and not n.endswith(KEY_BIASES) and not (p.grad is not None and p.grad.any())
     ]  # fmt: skip
     assert dead == []
     assert all(not p.requires_grad for p in model.vision_tower.parameters())
-    assert set(parameter_groups(model).values()) >= set(GROUPS) - {"head", "tower"}
+    absent = {"head", "resampler base", "tower", *COORDINATE_GROUPS}
+    assert set(parameter_groups(model).values()) >= set(GROUPS) - absent
 
 
 @pytest.mark.parametrize("stream", ["fast", "slow"])

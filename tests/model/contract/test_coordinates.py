@@ -18,11 +18,19 @@ from llava.data.coordinates import CoordinateTokens
 from llava.data.packing import TrainingCollator
 from llava.data.prompt import expand_placeholders, preprocess_plain_lm
 from llava.eval.loss import token_losses
-from llava.model.builder import MM_PARTS, add_coordinate_tokens, part_of, set_trainable
+from llava.model.builder import (
+    COORDINATE_GROUPS,
+    MM_PARTS,
+    add_coordinate_tokens,
+    parameter_groups,
+    part_of,
+    set_trainable,
+)
 from llava.model.lora import LoraSettings, add_adapters, merge_adapters
 from llava.model.packed_attention import take_way
 from tests.conftest import SPEC, make_tokenizer
 from tests.model.contract.conftest import Family
+from tests.model.contract.test_graphs import WAITING, Operations
 
 FAMILIES = ("gpt2", "llama", "qwen3", "gemma2", "gemma3_text")
 PARTS = "mm_language_model,mm_mlp_adapter,mm_vision_resampler,mm_coordinates"
@@ -155,6 +163,7 @@ def test_a_gradient_reaches_every_table_and_no_dead_row(family):
     model(**batch_of(family)).loss.backward()
     trains = {n: p for n, p in model.named_parameters() if n.startswith("coordinates.")}
     assert len(trains) == 6 and all(bool(p.grad.any()) for p in trains.values())
+    assert set(parameter_groups(model).values()) >= set(COORDINATE_GROUPS)
     tokens = model.coordinates.token_ids
     for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
         assert not weight.grad[tokens].any()
@@ -294,6 +303,17 @@ def test_a_training_step_never_waits_for_the_device(grounded, name):
     inputs = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in training_batch(family).items()}
     model(**inputs).loss.backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_no_operation_of_a_step_sizes_its_result_by_values(grounded, monkeypatch):
+    """Which a device would be waited for; a look at values on CPU is left out, as it is elsewhere."""
+    family = grounded("gpt2")
+    batch, model = training_batch(family), family.copy()
+    for module in ("loss", "coordinates"):
+        monkeypatch.setattr(f"llava.model.{module}.can_look", lambda values: False)
+    with Operations() as seen:
+        model(**batch).loss.backward()
+    assert "embedding_dense_backward" in seen.names and not seen.names & WAITING
 
 
 def test_a_training_step_is_one_graph(grounded):

@@ -54,7 +54,7 @@ def test_a_training_step_never_waits_for_the_device(made, name, layout, pack):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_operation_of_a_step_sizes_its_result_by_values(made, layout, pack, monkeypatch):
     """On CUDA these wait for the device to count; some have a shape on `meta` all the same."""
-    monkeypatch.setattr(loss, "_can_look", lambda values: False)  # As on CUDA, where a look costs something.
+    monkeypatch.setattr(loss, "can_look", lambda values: False)  # As on CUDA, where a look costs something.
     family = made("gpt2")
     batch = training_batch(family, LAYOUTS[layout], pack)
     model = family.copy().train()

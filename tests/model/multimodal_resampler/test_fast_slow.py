@@ -10,7 +10,6 @@ from llava.config.video import VideoSpec, grid
 from llava.model.multimodal_resampler.fast_slow import (
     FastSlowResampler,
     StreamResampler,
-    build_resampler,
     region_mask,
     region_maximum,
 )
@@ -72,13 +71,6 @@ def test_features_of_another_grid_are_refused():
         stream(torch.randn(1, 2, 25, 16))
     with pytest.raises(ValueError, match="3 frames"):
         stream(torch.randn(1, 3, 16, 16))
-
-
-def test_unknown_names_are_errors():
-    with pytest.raises(ValueError, match="perceiver"):
-        build_resampler("perceiver", 16, VideoSpec(), (4, 4), 1)
-    with pytest.raises(ValueError, match="mm_perceiver_depth"):
-        build_resampler("fast_slow_resampler", 16, VideoSpec(), (4, 4), -1)
 
 
 def test_the_fast_rows_come_first_and_the_slow_ones_after_them():

@@ -1,0 +1,115 @@
+"""LLaVA-ST's packer as weights of stp: `python -m llava.commands.convert_weights CHECKPOINT OUT`.
+
+CHECKPOINT is a folder of LLaVA-ST's with .safetensors or .bin files, or one such file. OUT is made: a .safetensors for
+--mm_perceiver_pretrained, with the three packers alone. The flags that go with it are printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava.config.commands import check_output, parse
+from llava.config.ranges import RANGES
+from llava.config.video import VideoSpec
+from llava.errors import FileIsThere, MissingFile, UserError, run_command
+from llava.model.adapter import RESAMPLER, differences, read_weights
+from llava.model.multimodal_resampler.llava_st import from_llava_st
+from llava.model.multimodal_resampler.stp import SpatialTemporalPacker
+
+SUFFIXES = (".safetensors", ".bin")
+PACKER = "token_packer"
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The files of weights that `source` is, or has: those of the first of `SUFFIXES` that there are.
+
+    Raises:
+        FileNotFoundError: when there are none.
+    """
+    if source.is_file():
+        return [source]
+    for suffix in SUFFIXES:
+        found = sorted(source.glob(f"*{suffix}"))
+        if found:
+            return found
+    raise MissingFile(f"{source}: neither a file of weights nor a folder with any ({' or '.join(SUFFIXES)})")
+
+
+def packer_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file whose names belong to a packer; of a .safetensors no others are read.
+
+    Raises:
+        ValueError: when the file is neither of `SUFFIXES`, or damaged.
+    """
+    if path.suffix != SUFFIXES[0]:
+        yield from ((name, value) for name, value in read_weights(str(path), "CHECKPOINT").items() if PACKER in name)
+        return
+    try:
+        with safe_open(path, "pt") as file:
+            yield from ((name, file.get_tensor(name)) for name in sorted(file.keys()) if PACKER in name)
+    except SafetensorError as error:
+        raise UserError(f"CHECKPOINT {path}: no file of weights ({error})") from error
+
+
+def convert(source: Path, heads: int) -> tuple[dict[str, torch.Tensor], int, int]:
+    """The packers' weights in `source` by their names here, the width of the language model and of the attention.
+
+    Raises:
+        FileNotFoundError: when there are no weights at `source`.
+        ValueError: naming every weight that is missing, unknown, of another shape or not finite.
+    """
+    found = from_llava_st({name: value for path in weight_files(source) for name, value in packer_weights(path)})
+    if "base.out.weight" not in found:
+        raise UserError(
+            f"{source}: no {PACKER}.devide_attention.to_out.weight, which a checkpoint of LLaVA-ST has: this is "
+            "another kind of model, or its adapters alone"
+        )
+    width, inner = found["base.out.weight"].shape
+    # Neither grids nor frames have weights.
+    smallest = VideoSpec(num_frames=2, fast_latents=1, slow_latents=1)
+    module = SpatialTemporalPacker(width, smallest, (1, 1), inner, heads)
+    problems = differences("stp", found, module.state_dict())
+    if problems:
+        raise UserError(f"{source}: not LLaVA-ST's three packers: {'; '.join(problems[:12])}")
+    return {name: value.contiguous() for name, value in found.items()}, width, inner
+
+
+@dataclass
+class ConvertFlags:
+    """What is converted, and into what."""
+
+    ranges = {"heads": RANGES["mm_perceiver_heads"]}
+
+    source: Path = field(
+        metadata={"positional": True, "metavar": "CHECKPOINT", "help": "A folder of LLaVA-ST's, or a file of weights."}
+    )
+    target: Path = field(metadata={"positional": True, "metavar": "OUT", "help": "The .safetensors to make."})
+    heads: int = field(default=8, metadata={"help": "Heads of the packers' attention, which no weight tells."})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the module."""
+    (flags,) = parse(__doc__, ConvertFlags, argv=argv, prog="python -m llava.commands.convert_weights")
+    if flags.target.suffix != SUFFIXES[0]:
+        raise UserError(f"OUT {flags.target}: expected a name that ends in {SUFFIXES[0]}")
+    if flags.target.exists():
+        raise FileIsThere(f"{flags.target}: is there already; OUT is a file that this command makes")
+    check_output("OUT", flags.target)
+    weights, width, inner = convert(flags.source, flags.heads)
+    save_file({f"vision_resampler.{name}": value for name, value in weights.items()}, flags.target)
+    print(
+        f"{flags.target}: {len(weights)} weights of the three packers, for a language model of width {width}:\n"
+        f"--mm_resampler_type stp --mm_perceiver_width {inner} --mm_perceiver_heads {flags.heads} "
+        f"{RESAMPLER} {flags.target}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
