@@ -108,15 +108,18 @@ class LazySupervisedDataset(Dataset):
         """
         if index >= len(self.records) and self.alone is not None:
             return self.alone.tokens(index - len(self.records))
-        ids, labels, _ = self.numbered_tokens(index)
-        return ids, labels
+        if index >= len(self.records) and self.alone is not None:
+            return self.alone.tokens(index - len(self.records))
+        record = self.records[index]
+        return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))[:2]
 
     def numbered_tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """`tokens`, and where there are coordinates the numbers (L,) float32 beside them."""
-        if index >= len(self.records) and self.alone is not None:
-            return self.alone.numbered_tokens(index - len(self.records))
-        record = self.records[index]
-        return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))
+        ids, labels = self.tokens(index)
+        if self.coordinates is None:
+            return ids, labels, None
+        owner = self.alone if index >= len(self.records) and self.alone is not None else self
+        return ids, labels, self.coordinates.place(ids, labels, owner.numbers(self.record(index)))[1]
 
     def finished(
         self, record: Record, make: Callable[[], tuple[torch.Tensor, torch.Tensor]]

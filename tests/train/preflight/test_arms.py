@@ -46,6 +46,6 @@ def test_features_of_another_clip_than_the_one_that_is_meant(dataset):
 
 
 def test_a_blind_sample_that_is_not_its_text_alone(dataset, monkeypatch):
-    monkeypatch.setattr(dataset.alone, "prepared_tokens", lambda index, record: (torch.tensor([1, 2, 3]),) * 2)
+    monkeypatch.setattr(dataset.alone, "tokens", lambda index: (torch.tensor([1, 2, 3]),) * 2)
     (found,) = [f for f in findings(dataset) if f.status == "FAIL"]
     assert "'v0', shown blind, is another sample than its text alone" in found.finding
