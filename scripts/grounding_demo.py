@@ -37,12 +37,15 @@ from llava.data.grounding.tasks import records_of
 from llava.progress import progress
 
 IMAGE_TASKS = {"REC": 0.8, "REG": 0.2}
-CLIP_TASKS = {"STVG": 0.45, "TVG": 0.25, "SVG": 0.1, "TR": 0.1, "ELC": 0.1}
+CLIP_TASKS = {"STVG": 0.4, "TVG": 0.25, "SVG": 0.1, "TR": 0.15, "ELC": 0.1}
 """How often a thing in training is asked about in each way."""
-DESCRIBED = 0.2
-"""Share of the training images that are described instead (DGC), which tells where everything is."""
+DESCRIBED = 0.5
+"""Share of the training images that are described instead (DGC): each thing is named, and then it is told where it is.
+"""
+PER_CLIP = 2
+"""Images to train on for each clip, which takes as much time as five of them."""
 SIZES = {"validation": 100, "test": 150}
-"""Clips of a split besides training, and as many images."""
+"""Clips of the other splits, and as many images."""
 LANGUAGE = "it"
 GAINS = ("REC", "TVG", "STVG")
 
@@ -122,11 +125,16 @@ def benchmark_records(scene: Scene) -> list[dict[str, Any]]:
 
 
 def plan(seed: int, num_train: int) -> dict[str, list[Scene]]:
-    """The scenes of each split: as many clips as images."""
-    pairs, sizes = split_pairs(seed), {"train": num_train, **SIZES}
+    """The scenes of each split: clips, and as many images; in training `PER_CLIP` images for each."""
+    pairs, clips = split_pairs(seed), {"train": num_train, **SIZES}
+    images = SIZES | {"train": PER_CLIP * num_train}
     return {
-        split: [s for kind in ("clips", "images") for s in plan_split(seed, kind, split, size, pairs[split])]
-        for split, size in sizes.items()
+        split: [
+            scene
+            for kind, size in (("clips", clips[split]), ("images", images[split]))
+            for scene in plan_split(seed, kind, split, size, pairs[split])
+        ]
+        for split in clips
     }
 
 
