@@ -28,7 +28,7 @@ from llava.eval.grounding_answers import MEASURES, Truth, read_answer, truth_of
 from llava.eval.grounding_scores import frame_grid
 from llava.eval.grounding_table import Asked, examples_of, format_tasks, rows_of, scores_of
 from llava.eval.references import answer_of, longest_reference
-from llava.eval.result_files import Results, RunFlags
+from llava.eval.result_files import Results, RunFlags, stamps
 from llava.eval.sighted import open_seeing_cache
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
@@ -202,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     captioner = seeing_captioner(tokenizer, model, flags.coordinate_choice, run.model_path)
     cache = open_seeing_cache(flags.feature_cache, model, run.model_path)
     results = Results.of(run)
+    files = stamps(split_paths(data.data_path))
     records = read_for_evaluation(
         data.data_path, tokenizer, model, cache, data.video_folder, data.image_folder, flags.num_workers, flags.limit,
         flags.on_bad_sample, data.allow_absolute_paths, data.seed,
@@ -226,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "max_new_tokens": longest, "trained_on": trained_on(run.model_path, data.data_path),
         "video_spec": asdict(captioner.spec), "mm_processor": model.processor_spec.to_dict(),
     }  # fmt: skip
-    path = results.write(NAME, COLUMNS, rows_of(asked, grid), split_paths(data.data_path), summary, settings)
+    path = results.write(NAME, COLUMNS, rows_of(asked, grid), files, summary, settings)
     if settings["trained_on"]:
         print(f"{show(data.data_path)} is what the run TRAINED on: its answers may be known by heart")
     if cut:

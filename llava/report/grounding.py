@@ -58,7 +58,7 @@ def sections_of(found: Mapping[str, Any] | None, frames: Frames | None) -> list[
 def grounding_files(run: Run) -> str:
     """What was asked, and with what."""
     found = run.grounding or {}
-    files = ", ".join(str(f.get("path")) for f in found.get("files") or [])
+    files = ", ".join(str(f.get("path") if isinstance(f, Mapping) else f) for f in found.get("files") or [])
     settings = found.get("settings") or {}
     choice, beams = settings.get("coordinate_choice"), settings.get("num_beams")
     return (

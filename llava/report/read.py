@@ -148,7 +148,7 @@ def _check_shapes(run: Run) -> None:
             summary = {"tasks": {}} if grounding is None else grounding["summary"]
             for task, found in summary["tasks"].items():
                 table_of(task, found)
-            return objects(summary.get("examples") or []) and objects((grounding or {}).get("files") or [])
+            return objects(summary.get("examples") or []) and isinstance((grounding or {}).get("files") or [], list)
         except (KeyError, TypeError, ValueError, AttributeError):
             return False
 

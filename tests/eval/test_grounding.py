@@ -26,8 +26,10 @@ from llava.eval.captioning import Caption, Captioner
 from llava.eval.grounding import Asker, main
 from llava.eval.grounding_answers import MEASURES
 from llava.model.builder import add_coordinate_tokens, load_pretrained_model
+from llava.report.page import write_report
 from llava.train.text_format import make_format
 from tests.conftest import CAPTIONS, PROCESSOR, SPEC, colour_frames
+from tests.report.made import write_run
 
 SPEC = replace(SPEC, num_frames=4)
 CLIPS = 4
@@ -173,6 +175,8 @@ def test_every_task_is_scored_beside_its_floors(assets, folder, oracle, capsys):
     drawn = next(e for e in examples if e["task"] == "ELC")
     assert drawn["said"]["span"] and drawn["truth"]["boxes"] and "0." in drawn["question"], "told numbers are shown"
     assert facts["settings"]["video_spec"]["num_frames"] == 4 and facts["settings"]["coordinate_choice"] == "median"
+    assert facts["files"][0]["path"] == str(path) and len(facts["files"][0]["sha256"]) == 64
+    write_report([write_run(folder / "run", llava_run={"flags": {"mm_coordinates": True}})], clips=False)
 
 
 def test_each_question_is_put_with_its_clip_and_then_with_another(assets, folder, monkeypatch):
