@@ -37,12 +37,12 @@ class VideoSpec:
     num_frames: int = 4
     fast_latents: int = 9
     slow_latents: int = 81
-    temporal_factor: int = 1
     video_fps: float = 1.0
     frames_upbound: int = 0
     force_sample: bool = False
     image_aspect_ratio: str = "pad"
     video_decoder: str = "auto"
+    temporal_factor: int = 1
 
     def __post_init__(self) -> None:
         problems = [

@@ -98,7 +98,7 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
     keep_timeout(training_args)
     notes = taken.notes + lora_notes(model_args)
     if stage.note and training_args.process_index == 0:
-        logger.info("%s", stage.note)
+        logger.warning("%s", stage.note)
     if notes and training_args.process_index == 0:
         logger.warning("flags without effect here:\n%s", "\n".join(f"  - {note}" for note in notes))
     choose_format(model_args, data_args, is_main=training_args.process_index == 0)
