@@ -108,8 +108,6 @@ class LazySupervisedDataset(Dataset):
         """
         if index >= len(self.records) and self.alone is not None:
             return self.alone.tokens(index - len(self.records))
-        if index >= len(self.records) and self.alone is not None:
-            return self.alone.tokens(index - len(self.records))
         record = self.records[index]
         return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))[:2]
 
