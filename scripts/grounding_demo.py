@@ -18,23 +18,17 @@ records for scoring ask one question each. The same settings give the same files
 
 from __future__ import annotations
 
-import hashlib
-import json
-import multiprocessing
 import random
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from grounding_scenes import FPS, FRAMES, SIDE, Scene, event_text, file_of, phrase, plan_split, split_pairs, write_scene
-from make_demo_data import read_manifest, write_json
+from make_demo_data import on_processes, plan_hash, read_manifest, write_json
 
 from llava.data.grounding.annotation import Annotation, Event
 from llava.data.grounding.tasks import records_of
-from llava.progress import progress
 
 IMAGE_TASKS = {"REC": 0.8, "REG": 0.2}
 CLIP_TASKS = {"STVG": 0.4, "TVG": 0.25, "SVG": 0.1, "TR": 0.15, "ELC": 0.1}
@@ -172,24 +166,8 @@ def make(folder: Path, seed: int, num_train: int, num_workers: int) -> None:
     print(f"grounding demo: {len(scenes)} clips and images in {folder}")
 
 
-def plan_hash(scenes: Sequence[Scene]) -> str:
-    """Notices a change of the plan, which no flag shows."""
-    return hashlib.sha256(json.dumps([asdict(scene) for scene in scenes], sort_keys=True).encode()).hexdigest()
-
-
 def write_scenes(scenes: Sequence[Scene], folder: Path, num_workers: int) -> None:
     """Draws scenes on `num_workers` processes (at most one: in this one), with a progress bar."""
     for scene in scenes:
         file_of(scene, folder).parent.mkdir(parents=True, exist_ok=True)
-    work = partial(write_scene, folder=folder)
-
-    def follow(results: Iterable[None]) -> None:
-        for _ in progress(results, total=len(scenes), desc="grounding demo", unit="clip"):
-            pass
-
-    if num_workers <= 1:
-        follow(map(work, scenes))
-        return
-    # Spawned, not forked: a fork of a process that runs threads (torch, a test runner) can hang.
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        follow(pool.map(work, scenes, chunksize=16))
+    on_processes(partial(write_scene, folder=folder), scenes, num_workers, "grounding demo")

@@ -24,7 +24,7 @@ import random
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -232,21 +232,24 @@ def write_clips(clips: Sequence[Clip], folder: Path, num_workers: int) -> None:
     """Encodes clips on `num_workers` processes (at most one: in this one), with a progress bar."""
     for split in {Path(clip.path).parent for clip in clips}:
         (folder / split).mkdir(parents=True, exist_ok=True)
-    work = partial(write_clip, folder=folder)
+    on_processes(partial(write_clip, folder=folder), clips, num_workers, "demo clips")
 
+
+def on_processes(work: Callable[[Any], None], items: Sequence[Any], num_workers: int, desc: str) -> None:
+    """Does some work on each item on `num_workers` processes (at most one: in this one), with a progress bar."""
     # Here, since it would be loaded by each process that draws.
     from llava.progress import progress
 
     def follow(results: Iterable[None]) -> None:
-        for _ in progress(results, total=len(clips), desc="demo clips", unit="clip"):
+        for _ in progress(results, total=len(items), desc=desc, unit="clip"):
             pass
 
     if num_workers <= 1:
-        follow(map(work, clips))
+        follow(map(work, items))
         return
     # Spawned, not forked: a fork of a process that runs threads (torch, a test runner) can hang.
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        follow(pool.map(work, clips, chunksize=16))
+        follow(pool.map(work, items, chunksize=16))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -272,8 +275,8 @@ def record(clip: Clip, with_video: bool) -> dict[str, Any]:
     }
 
 
-def plan_hash(clips: Sequence[Clip]) -> str:
-    """Notices a change of the grammar or of the drawing plan, which no flag shows."""
+def plan_hash(clips: Sequence[Any]) -> str:
+    """Notices a change of the grammar or of the drawing plan, given as dataclasses, which no flag shows."""
     return hashlib.sha256(json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()).hexdigest()
 
 

@@ -97,18 +97,31 @@ class CoordinateTokens:
         Raises:
             ValueError: when there are more placeholders than numbers.
         """
-        coordinates = torch.full(input_ids.shape, NO_COORDINATE, dtype=torch.float32)
+        return self.labels(input_ids, labels, values), self.numbers(input_ids, values)
+
+    def labels(self, input_ids: torch.Tensor, labels: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
+        """The labels alone that `place` gives, which also says what is raised: (L,)."""
         labels = labels.clone()
+        names = {self.ids[name]: name for name in COORDINATE_PLACEHOLDERS}
+        for at, value in self._valued(input_ids, values):
+            if labels[at] != IGNORE_INDEX:
+                name = names[int(input_ids[at])]
+                labels[at] = self.ids[spell(name, value)] if is_asked(name) else IGNORE_INDEX
+        return labels
+
+    def numbers(self, input_ids: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
+        """The numbers alone that `place` gives, which also says what is raised: float32 (L,)."""
+        coordinates = torch.full(input_ids.shape, NO_COORDINATE, dtype=torch.float32)
+        for at, value in self._valued(input_ids, values):
+            coordinates[at] = value
+        return coordinates
+
+    def _valued(self, input_ids: torch.Tensor, values: Sequence[float]) -> list[tuple[int, float]]:
+        """Where the placeholders of a sequence (L,) stand, each with its number."""
         places = torch.isin(input_ids, self._placeholders).nonzero().flatten().tolist()
         if len(places) > len(values):
             raise UserError(f"{len(places)} coordinate placeholders but {len(values)} numbers in its variables")
-        names = {self.ids[name]: name for name in COORDINATE_PLACEHOLDERS}
-        for at, value in zip(places, values, strict=False):
-            name = names[int(input_ids[at])]
-            coordinates[at] = value
-            if labels[at] != IGNORE_INDEX:
-                labels[at] = self.ids[spell(name, value)] if is_asked(name) else IGNORE_INDEX
-        return labels, coordinates
+        return list(zip(places, values, strict=False))
 
     def count(self, input_ids: torch.Tensor) -> int:
         """Coordinate tokens and placeholders of a sequence (L,)."""

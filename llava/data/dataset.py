@@ -109,7 +109,7 @@ class LazySupervisedDataset(Dataset):
         if index >= len(self.records) and self.alone is not None:
             return self.alone.tokens(index - len(self.records))
         record = self.records[index]
-        return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))[:2]
+        return self.finished(record, lambda: self.prepared_tokens(index, record) or self.whole_tokens(record))
 
     def numbered_tokens(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """`tokens`, and where there are coordinates the numbers (L,) float32 beside them."""
@@ -117,17 +117,17 @@ class LazySupervisedDataset(Dataset):
         if self.coordinates is None:
             return ids, labels, None
         owner = self.alone if index >= len(self.records) and self.alone is not None else self
-        return ids, labels, self.coordinates.place(ids, labels, owner.numbers(self.record(index)))[1]
+        return ids, labels, self.coordinates.numbers(ids, owner.numbers(self.record(index)))
 
     def finished(
         self, record: Record, make: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Whole ids and labels (L,) of a record that `make` gives, truncated, with its numbers at their places."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole ids and labels (L,) of a record that `make` gives, truncated, its numbers among the labels."""
         try:
             ids, labels = cut(make(), self.text_format, self.max_length, self.coordinates)
             if self.coordinates is None:
-                return ids, labels, None
-            return ids, *self.coordinates.place(ids, labels, self.numbers(record))
+                return ids, labels
+            return ids, self.coordinates.labels(ids, labels, self.numbers(record))
         except ValueError as error:
             raise _named(error, record) from error
 
@@ -180,7 +180,7 @@ class LazySupervisedDataset(Dataset):
         if index == FILLER_INDEX:
             filler = torch.tensor([self.tokenizer.eos_token_id])
             labels = torch.full_like(filler, IGNORE_INDEX)
-            numbers = {"coordinates": self.coordinates.place(filler, labels, ())[1]} if self.coordinates else {}
+            numbers = {"coordinates": self.coordinates.numbers(filler, ())} if self.coordinates else {}
             return {"input_ids": filler, "labels": labels, "sample_id": FILLER_ID, **numbers}
         record = self.record(index)
         input_ids, labels, coordinates = self.numbered_tokens(index)

@@ -55,7 +55,7 @@ def count_targets(
     coordinates = CoordinateTokens.known(tokenizer)
     for record, (ids, labels) in zip(chosen, text_format.encode(texts), strict=True):
         if coordinates is not None and record.coordinates:
-            labels = coordinates.place(torch.tensor(ids), torch.tensor(labels), record.coordinates)[0].tolist()
+            labels = coordinates.labels(torch.tensor(ids), torch.tensor(labels), record.coordinates).tolist()
         count = counts.setdefault("captions" if record.videos or record.images else "text", TargetCount())
         # Nothing stands before the first token, so it is no target.
         count.targets.update(label for label in labels[1:] if label != IGNORE_INDEX)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.commands import check_output, parse
 from llava.config.groups import EvaluationFlags, ManyDataFlags
 from llava.config.ranges import AMOUNT, COUNT, Range
-from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_VIDEO_TOKEN, IGNORE_INDEX, PLACEHOLDERS
+from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.coordinates import NO_COORDINATE, CoordinateTokens
 from llava.data.features.extract import FeatureCache, open_cache
@@ -204,8 +204,7 @@ def _placed(
     """(B, L) float32: the numbers of prompts at their placeholders, padded on the left as the prompts are."""
     placed = torch.full((len(prompts), max(map(len, prompts))), NO_COORDINATE)
     for row, (ids, values) in enumerate(zip(prompts, numbers, strict=True)):
-        text = torch.tensor(ids, dtype=torch.long)
-        placed[row, placed.shape[1] - len(ids) :] = tokens.place(text, torch.full_like(text, IGNORE_INDEX), values)[1]
+        placed[row, placed.shape[1] - len(ids) :] = tokens.numbers(torch.tensor(ids, dtype=torch.long), values)
     return placed
 
 
