@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -197,6 +198,39 @@ def test_each_question_is_put_with_its_clip_and_then_with_another(assets, folder
     assert torch.equal(own, expected)
     assert all(not torch.equal(a, b) for a, b in zip(own, other, strict=True)), "every clip is another one"
     assert sorted(t.sum().item() for t in own) == sorted(t.sum().item() for t in other)
+
+
+def test_another_clip_is_no_copy_and_no_segment_of_the_same_film(assets, folder, monkeypatch, capsys):
+    """The floor would see what it is asked about, and the interval count one film as several."""
+    shown = []
+
+    def answer(self, conversations, options, numbers, **vision):
+        shown.append(vision["video_features"])
+        return [Caption("non so", True, 9)] * len(conversations)
+
+    monkeypatch.setattr(Captioner, "answer", answer)
+    records = json.loads(make_records(folder, ("TVG",)).read_text())[:2]
+    (folder / "clips").mkdir()
+    for name in ("clip0.mp4", "clip1.mp4", "copy.mp4"):
+        shutil.copy(assets.clips / name.replace("copy", "clip0"), folder / "clips" / name)
+    film = [{**records[0], "id": f"f{i}", "meta": {**records[0]["meta"], "split": [i, i + 3]}} for i in range(3)]
+    path = write(folder, [*film, {**records[0], "id": "copy", "video": "copy.mp4"}, records[1]])
+    argv = [str(folder / "run"), "--data_path", str(path), "--video_folder", str(folder / "clips")]
+    assert main([*argv, *seen(assets, folder)[2:]]) == 0
+    own, other = shown
+    assert all(torch.equal(swapped, own[4]) for swapped in other[:4]) and not torch.equal(other[4], own[4])
+    assert "TVG: 5 questions about 2 clips" in capsys.readouterr().out
+    assert main([*argv[:2], str(write(folder, film)), *argv[3:], *seen(assets, folder)[2:]]) == 0
+    assert "NO CONTROL for 3 records" in capsys.readouterr().out
+
+
+def test_the_files_of_a_mixture_are_noted(assets, folder, oracle):
+    path = make_records(folder, ("TVG",))
+    oracle(answers_of(path))
+    mixture = folder / "mixture.yaml"
+    mixture.write_text(f"datasets:\n  - json_path: {path}\n")
+    assert main([str(folder / "run"), "--data_path", str(mixture), *seen(assets, folder)]) == 0
+    assert [f["path"] for f in facts_of(folder)["files"]] == [str(mixture), str(path)]
 
 
 def test_answers_do_not_depend_on_the_batch(assets, folder):
