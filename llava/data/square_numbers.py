@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,11 +13,8 @@ from llava.data.grounding.geometry import square_of
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
-from llava.data.variables import COORDINATES, axis_of, placeholders_in
+from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in
 from llava.errors import UserError
-
-_WAY = "<{}-(?:INPUT|OUTPUT)>"
-_BOX = re.compile(rf"\[{(_WAY.format('WIDTH') + _WAY.format('HEIGHT')) * 2}\]")
 
 
 def moved_numbers(record: Record, spec: VideoSpec | None, processor: ProcessorSpec | None = None) -> tuple[float, ...]:
@@ -91,7 +87,7 @@ def _numbered(records: Sequence[Record]) -> Sequence[Record]:
 def _lost_box(record: Record, numbers: Sequence[float]) -> str:
     """What is said of a record with a box that lies outside its picture, which has no width or height there."""
     text = "".join(turn["value"] for turn in record.conversations)
-    for found in _BOX.finditer(text):
+    for found in BOX.finditer(text):
         first = len(placeholders_in(text[: found.start()]))
         x1, y1, x2, y2 = numbers[first : first + 4]
         told = record.coordinates[first : first + 4]

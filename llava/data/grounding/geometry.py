@@ -15,6 +15,8 @@ from llava.errors import UserError
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 from 0 to 1."""
+LARGEST = 1 << 31
+"""Pixels that no frame's edge has."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def square_of(meta: Mapping[str, Any], image_aspect_ratio: str, processor: Proce
     if image_aspect_ratio == "square":
         return Square()
     size = meta.get("width"), meta.get("height")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not v >= 1 for v in size):
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 1 <= v < LARGEST for v in size):
         raise UserError(
             f"numbers of places are fractions of the frame, and --image_aspect_ratio {image_aspect_ratio} moves them: "
             f"expected meta.width and meta.height in pixels, got {size[0]!r:.40} and {size[1]!r:.40}; write them, or "
