@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,39 +16,42 @@ from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in
 from llava.errors import UserError
 
 
-def moved_numbers(record: Record, spec: VideoSpec | None, processor: ProcessorSpec | None = None) -> tuple[float, ...]:
-    """The numbers of a record, those of places moved as `spec.image_aspect_ratio` moves the pixels of its frames.
+def moved_numbers(
+    record: Record, image_aspect_ratio: str | None, processor: ProcessorSpec | None = None
+) -> tuple[float, ...]:
+    """The numbers of a record, those of places moved as `image_aspect_ratio` moves the pixels of its frames, which
+    need not be shown: without them the record predicts the same.
 
-    Without a tower nothing is moved.
+    Args:
+        image_aspect_ratio: None moves nothing.
 
     Raises:
-        ValueError: when they are to be moved and the record does not say how large its frames are.
+        ValueError: when they are to be moved and the record does not say how large its frames are; for a crop without
+            the processor of a tower.
     """
-    if spec is None or not record.coordinates:
+    if image_aspect_ratio is None or not record.coordinates:
         return record.coordinates
     names = placeholders_in("".join(turn["value"] for turn in record.conversations))
     is_shown = record.videos or record.images or "width" in record.meta
     if not is_shown or all(axis_of(name) == "TEMP" for name in names):
         return record.coordinates
-    return square_of(record.meta, spec.image_aspect_ratio, processor).numbers(names, record.coordinates)
+    return square_of(record.meta, image_aspect_ratio, processor).numbers(names, record.coordinates)
 
 
 def coordinate_problems(
-    records: Sequence[Record], spec: VideoSpec | None, processor: ProcessorSpec | None
+    records: Sequence[Record], image_aspect_ratio: str | None, processor: ProcessorSpec | None
 ) -> list[Problem]:
     """A problem for each record whose numbers cannot be moved, or of which a box is cropped away; no file is opened.
 
     Args:
-        processor: of the tower; without it what a crop cuts away is not looked for.
+        processor: of the tower; without one there is none for a crop to be told by.
     """
-    if spec is None:
+    if image_aspect_ratio is None:
         return []
-    if processor is None and spec.image_aspect_ratio == "crop":
-        spec = replace(spec, image_aspect_ratio="pad")  # Which asks for the same sizes.
     problems = []
     for record in _numbered(records):
         try:
-            lost = _lost_box(record, moved_numbers(record, spec, processor))
+            lost = lost_box(record, moved_numbers(record, image_aspect_ratio, processor))
         except UserError as error:
             lost = str(error)
         if lost:
@@ -84,8 +86,14 @@ def _numbered(records: Sequence[Record]) -> Sequence[Record]:
     return [r for r in records if r.coordinates]
 
 
-def _lost_box(record: Record, numbers: Sequence[float]) -> str:
-    """What is said of a record with a box that lies outside its picture, which has no width or height there."""
+def lost_box(record: Record, numbers: Sequence[float]) -> str:
+    """What is said of a record with a box that lies outside its picture, which has no width or height there.
+
+    Args:
+        numbers: of `moved_numbers`.
+    """
+    if not numbers:
+        return ""
     text = "".join(turn["value"] for turn in record.conversations)
     for found in BOX.finditer(text):
         first = len(placeholders_in(text[: found.start()]))

@@ -46,7 +46,10 @@ class Square:
         if image_aspect_ratio != "crop":
             raise UserError(f"image_aspect_ratio must be pad, square or crop, got {image_aspect_ratio!r}")
         if processor is None:
-            raise UserError("a crop depends on the tower's image processor, and none is given")
+            raise UserError(
+                "--image_aspect_ratio crop moves numbers of places by the tower's image processor, and without a tower "
+                "there is none: use pad or square, with vision and without"
+            )
         size = processor.image_size
         resized = [int(processor.crop_edge * edge / min(width, height)) for edge in (width, height)]
         left, top = ((edge - size) // 2 for edge in resized)

@@ -73,7 +73,7 @@ def test_a_frame_without_size_is_refused_where_it_matters() -> None:
                  {"width": float("inf"), "height": 10}, {"width": 10**400, "height": 10}):  # fmt: skip
         with pytest.raises(UserError, match="expected meta.width and meta.height in pixels, got .* write them"):
             square_of(meta, "pad")
-    with pytest.raises(UserError, match="a crop depends on the tower's image processor"):
+    with pytest.raises(UserError, match="crop moves numbers of places by the tower's image processor"):
         Square.of(20, 10, "crop")
     with pytest.raises(UserError, match="image_aspect_ratio must be pad, square or crop, got 'anyres'"):
         Square.of(20, 10, "anyres", PROCESSOR)
