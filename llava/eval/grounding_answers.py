@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava.config.video import ProcessorSpec
+from llava.constants import NUM_COORDINATES
 from llava.data.grounding.geometry import truth_in_square
 from llava.data.grounding.text import (
     parse_box,
@@ -20,6 +21,7 @@ from llava.data.grounding.text import (
     parse_span,
 )
 from llava.data.records import Record
+from llava.data.square_numbers import lost_box, moved_numbers
 from llava.errors import UserError, show
 from llava.eval.grounding_scores import (
     CENTRE,
@@ -95,8 +97,8 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
     """The truth of a record, in the square that a tower with these settings sees.
 
     Raises:
-        ValueError: naming the record, when it lacks the task or what the task is scored by, or a box lies outside of
-            the square.
+        ValueError: naming the record, when it lacks the task or what the task is scored by, or a number of it is none
+            from 0 to 1 or in another order, or any of its boxes, told ones too, lies outside of the square.
     """
     task = record.meta.get("task")
     if task not in MEASURES:
@@ -104,9 +106,11 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
     given = record.meta.get("truth")
     needed = (*NEEDED[task], *(("text",) if task in WORDED and task != "DGC" else ()))
     lacks = [name for name in needed if not isinstance(given, dict) or not given.get(name)]
-    if lacks:
+    if lacks or not isinstance(given, dict):
         raise UserError(_say(record, f"meta.truth has no {' and no '.join(lacks)}, which {task} is scored by"))
     try:
+        if wrong := _wrong_truth(given):
+            raise UserError(wrong)
         truth = truth_in_square(record.meta, image_aspect_ratio, processor)
         boxes = {int(index): tuple(box) for index, box in (truth.get("boxes") or {}).items()}
         phrases = truth.get("phrases") or []
@@ -118,12 +122,37 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
             [tuple(box) for _, box in phrases if box],
             words_alone(reference_of(record)) if task == "DGC" else str(truth.get("text") or ""),
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(_say(record, f"meta.truth is not that of {task} ({error})")) from error
-    if ("box" in needed and found.box is None) or ("boxes" in needed and not boxes) or (phrases and not found.listed):
+    told = moved_numbers(record, image_aspect_ratio, processor)
+    is_lost = bool(lost_box(record, told)) or (given.get("box") is not None and found.box is None)
+    if is_lost or len(boxes) < len(given.get("boxes") or {}) or len(found.listed) < len(phrases):
         raise UserError(_say(record, f"its box is not in the picture that --image_aspect_ratio {image_aspect_ratio} "
                                      "leaves of the frame"))  # fmt: skip
     return found
+
+
+def _wrong_truth(given: Mapping[str, Any]) -> str:
+    """What is said of the first number of a truth that is none of a box or a span."""
+    boxes = [("box", given.get("box")), *((f"boxes[{i}]", box) for i, box in (given.get("boxes") or {}).items())]
+    boxes += [(f"phrases[{i}]", pair[1]) for i, pair in enumerate(given.get("phrases") or [])]
+    for name, box in boxes:
+        if box is not None and not _ordered(box, 2):
+            return f"{name} is {box!r:.80}, expected x1 < x2 and y1 < y2, all from 0 to 1"
+    if given.get("span") is not None and not _ordered(given["span"], 1):
+        return f"span is {given['span']!r:.80}, expected its first and last time, from 0 to 1"
+    if stray := [i for i in given.get("boxes") or {} if not 0 <= int(i) < NUM_COORDINATES]:
+        return f"boxes[{stray[0]}] is at no coordinate of time, which are 0 to {NUM_COORDINATES - 1}"
+    return ""
+
+
+def _ordered(values: Any, half: int) -> bool:
+    """Whether values are `half` numbers from 0 to 1 and as many beyond them; those of a span may be the same."""
+    if not isinstance(values, (list, tuple)) or len(values) != 2 * half:
+        return False
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in values):
+        return False
+    return all(a < b or (half == 1 and a == b) for a, b in zip(values[:half], values[half:], strict=True))
 
 
 def words_alone(text: str) -> str:

@@ -105,12 +105,50 @@ def test_boxes_are_scored_where_answers_are(records):
         ({"task": "STVG"}, "no span and no boxes, which STVG"),
         ({"task": "REG", "truth": {"box": BOX}}, "no text, which REG"),
         ({"task": "STVG", "truth": {"span": [0, 1], "boxes": {"a": BOX}}}, "is not that of STVG"),
+        ({"task": "STVG", "truth": {"span": [0, 1], "boxes": [BOX]}}, "is not that of STVG"),
+        (
+            {"task": "STVG", "truth": {"span": [0, 1], "boxes": {"250": BOX}}},
+            r"boxes\[250\] is at no coordinate of time",
+        ),
+        ({"task": "TVG", "truth": {"span": [3.2, 7.5]}}, r"span is \[3.2, 7.5\], expected its first and last time"),
+        ({"task": "TVG", "truth": {"span": [0.8, 0.2]}}, r"span is \[0.8, 0.2\], expected its first"),
+        ({"task": "TVG", "truth": {"span": [float("nan"), 0.2]}}, r"span is \[nan, 0.2\]"),
+        ({"task": "TVG", "truth": {"span": [0.1, 0.2, 0.3]}}, r"span is \[0.1, 0.2, 0.3\]"),
+        ({"task": "REC", "truth": {"box": [0, 0, 50, 50]}}, r"box is \[0, 0, 50, 50\], expected x1 < x2 and y1 < y2"),
+        ({"task": "REC", "truth": {"box": [0.6, 0.6, 0.2, 0.2]}}, "expected x1 < x2 and y1 < y2"),
+        ({"task": "REC", "truth": {"box": [0.1, 0.1, 0.5]}}, "expected x1 < x2"),
+        (
+            {"task": "DGC", "truth": {"phrases": [["un gatto", [0.1, 0.1, 0.1, 0.5]]]}},
+            r"phrases\[0\] is \[0.1, 0.1, 0.1",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_scored_is_named(meta, message):
     with pytest.raises(UserError, match=message) as raised:
         truth_of(Record("r7", [], (), (), None, meta, "data.json[3]"), "square", None)
     assert "data.json[3] id 'r7'" in str(raised.value)
+
+
+def test_no_box_of_a_record_that_is_scored_is_cropped_away(records):
+    """Else a line would be drawn through the frames without one, a phrase left out, and a question tell no box."""
+    wide, processor = {"width": 400, "height": 100}, ProcessorSpec(image_size=64, resize_edge=64)
+    edge, centre = (0.0, 0.1, 0.1, 0.5), (0.4, 0.1, 0.6, 0.5)
+    truths = {
+        "SVG": {"span": [0, 0.5], "boxes": {"0": centre, "22": edge, "44": centre}, "text": "x"},
+        "REG": {"box": edge, "text": "x"},
+        "DGC": {"phrases": [["un gatto", edge], ["un cane", centre]]},
+    }
+    for task, truth in truths.items():
+        record = replace(records[task][0], meta={**wide, "task": task, "truth": truth})
+        assert truth_of(record, "square", None)
+        with pytest.raises(UserError, match="its box is not in the picture that --image_aspect_ratio crop"):
+            truth_of(record, "crop", processor)
+    turns = [{"from": "human", "value": "<video> " + "[" + "<WIDTH-INPUT><HEIGHT-INPUT>" * 2 + "]"}]
+    turns.append({"from": "gpt", "value": "x"})
+    elc = {"task": "ELC", "truth": {"span": [0, 0.5], "boxes": {"0": centre}, "text": "x"}, **wide}
+    told = replace(records["ELC"][0], conversations=turns, meta=elc, coordinates=edge)
+    with pytest.raises(UserError, match="its box is not in the picture"):
+        truth_of(told, "crop", processor)
 
 
 def test_answers_that_need_no_look(records):
