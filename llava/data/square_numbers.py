@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.columns import take
-from llava.data.grounding.geometry import square_of
+from llava.data.features.store import Clip
+from llava.data.grounding.geometry import is_edge, square_of
+from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
 from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in
 from llava.errors import UserError
+
+SHAPE = 0.02
+"""By how much the proportions of frames may differ from what a record says: codecs want even numbers of pixels."""
 
 
 def moved_numbers(
@@ -65,7 +70,7 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     """
     if spec is None or spec.force_sample or spec.video_fps == 0:
         return ""
-    timed = next((r for r in _numbered(records) if r.videos and _has_times(r)), None)
+    timed = next((r for r in _numbered(records) if r.videos and _names(r, "<TEMP-")), None)
     if timed is None:
         return ""
     return (
@@ -75,8 +80,32 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     )
 
 
-def _has_times(record: Record) -> bool:
-    return any("<TEMP-" in name for turn in record.conversations for name in placeholders_in(turn["value"]))
+def other_shapes(records: Sequence[Record], sizes: Mapping[Clip, tuple[int, int]]) -> list[Problem]:
+    """A problem for each record with places whose `meta.width` and `meta.height` are of another shape than its frames:
+    a picture that its EXIF data turn, or that was cut or squeezed after it was annotated. Another size is fine.
+
+    Args:
+        sizes: width and height of the frames of each clip, as they are shown; 0 where that is not known.
+    """
+    problems = []
+    for record in _numbered(records):
+        said = record.meta.get("width"), record.meta.get("height")
+        if not all(is_edge(edge) for edge in said) or not _names(record, "<WIDTH-", "<HEIGHT-"):
+            continue
+        for clip in clips_named(record):
+            width, height = sizes.get(clip, (0, 0))
+            if height and abs(said[0] * height / (said[1] * width) - 1) > SHAPE:
+                message = (
+                    f"{clip[0]}: meta.width and meta.height are {said[0]} x {said[1]}, and its frames are shown in "
+                    f"{width} x {height}, of another shape: places are fractions of what is shown; mend both"
+                )
+                problems.append(Problem(record.source, record.id, COORDINATES, message))
+    return problems
+
+
+def _names(record: Record, *begin: str) -> bool:
+    """Whether a record has a placeholder that begins so."""
+    return any(name.startswith(begin) for turn in record.conversations for name in placeholders_in(turn["value"]))
 
 
 def _numbered(records: Sequence[Record]) -> Sequence[Record]:

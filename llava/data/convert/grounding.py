@@ -26,7 +26,7 @@ from llava.data.json_records import DatasetError
 from llava.errors import UserError, show
 
 Items = Iterator[Marked | Fault]
-_CHARADES = re.compile(r"(\S+)\s+([\d.]+)\s+([\d.]+)\s*##(.*)")
+_CHARADES = re.compile(r"(\S+)\s+(\d+(?:\.\d*)?)\s+(\d+(?:\.\d*)?)\s*##(.*)")
 HEAD = 1 << 20
 MARKS = (b'"temporal_gt"', b'"spatial_token"', b'"time_token"', b'"st_frame"', b'"images"', b"##")
 """What stands in the first bytes of one of the forms."""

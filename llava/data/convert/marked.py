@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from llava.data.convert.build import Tally, locate, tidy, times_of
+from llava.data.convert.build import Tally, locate, tidy, times_of, wrong_text
 from llava.data.convert.clips import ClipIndex
 from llava.data.convert.rows import Fault, Row
 from llava.data.grounding.annotation import Annotation, Event
@@ -89,6 +89,10 @@ def build_marked(
             records = _records(item, annotation, wanted, rng)
         except UserError as error:
             tally.faults.append(Fault(item.source, WRONG, f"{item.clip}: {error}"))
+            continue
+        if refused := [wrong for record in records for wrong in wrong_text(record)]:
+            kind, message = refused[0]
+            tally.faults.append(Fault(item.source, kind, f"{item.clip}: {message}"))
             continue
         for record in records:
             number, name = 0, record["id"]

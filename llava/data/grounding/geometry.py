@@ -80,6 +80,11 @@ class Square:
         return x1, y1, x2, y2
 
 
+def is_edge(value: Any) -> bool:
+    """Whether a value is a number of pixels that a frame can be wide or high."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < LARGEST
+
+
 def square_of(meta: Mapping[str, Any], image_aspect_ratio: str, processor: ProcessorSpec | None = None) -> Square:
     """The square of a record's frame, by `meta.width` and `meta.height`.
 
@@ -89,7 +94,7 @@ def square_of(meta: Mapping[str, Any], image_aspect_ratio: str, processor: Proce
     if image_aspect_ratio == "square":
         return Square()
     size = meta.get("width"), meta.get("height")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 1 <= v < LARGEST for v in size):
+    if not all(map(is_edge, size)):
         raise UserError(
             f"numbers of places are fractions of the frame, and --image_aspect_ratio {image_aspect_ratio} moves them: "
             f"expected meta.width and meta.height in pixels, got {size[0]!r:.40} and {size[1]!r:.40}; write them, or "

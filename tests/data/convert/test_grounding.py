@@ -112,6 +112,12 @@ def test_charades_sta(convert: Convert, tmp_path: Path) -> None:
         and "{(T.75)(T1.00)}" in spelled(found["TR"], tmp_path)[0]
     )
     assert {r["video"] for r in records} == {"AO8RW.mp4"}
+    lines = ["a person sits.", "a <video> sits.", "a <|endoftext|> sits.", "a \x00 sits.", ""]
+    more = "AO8RW 1.5.2 2.0##odd number\n" + "".join(f"AO8RW 0.5 1.0##{text}\n" for text in lines)
+    assert len(convert("AO8RW 0.5 1.0##a person sits.\n" + more, "--tasks", "tvg")) == 2
+    listed = (tmp_path / "out.left_out.txt").read_text()
+    for line, said in ((2, "unreadable row"), (4, "count mismatch"), (5, "reserved token"), (6, ""), (7, "unreadable")):
+        assert f"source.json:{line}: {said}" in listed, line
 
 
 HC_STVG = {"1_a.mp4": {
