@@ -150,7 +150,7 @@ def inspect_files(
 
 
 def cut_segments(records: Sequence[Record], reports: dict[Clip, FileReport]) -> list[Problem]:
-    """A remark for each record whose segment ends beyond its clip, where it is cut."""
+    """What is said of each record whose segment ends beyond its clip, where it is cut."""
     return [
         Problem(
             r.source, r.id, "segment beyond the end",
@@ -308,9 +308,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     aspect = "pad" if spec.image_aspect_ratio == "crop" else spec.image_aspect_ratio
     sizes = {clip: report.size for clip, report in reports.items()}
     problems += file_problems + coordinate_problems(records, aspect, None) + other_shapes(records, sizes)
+    cut = cut_segments(records, reports)
+    timed = {record.source for record in records if record.coordinates}
+    problems += [problem for problem in cut if problem.source in timed]  # Their times are of the whole segment.
     if len(sources := count_sources(records)) > 1:
         print(format_sources(sources))
-    if doubtful := remarks(records) + cut_segments(records, reports):
+    if doubtful := remarks(records) + [problem for problem in cut if problem.source not in timed]:
         print(format_problems(doubtful, noun="remark"))
     if problems:
         print(format_problems(problems, limit=None))

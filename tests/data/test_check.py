@@ -334,6 +334,14 @@ def test_segments_that_end_beyond_their_clip_are_remarked_on_one_by_one(
     shown = capsys.readouterr().out
     assert "2 remarks in 2 records" in shown and "segment beyond the end: 2" in shown
     assert "id 'v1'" in shown and "[2, 8] of frames 0 to 7" in shown and "id 'v0'" not in shown
+    # Numbers are fractions of the segment that the record means.
+    records[1]["conversations"][1]["value"] += " <TEMP-OUTPUT>"
+    records[1]["variables"] = {"temporal_output_locations": [0.5]}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    assert check.main([*argv, "--num_frames", "2", "--force_sample"]) == 1
+    shown = capsys.readouterr().out
+    assert "1 remark in 1 record\n" in shown and "1 problem in 1 record\n" in shown
+    assert "id 'v1'" in shown.partition("1 problem in")[2]
 
 
 @pytest.mark.parametrize(("kind", "given", "found"), [("llama", None, 77), ("llava_llama", 50, 50), ("bloom", 60, 60)])

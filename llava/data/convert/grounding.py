@@ -251,7 +251,7 @@ def _vidstg(files: Mapping[str, Path]) -> Callable[[str, Any], Iterator[Marked]]
             (int(_field(row, f"{key}.begin_fid")), int(_field(row, f"{key}.end_fid")) - 1)
             for key in ("used_segment", "temporal_gt")
         )
-        clip = vidor.get("video_path") or name
+        clip, total = vidor.get("video_path") or name, int(_field(row, "frame_count"))
         for key in ("captions", "questions"):
             for query in row.get(key) or []:
                 target = _field(query, "target_id", int)
@@ -266,7 +266,7 @@ def _vidstg(files: Mapping[str, Path]) -> Callable[[str, Any], Iterator[Marked]]
                     boxes[frame] = [float(_field(corners, side)) for side in ("xmin", "ymin", "xmax", "ymax")]
                 yield Marked(
                     place, clip, _field(query, "description", str), size, boxes, event, segment=segment,
-                    is_question=key == "questions",
+                    num_frames=total, is_question=key == "questions",
                 )  # fmt: skip
 
     return read

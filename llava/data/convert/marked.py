@@ -20,6 +20,8 @@ from llava.errors import UserError
 WRONG = "wrong annotation"
 SLACK = 1.5
 """Pixels, or seconds, by which boxes and spans may leave their frame or clip, where they are cut."""
+MISCOUNTED = 0.01
+"""Share of its frames by which a file may have others than its source says: decoders drop some at the ends."""
 ASKS_ONLY = ("REC", "TVG", "STVG", "SVG")
 """Tasks in which an event is told and never an answer."""
 
@@ -37,7 +39,7 @@ class Marked:
         frames: (first, last) frame of the event; None where `seconds` has it.
         seconds: (start, end) of the event.
         segment: (first, last) frame of the part of the clip that is looked at; None for all of it.
-        num_frames: of the clip, where the source says so.
+        num_frames: of the clip, where the source says so: those that frames are counted by.
         is_question: `text` asks, and is no answer.
         task, question: where the source says what is asked and how.
         split: part of the data.
@@ -135,6 +137,8 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
         first, last = item.segment or (0, item.num_frames - 1)
         total = last - first + 1
         start, end = item.frames
+        if item.segment is not None:
+            _check_count(item, times())
         if not (total > 1 and first <= start <= end <= last):
             raise UserError(f"frames {start} to {end} of the event are not within {first} to {last} of the clip")
         span = (start - first) / (total - 1), (end - first) / (total - 1)
@@ -146,6 +150,24 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
             )
     event = Event(tidy(item.text), span, at, boxes.get(item.frames[0]) if item.frames else None)
     return Annotation(item.clip, width, height, [event], video=path, num_frames=seen, split=item.segment)
+
+
+def _check_count(item: Marked, times: Any) -> None:
+    """Whether frames of a segment are those of the file at hand.
+
+    Args:
+        times: as in `annotation_of`.
+
+    Raises:
+        ValueError: when the file has no such frames, or so many others that they are not the ones that are meant.
+    """
+    if isinstance(times, str):
+        raise UserError(times)
+    assert item.segment is not None
+    there, last = len(times), item.segment[1]
+    if last >= there or (item.num_frames and abs(there - item.num_frames) > max(2, MISCOUNTED * item.num_frames)):
+        said = f"of {item.num_frames} frames" if item.num_frames else f"with a frame {last}"
+        raise UserError(f"its file has {there} frames, and the source is about one {said}: of another rate, or cut")
 
 
 def _fractions(box: Sequence[float], width: int, height: int, frame: int) -> Box:

@@ -174,6 +174,11 @@ def test_vidstg(convert: Convert, tmp_path: Path) -> None:
     asked = [r["meta"]["task"] for r in records if r["meta"]["event"] == "who runs?"]
     assert sorted(asked) == ["STVG", "SVG", "TVG"], "a question is never an answer"
     assert len({r["id"] for r in records}) == len(records)
+    # Twice as many frames a second: they would be others, and the times of others.
+    with pytest.raises(SystemExit):
+        convert(changed(VIDSTG, "0.frame_count", 18), "--annotations", str(tmp_path / "vidor"))
+    said = "its file has 9 frames, and the source is about one of 18 frames: of another rate, or cut"
+    assert said in (tmp_path / "out.left_out.txt").read_text()
 
 
 def st_align(question: str, answer: str = "<s> <e> <bboxes>", **tokens: Any) -> dict[str, Any]:
@@ -247,6 +252,7 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
     (ST_ALIGN[:1], "0.conversations.0.value", "Until <e>?", "the question tells the end and not the start"),
     (ST_ALIGN[:1], "0.conversations.0.value", "Where is <box1>?", "conversations: <box1> is told where a STVG record"),
     (ST_ALIGN[:1], "0.meta.split", [5, 8], "frames 3 to 6 of the event are not within 5 to 8"),
+    (ST_ALIGN[:1], "0.meta.split", [0, 9], "its file has 9 frames, and the source is about one with a frame 9"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_by_its_field(
     convert: Convert, tmp_path: Path, value: Any, path: str, new: Any, said: str
