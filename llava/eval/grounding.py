@@ -16,6 +16,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
 from llava.data.features.quantised import dequantised
 from llava.data.records import DatasetError, Record
+from llava.data.square_numbers import loose_times
 from llava.data.variables import fill
 from llava.errors import UserError, fitted, run_command, show
 from llava.eval.caption_scores import choose_metrics
@@ -206,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.on_bad_sample, data.allow_absolute_paths, data.seed,
     )  # fmt: skip
     kept, truths, said = truths_of(records, captioner, flags.on_bad_sample)
+    said += [remark] if (remark := loose_times(kept, captioner.spec)) else []
     if said:
         print(fitted(f"{show(data.data_path)}: " + "\n".join(said)))
     if not kept:

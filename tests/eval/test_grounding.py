@@ -113,15 +113,18 @@ def test_a_model_that_knows_its_answers_by_heart(assets, build, tokenizer, tmp_p
     assert "TVG: 1 questions about 1 clips\n" in shown and "CUT" not in shown and "grounding.csv" in shown
 
 
-@pytest.fixture
-def folder(assets, build, tokenizer, tmp_path):
+def save_run(model, tokenizer, folder):
     """A run of an untrained model with coordinates."""
-    model = build(spec=SPEC)
     add_coordinate_tokens(tokenizer, model)
     make_format("plain", tokenizer, model, text_start="eos")
-    model.save_pretrained(tmp_path / "run")
-    tokenizer.save_pretrained(tmp_path / "run")
-    return tmp_path
+    model.save_pretrained(folder / "run")
+    tokenizer.save_pretrained(folder / "run")
+    return folder
+
+
+@pytest.fixture
+def folder(build, tokenizer, tmp_path):
+    return save_run(build(spec=SPEC), tokenizer, tmp_path)
 
 
 def answers_of(path):
@@ -222,6 +225,17 @@ def test_another_clip_is_no_copy_and_no_segment_of_the_same_film(assets, folder,
     assert "TVG: 5 questions about 2 clips" in capsys.readouterr().out
     assert main([*argv[:2], str(write(folder, film)), *argv[3:], *seen(assets, folder)[2:]]) == 0
     assert "NO CONTROL for 3 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_frames_that_do_not_lie_at_their_times_are_remarked_on(
+    assets, build, tokenizer, tmp_path, oracle, capsys, force
+):
+    save_run(build(spec=replace(SPEC, force_sample=force)), tokenizer, tmp_path)
+    path = make_records(tmp_path, ("TVG",))
+    oracle(answers_of(path))
+    assert main([str(tmp_path / "run"), "--data_path", str(path), *seen(assets, tmp_path)]) == 0
+    assert ("records have times (record 'c0_tvg_0' for one)" in capsys.readouterr().out) == (not force)
 
 
 def test_the_files_of_a_mixture_are_noted(assets, folder, oracle):
