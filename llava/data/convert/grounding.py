@@ -30,6 +30,8 @@ _CHARADES = re.compile(r"(\S+)\s+(\d+(?:\.\d*)?)\s+(\d+(?:\.\d*)?)\s*##(.*)")
 HEAD = 1 << 20
 MARKS = (b'"temporal_gt"', b'"spatial_token"', b'"time_token"', b'"st_frame"', b'"images"', b"##")
 """What stands in the first bytes of one of the forms."""
+PICKLE, PICKLED = b"\x80", (".p", ".pkl", ".pickle")
+"""How a pickle begins, and its file's name ends."""
 STVG_ASK = (
     "Please firstly give the timestamps, and then give the spatial bounding box corresponding to each timestamp in the "
     "time period."
@@ -63,13 +65,18 @@ def open_marked(
         annotations: the folder of VidOR's files, which have the boxes of VidSTG.
 
     Raises:
-        DatasetError: when it cannot be read, or VidSTG lacks its boxes.
+        DatasetError: when it cannot be read, or is a pickle, or VidSTG lacks its boxes.
     """
     path = Path(source)
     if path.is_dir():
         return None
     with open_source(path) as file:
         head = file.read(HEAD)
+    if head[:1] == PICKLE and path.suffix in PICKLED:
+        raise DatasetError(
+            f"{show(path)}: is a pickle, as RefCOCO's refs(unc).p: reading one may run any program; the same "
+            "expressions are in MDETR's finetune_refcoco_train.json and its like"
+        )
     if not any(mark in head for mark in MARKS):
         return None
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,10 @@ def test_what_else_is_refused(convert: Convert, tmp_path: Path, capsys: pytest.C
 
     assert "whose boxes are in VidOR's files: name their folder with --annotations DIR" in refused(VIDSTG)
     assert "holds no .json file of VidOR" in refused(VIDSTG, "--annotations", str(tmp_path / "none"))
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([{"ref_id": 1, "sentences": []}], protocol=2))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "refs(unc).p"), "--output", str(tmp_path / "p.json"), "--image_folder", str(tmp_path)])
+    assert "is a pickle, as RefCOCO's refs(unc).p: reading one may run any program" in capsys.readouterr().err
     assert "--tasks TVG: this form serves REC, REG" in refused(REFCOCO, "--tasks", "REC,TVG", is_image=True)
     assert "--text_only: where and when" in refused(HC_STVG, "--text_only")
     assert "no record was written" in refused("AO8RW 3.0 9.0##a person sits.\n")
