@@ -16,7 +16,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
 from llava.data.features.quantised import dequantised
 from llava.data.records import DatasetError, Record
-from llava.data.square_numbers import loose_times
+from llava.data.square_numbers import loose_times, moved_numbers
 from llava.data.variables import fill
 from llava.errors import UserError, fitted, run_command, show
 from llava.eval.caption_scores import choose_metrics
@@ -24,7 +24,7 @@ from llava.eval.captioning import MARGIN_TOKENS, Caption, Captioner
 from llava.eval.controls import other_samples
 from llava.eval.coordinate_choice import CHOICES, MEDIAN
 from llava.eval.data import device_of, read_for_evaluation, record_files, trained_on
-from llava.eval.grounding_answers import MEASURES, Truth, read_answer, truth_of
+from llava.eval.grounding_answers import MEASURES, Truth, other_than_answer, read_answer, truth_of
 from llava.eval.grounding_scores import frame_grid
 from llava.eval.grounding_table import Asked, examples_of, format_tasks, rows_of, scores_of
 from llava.eval.references import answer_of, longest_reference
@@ -163,16 +163,21 @@ def truths_of(
     Raises:
         DatasetError: under `stop`, for records of a task that cannot be scored.
     """
+    square = captioner.spec.image_aspect_ratio, captioner.model.processor_spec
     kept, truths, bad, others = [], [], [], 0
     for record in records:
         if record.meta.get("task") is None or answer_of(record) is None or not (record.videos or record.images):
             others += 1
             continue
         try:
-            truths.append(truth_of(record, captioner.spec.image_aspect_ratio, captioner.model.processor_spec))
-            kept.append(record)
+            truth = truth_of(record, *square)
+            if wrong := other_than_answer(record, truth, moved_numbers(record, *square)):
+                raise UserError(wrong)
         except UserError as error:
             bad.append(str(error))
+            continue
+        truths.append(truth)
+        kept.append(record)
     said = [f"{others} of {len(records)} records have no meta.task, nothing to see or no answer"] if others else []
     listed = [f"{len(bad)} records cannot be scored:", *bad[:8], *(["..."] if len(bad) > 8 else [])]
     if bad and on_bad_sample == "stop":

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from llava.config.video import ProcessorSpec
 from llava.constants import NUM_COORDINATES
+from llava.data.coordinates import spell
 from llava.data.grounding.geometry import truth_in_square
 from llava.data.grounding.text import (
     parse_box,
@@ -22,6 +24,7 @@ from llava.data.grounding.text import (
 )
 from llava.data.records import Record
 from llava.data.square_numbers import lost_box, moved_numbers
+from llava.data.variables import fill
 from llava.errors import UserError, show
 from llava.eval.grounding_scores import (
     CENTRE,
@@ -39,7 +42,7 @@ from llava.eval.grounding_scores import (
     true_tube,
     tube_iou,
 )
-from llava.eval.references import reference_of
+from llava.eval.references import answer_of, reference_of
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "REC": ("IoU",),
@@ -62,6 +65,8 @@ NEEDED = {
 CENTRE_WHOLE, CONSTANT, FIRST_BOX = "centre box, whole clip", "best constant answer", "its first box in every frame"
 """Floors: answers that need no look."""
 
+NEAREST = 0.5 / (NUM_COORDINATES - 1) + 1e-5
+"""How far a coordinate may be from the number that it stands for; records round theirs."""
 _BOX = re.compile(r"\[\s*(?:<(?:WIDTH|HEIGHT)-\w+>\s*)+\]")
 
 
@@ -153,6 +158,33 @@ def _ordered(values: Any, half: int) -> bool:
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in values):
         return False
     return all(a < b or (half == 1 and a == b) for a, b in zip(values[:half], values[half:], strict=True))
+
+
+def other_than_answer(record: Record, truth: Truth, numbers: Sequence[float]) -> str:
+    """What is said of a record whose own answer, read as a model's is, is not its truth; empty for none.
+
+    Args:
+        numbers: of the record, in the square.
+    """
+    place = answer_of(record)
+    turns = fill(record.conversations, numbers, spell)
+    answer = read_answer("" if place is None else turns[place]["value"], truth)
+    pairs: list[tuple[str, Any, Any]] = [("box", answer.box, truth.box), ("span", answer.span, truth.span)]
+    pairs += [(f"boxes[{i}]", answer.boxes.get(i), truth.boxes.get(i)) for i in {**truth.boxes, **answer.boxes}]
+    pairs += [(f"phrases[{i}]", *pair) for i, pair in enumerate(zip_longest(answer.listed, truth.listed))]
+    needed = NEEDED[truth.task]
+    asked = [pair for pair in pairs if pair[0].partition("[")[0] in needed]
+    for name, said, true in asked:
+        if name == "span" and truth.task == "SVG":  # It is told.
+            continue
+        if said is None or true is None or max(abs(a - b) for a, b in zip(said, true, strict=True)) > NEAREST:
+            words = f"{name}: its answer has {_places(said)} and meta.truth {_places(true)}"
+            return _say(record, f"{words}: mend one of them, or the answer's form (llava.data.grounding.text)")
+    return ""
+
+
+def _places(values: Sequence[float] | None) -> str:
+    return "nothing" if values is None else f"[{', '.join(f'{v:.3f}' for v in values)}]"
 
 
 def words_alone(text: str) -> str:

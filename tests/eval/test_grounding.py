@@ -264,15 +264,19 @@ def test_what_cannot_be_scored_is_named_and_left_out(assets, folder, oracle, cap
     plain = [{"id": "p", "video": "clip0.mp4", "conversations": [{"from": "human", "value": "<video>"},
                                                                 {"from": "gpt", "value": "Un gatto."}]}]  # fmt: skip
     del records[1]["meta"]["truth"]
-    oracle(answers_of(path)[:1] + answers_of(path)[2:])
+    records[3]["meta"]["truth"]["span"] = [0.0, 0.01]
+    oracle(answers_of(path)[:1] + answers_of(path)[2:3])
     argv = [str(folder / "run"), "--data_path", str(write(folder, plain + records)), *seen(assets, folder)]
-    with pytest.raises(DatasetError, match=r"grounding\.json\[2\] id 'c1_tvg_0': meta\.truth has no span, which TVG"):
+    with pytest.raises(
+        DatasetError, match=r"grounding\.json\[2\] id 'c1_tvg_0': meta\.truth has no span, which TVG"
+    ) as said:
         main(argv)
+    assert "id 'c3_tvg_0': span: its answer has [0.000, 0.667] and meta.truth [0.000, 0.010]" in str(said.value)
     assert main([*argv, "--on_bad_sample", "skip"]) == 0
     assert all(row["tIoU"] == "" or float(row["tIoU"]) > 0.9 for row in rows_of(folder))
     shown = capsys.readouterr().out
-    assert "1 of 5 records have no meta.task" in shown and "1 records cannot be scored" in shown
-    assert "TVG: 3 questions about 3 clips" in shown
+    assert "1 of 5 records have no meta.task" in shown and "2 records cannot be scored" in shown
+    assert "TVG: 2 questions about 2 clips" in shown
     with pytest.raises(UserError, match="no record is of a grounding task"):
         main([*argv[:2], str(write(folder, plain)), *argv[3:]])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from llava.eval.grounding_answers import (
     Answer,
     constant_answers,
     measured,
+    other_than_answer,
     read_answer,
     truth_of,
     words_alone,
@@ -44,13 +46,19 @@ def as_record(raw, answer=1):
 
 
 @pytest.fixture(scope="module")
-def records():
-    """A record of each task, and the answer that is right."""
+def raws():
+    """A record of each task, as a file has it."""
     clip = Annotation("c", 64, 64, [Event("un cerchio rosso si muove", (3 / 11, 6 / 11), MOVED)], video="c.mp4")
     cat, dog = Event("un gatto", None, {0.0: BOX}), Event("un cane", None, {0.0: (0, 0, 0.1, 1)})
     image = Annotation("i", 64, 64, [cat, dog], image="i.png")
     made = [*records_of(clip, TASKS, "it", random.Random(0)), *records_of(image, TASKS, "it", random.Random(0))]
-    return {raw["meta"]["task"]: as_record(raw) for raw in reversed(made)}
+    return {raw["meta"]["task"]: raw for raw in reversed(made)}
+
+
+@pytest.fixture(scope="module")
+def records(raws):
+    """A record of each task, and the answer that is right."""
+    return {task: as_record(raw) for task, raw in raws.items()}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -149,6 +157,36 @@ def test_no_box_of_a_record_that_is_scored_is_cropped_away(records):
     told = replace(records["ELC"][0], conversations=turns, meta=elc, coordinates=edge)
     with pytest.raises(UserError, match="its box is not in the picture"):
         truth_of(told, "crop", processor)
+
+
+def whole(raw):
+    """A record with its numbers, as it is read."""
+    numbers, _ = read_variables(raw["conversations"], raw["variables"])
+    return replace(as_record(raw)[0], coordinates=numbers)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_record_whose_own_answer_is_not_its_truth_is_named(raws, task):
+    """Two places that say what is true would make the scores of one of them."""
+    record = whole(raws[task])
+    truth = truth_of(record, "square", None)
+    assert other_than_answer(record, truth, record.coordinates) == ""
+    if not MEASURES[task]:
+        return
+    moved = [number + 0.02 if number < 0.9 else number - 0.02 for number in record.coordinates]
+    assert re.search(r"id '.*': \w+.*: its answer has .* and meta.truth \[", other_than_answer(record, truth, moved))
+    said = {"from": "gpt", "value": record.conversations[1]["value"].replace("><", ">, <")}
+    spaced = replace(record, conversations=[record.conversations[0], said])
+    assert "has nothing and meta.truth" in other_than_answer(spaced, truth, record.coordinates)
+
+
+def test_more_frames_than_coordinates_have_the_boxes_that_answers_are_read_to_have():
+    boxes = {i / 249: (0.2 + i / 1000, 0.2, 0.6 + i / 1000, 0.8) for i in range(250)}
+    clip = Annotation("c", 64, 64, [Event("un cerchio", (0.0, 1.0), boxes)], video="c.mp4")
+    (raw,) = records_of(clip, ["STVG"], "it", random.Random(0))
+    record = whole(raw)
+    truth = truth_of(record, "square", None)
+    assert len(truth.boxes) == 100 and other_than_answer(record, truth, record.coordinates) == ""
 
 
 def test_answers_that_need_no_look(records):
