@@ -281,6 +281,21 @@ def test_what_cannot_be_scored_is_named_and_left_out(assets, folder, oracle, cap
         main([*argv[:2], str(write(folder, plain)), *argv[3:]])
 
 
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+def test_numbers_that_have_no_place_are_told_with_all_other_problems(assets, build, tokenizer, tmp_path, aspect):
+    """Before anything is asked, and by every evaluation: losses would be those of other numbers."""
+    save_run(build(spec=replace(SPEC, image_aspect_ratio=aspect)), tokenizer, tmp_path)
+    records = json.loads(make_records(tmp_path, ("REC",)).read_text())
+    records[1]["meta"] = {k: v for k, v in records[1]["meta"].items() if k != "width"}
+    records[0]["meta"]["width"] = 6400  # Of which a crop leaves the middle hundredth.
+    path = write(tmp_path, [*records, {**records[2], "id": "gone", "image": "gone.png"}])
+    with pytest.raises(DatasetError, match="missing file") as said:
+        main([str(tmp_path / "run"), "--data_path", str(path), *seen(assets, tmp_path)])
+    assert "id 'i1_rec_0': numbers of places are fractions of the frame" in str(said.value)
+    lost = "id 'i0_rec_0': its box [0.0, 0.0, 0.4, 0.5] is cropped away"
+    assert (lost in str(said.value)) == (aspect == "crop")
+
+
 def test_a_single_clip_has_no_other_and_says_so(assets, folder, oracle, capsys):
     path = make_records(folder, ("TVG",))
     oracle(answers_of(path))
