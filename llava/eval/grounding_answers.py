@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
+from unicodedata import normalize
 
 from llava.config.video import ProcessorSpec
 from llava.constants import NUM_COORDINATES
@@ -180,7 +181,16 @@ def other_than_answer(record: Record, truth: Truth, numbers: Sequence[float]) ->
         if said is None or true is None or max(abs(a - b) for a, b in zip(said, true, strict=True)) > NEAREST:
             words = f"{name}: its answer has {_places(said)} and meta.truth {_places(true)}"
             return _say(record, f"{words}: mend one of them, or the answer's form (llava.data.grounding.text)")
+    if truth.task in WORDED and plain(answer.text) != plain(truth.text):
+        return _say(
+            record, f"its answer says {answer.text!r:.60} and meta.truth.text {truth.text!r:.60}: mend one of them"
+        )
     return ""
+
+
+def plain(text: str) -> str:
+    """A text as texts are compared: in composed characters, with single spaces and without full stops at its end."""
+    return " ".join(normalize("NFC", text).split()).rstrip(". ")
 
 
 def _places(values: Sequence[float] | None) -> str:

@@ -171,6 +171,9 @@ def test_a_record_whose_own_answer_is_not_its_truth_is_named(raws, task):
     record = whole(raws[task])
     truth = truth_of(record, "square", None)
     assert other_than_answer(record, truth, record.coordinates) == ""
+    if task in ("REG", "TR", "ELC"):
+        other = replace(truth, text="a cat")  # Somebody translated the answers.
+        assert "and meta.truth.text 'a cat': mend" in other_than_answer(record, other, record.coordinates)
     if not MEASURES[task]:
         return
     moved = [number + 0.02 if number < 0.9 else number - 0.02 for number in record.coordinates]
@@ -178,6 +181,15 @@ def test_a_record_whose_own_answer_is_not_its_truth_is_named(raws, task):
     said = {"from": "gpt", "value": record.conversations[1]["value"].replace("><", ">, <")}
     spaced = replace(record, conversations=[record.conversations[0], said])
     assert "has nothing and meta.truth" in other_than_answer(spaced, truth, record.coordinates)
+
+
+@pytest.mark.parametrize("text", ["un cerchio si muove...", "È un  cerchio.", "uno [due] {tre}, quattro", "a . b ."])
+def test_whatever_words_an_event_has_are_read_as_they_are(text):
+    clip = Annotation("c", 64, 64, [Event(text, (0.0, 1.0), {0.0: BOX, 1.0: BOX})], video="c.mp4")
+    image = Annotation("i", 64, 64, [Event(text, None, {0.0: BOX})], image="i.png")
+    for raw in (r for a in (clip, image) for r in records_of(a, TASKS, "it", random.Random(0))):
+        record = whole(raw)
+        assert other_than_answer(record, truth_of(record, "square", None), record.coordinates) == ""
 
 
 def test_more_frames_than_coordinates_have_the_boxes_that_answers_are_read_to_have():
