@@ -9,16 +9,13 @@ import numpy as np
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.columns import take
 from llava.data.features.store import Clip
-from llava.data.grounding.geometry import is_edge, square_of
+from llava.data.grounding.geometry import is_edge, is_other_shape, square_of
 from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
 from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in
 from llava.errors import UserError
-
-SHAPE = 0.02
-"""By how much the proportions of frames may differ from what a record says: codecs want even numbers of pixels."""
 
 
 def moved_numbers(
@@ -94,7 +91,7 @@ def other_shapes(records: Sequence[Record], sizes: Mapping[Clip, tuple[int, int]
             continue
         for clip in clips_named(record):
             width, height = sizes.get(clip, (0, 0))
-            if height and abs(said[0] * height / (said[1] * width) - 1) > SHAPE:
+            if height and is_other_shape(said, (width, height)):
                 message = (
                     f"{clip[0]}: meta.width and meta.height are {said[0]} x {said[1]}, and its frames are shown in "
                     f"{width} x {height}, of another shape: places are fractions of what is shown; mend both"

@@ -12,8 +12,9 @@ from llava.data.convert.build import Tally, locate, tidy, times_of, wrong_text
 from llava.data.convert.clips import ClipIndex
 from llava.data.convert.rows import Fault, Row
 from llava.data.grounding.annotation import Annotation, Event
-from llava.data.grounding.geometry import Box
+from llava.data.grounding.geometry import Box, is_other_shape
 from llava.data.grounding.tasks import asked_as, records_of
+from llava.data.video.image import image_size
 from llava.data.video.select import spread_evenly
 from llava.errors import UserError
 
@@ -87,6 +88,8 @@ def build_marked(
         if found is None:
             continue
         try:
+            if item.is_image:
+                _check_shape(item, str(index.folder / found[0]))
             annotation = annotation_of(item, found[0], wanted.num_frames, partial(times, str(index.folder / found[0])))
             records = _records(item, annotation, wanted, rng)
         except UserError as error:
@@ -150,6 +153,20 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
             )
     event = Event(tidy(item.text), span, at, boxes.get(item.frames[0]) if item.frames else None)
     return Annotation(item.clip, width, height, [event], video=path, num_frames=seen, split=item.segment)
+
+
+def _check_shape(item: Marked, path: str) -> None:
+    """Whether an image is shown as it was annotated.
+
+    Raises:
+        ValueError: when it has another shape.
+    """
+    width, height = image_size(path)
+    if item.size is not None and min(*item.size, height) > 0 and is_other_shape(item.size, (width, height)):
+        raise UserError(
+            f"the source says {item.size[0]} x {item.size[1]} pixels, and the file is shown in {width} x {height}: it "
+            "is turned by its EXIF data, or is another picture"
+        )
 
 
 def _check_count(item: Marked, times: Any) -> None:

@@ -17,6 +17,8 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 from 0 to 1."""
 LARGEST = 1 << 31
 """Pixels that no frame's edge has."""
+SHAPE = 0.02
+"""By how much the proportions of frames may differ from what is said of them: codecs want even numbers of pixels."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Square:
             for place, value in enumerate(box)
         )
         return x1, y1, x2, y2
+
+
+def is_other_shape(size: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two (width, height) differ in their proportions by more than `SHAPE`."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) > SHAPE
 
 
 def is_edge(value: Any) -> bool:

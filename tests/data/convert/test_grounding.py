@@ -102,6 +102,19 @@ def test_refcoco(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture
     assert convert(own, "--tasks", "rec", is_image=True)[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
 
 
+def test_an_image_that_is_turned_after_it_was_annotated_is_left_out(
+    convert: Convert, tmp_path: Path, media: Path
+) -> None:
+    picture = Image.fromarray(np.zeros((50, 100, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x112] = 6
+    picture.save(media / "turned.jpg", exif=exif)
+    source = changed(REFCOCO, "images.0.file_name", "turned.jpg")
+    assert {r["image"] for r in convert(source, is_image=True)} == {"coco_1.jpg"}
+    said = "the source says 100 x 50 pixels, and the file is shown in 50 x 100: it is turned by its EXIF data"
+    assert said in (tmp_path / "out.left_out.txt").read_text()
+
+
 def test_charades_sta(convert: Convert, tmp_path: Path) -> None:
     records = convert("AO8RW 0.5 1.0##a person sits.\nAO8RW 1.5 2.4##a person stands.\n", "--questions", "en")
     found = by_task(records)
@@ -237,6 +250,7 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
 
 @pytest.mark.parametrize(("value", "path", "new", "said"), [
     (ONE_REF, "images.0.width", ..., "width: expected a number, got None"),
+    (ONE_REF, "images.0.height", 0, "bbox of frame 0: 10, 5 to 30, 15 is no box within 100 x 0 pixels"),
     (ONE_REF, "annotations.0.bbox", [10, 5, 20], r"annotations.bbox: expected [x, y, width, height]"),
     (ONE_REF, "annotations.0.bbox", [10, 5, 0, 10], "annotations.bbox: [10, 5, 0, 10] has no area; it is read as"),
     (ONE_REF, "annotations.0.bbox", [90, 5, 95, 10], "bbox of frame 0: 90, 5 to 185, 15 is no box within 100 x 50"),
