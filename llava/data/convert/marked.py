@@ -144,6 +144,8 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
             _check_count(item, times())
         if not (total > 1 and first <= start <= end <= last):
             raise UserError(f"frames {start} to {end} of the event are not within {first} to {last} of the clip")
+        if stray := [frame for frame in boxes if not start <= frame <= end]:
+            raise UserError(f"a box of frame {stray[0]}, which is not of the event in frames {start} to {end}")
         span = (start - first) / (total - 1), (end - first) / (total - 1)
         shown = [first + int(place) for place in spread_evenly(total, seen)]
         at = {(k / (seen - 1) if seen > 1 else 0.5): boxes[f] for k, f in enumerate(shown) if f in boxes}
@@ -182,8 +184,13 @@ def _check_count(item: Marked, times: Any) -> None:
         raise UserError(times)
     assert item.segment is not None
     there, last = len(times), item.segment[1]
-    if last >= there or (item.num_frames and abs(there - item.num_frames) > max(2, MISCOUNTED * item.num_frames)):
-        said = f"of {item.num_frames} frames" if item.num_frames else f"with a frame {last}"
+    if (
+        item.segment[0] < 0
+        or last >= there
+        or (item.num_frames and abs(there - item.num_frames) > max(2, MISCOUNTED * item.num_frames))
+    ):
+        asked = f"with frames {item.segment[0]} to {last}"
+        said = f"of {item.num_frames} frames" if item.num_frames else asked
         raise UserError(f"its file has {there} frames, and the source is about one {said}: of another rate, or cut")
 
 

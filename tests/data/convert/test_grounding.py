@@ -260,6 +260,8 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
     (ONE_HC, "1_a.ed_frame", 30, "bbox: 4 boxes for frames 4 to 30"),
     (ONE_HC, "1_a.img_num", 5, "frames 3 to 6 of the event are not within 0 to 4 of the clip"),
     (ONE_HC, "1_a.st_frame", 0, "bbox: 4 boxes for frames 0 to 7"),
+    (ST_ALIGN[:1], "0.meta.spatial_token.<bboxes>", {"x": [1, 1, 2, 2]}, "is of another form (ValueError: invalid"),
+    (ST_ALIGN[:1], "0.meta.time_token.<s>", float("inf"), "is of another form (OverflowError: "),
     (ST_ALIGN[:1], "0.meta.split", [0], "meta.split: expected [first, last] in frames, got [0]"),
     (ST_ALIGN[:1], "0.meta.height", "50", "meta.height: expected a number, got '50'"),
     (ST_ALIGN[:1], "0.meta.time_token", {"<e>": 6}, "<s>: expected a number, got None"),
@@ -267,7 +269,10 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
     (ST_ALIGN[:1], "0.conversations.0.value", "Until <e>?", "the question tells the end and not the start"),
     (ST_ALIGN[:1], "0.conversations.0.value", "Where is <box1>?", "conversations: <box1> is told where a STVG record"),
     (ST_ALIGN[:1], "0.meta.split", [5, 8], "frames 3 to 6 of the event are not within 5 to 8"),
-    (ST_ALIGN[:1], "0.meta.split", [0, 9], "its file has 9 frames, and the source is about one with a frame 9"),
+    (ST_ALIGN[:1], "0.meta.split", [0, 9], "its file has 9 frames, and the source is about one with frames 0 to 9"),
+    (ST_ALIGN[:1], "0.meta.split", [-2, 8], "the source is about one with frames -2 to 8"),
+    (ST_ALIGN[:1], "0.meta.time_token.<s>", 3.5, "<s>: expected a whole number of frames, got 3.5"),
+    (ST_ALIGN[:1], "0.meta.time_token.<e>", 5, "a box of frame 6, which is not of the event in frames 3 to 5"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_by_its_field(
     convert: Convert, tmp_path: Path, value: Any, path: str, new: Any, said: str
