@@ -62,9 +62,16 @@ def convert(source: Path, heads: int) -> tuple[dict[str, torch.Tensor], int, int
 
     Raises:
         FileNotFoundError: when there are no weights at `source`.
-        ValueError: naming every weight that is missing, unknown, of another shape or not finite.
+        ValueError: naming every weight that is missing, unknown, of another shape or not finite, and one that is there
+            twice with other values.
     """
-    found = from_llava_st({name: value for path in weight_files(source) for name, value in packer_weights(path)})
+    given: dict[str, torch.Tensor] = {}
+    for path in weight_files(source):
+        for name, value in packer_weights(path):
+            if name in given and not torch.equal(given[name], value):
+                raise UserError(f"{source}: two of its files have {name}, and they differ: name the file that is meant")
+            given[name] = value
+    found = from_llava_st(given)
     if "base.out.weight" not in found:
         raise UserError(
             f"{source}: no {PACKER}.devide_attention.to_out.weight, which a checkpoint of LLaVA-ST has: this is "

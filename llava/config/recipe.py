@@ -30,7 +30,7 @@ BASE, TEXT_ONLY_RUN, LAUNCH = "recipe", "text_only_run", "launch"
 NOT_HERE = ("recipe", "local_rank")
 VISION_FLAGS = frozenset({
     "vision_tower", "vision_precision", "feature_cache", "feature_dtype", "repair_features", "num_frames", "video_fps",
-    "frames_upbound", "force_sample", "image_aspect_ratio", "video_decoder", "clip_timeout", "video_folder",
+    "frames_upbound", "force_sample", "video_decoder", "clip_timeout", "video_folder",
     "image_folder", "pretrain_mm_mlp_adapter",
 })  # fmt: skip
 """Besides all that begin with `mm_`: the flags that a run on text alone does without."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava.config.known_flags import WORDS
+from llava.config.llava_st import FROZEN, TOWER, TUNED, trained_parts
 from llava.config.recipe import below
 
-RESAMPLER, EMBEDDINGS, COORDINATES = "mm_vision_resampler", "mm_embeddings", "mm_coordinates"
+LANGUAGE_MODEL, RESAMPLER = "mm_language_model", "mm_vision_resampler"
+EMBEDDINGS, COORDINATES = "mm_embeddings", "mm_coordinates"
 RATES = {
     "mm_mlp_adapter": "mm_projector_lr",
     RESAMPLER: "mm_vision_resampler_lr",
@@ -27,7 +29,7 @@ RATES = {
 SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_steps": 0.03}
 ADAPTED = {
     "mm_coordinates": True,
-    "mm_tunable_parts": f"mm_language_model,{RESAMPLER},{EMBEDDINGS},{COORDINATES}",
+    "mm_tunable_parts": f"{LANGUAGE_MODEL},{RESAMPLER},{EMBEDDINGS},{COORDINATES}",
     "lora_enable": True,
     "lora_r": 128,
     "lora_alpha": 256,
@@ -69,8 +71,8 @@ class StageSays:
 def take_stage(said: Mapping[str, Any]) -> StageSays:
     """What `--stage` sets, beside what a command and its recipe say, by flag.
 
-    A learning rate is set for a part that trains alone, and LoRA's flags where there are adapters. On text alone a
-    stage sets nothing.
+    A learning rate is set for a part that trains alone, LoRA's flags where there are adapters, and adapters and
+    coordinates where the command leaves them among what trains. On text alone a stage sets nothing.
     """
     stage = said.get("stage")
     if stage is None:
@@ -82,12 +84,19 @@ def take_stage(said: Mapping[str, Any]) -> StageSays:
         return StageSays(note=f"stage {stage} is about vision and sets nothing without a --vision_tower")
     whole = STAGES[stage]
     values = below(whole, said)
+    parts = said.get("mm_tunable_parts", _by_older_flags(said, values))
+    if parts is not None:
+        named = {part.strip() for part in str(parts).split(",")}
+        if LANGUAGE_MODEL not in named:
+            values.pop("lora_enable", None)
+        if COORDINATES not in named:
+            values.pop("mm_coordinates", None)
     if not _on(said.get("lora_enable", values.get("lora_enable"))):
         values = {k: v for k, v in values.items() if not k.startswith("lora_")}
-    parts = said.get("mm_tunable_parts", values.get("mm_tunable_parts"))
-    if parts is not None:
-        trained = {part.strip() for part in str(parts).split(",")}
-        idle = {flag for part, flag in RATES.items() if part not in trained}
+    trained = values.get("mm_tunable_parts") if parts is None else parts
+    if trained is not None:
+        named = {part.strip() for part in str(trained).split(",")}
+        idle = {flag for part, flag in RATES.items() if part not in named}
         values = {k: v for k, v in values.items() if k not in idle}
     else:
         # The older flags of LLaVA say what trains, and none of them names the embeddings or the coordinates.
@@ -98,6 +107,13 @@ def take_stage(said: Mapping[str, Any]) -> StageSays:
             kept = [part for part in values["mm_tunable_parts"].split(",") if part != COORDINATES]
             values["mm_tunable_parts"] = ",".join(kept)
     return StageSays(values, _note(stage, whole, values, said))
+
+
+def _by_older_flags(said: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
+    """What trains by the older flags of LLaVA that a command gives; None where they leave it open."""
+    older = {name: _on(said[name]) for name in (*TUNED, *FROZEN, TOWER) if name in said}
+    coordinates = _on(said.get("mm_coordinates", values.get("mm_coordinates")))
+    return trained_parts({**older, "vision_tower": said["vision_tower"], "mm_coordinates": coordinates})[0]
 
 
 def _note(stage: str, whole: Mapping[str, Any], values: Mapping[str, Any], said: Mapping[str, Any]) -> str:

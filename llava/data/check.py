@@ -39,7 +39,7 @@ from llava.data.records import (
     without,
 )
 from llava.data.sources import count_sources, format_sources
-from llava.data.square_numbers import coordinate_problems, loose_times
+from llava.data.square_numbers import coordinate_problems, loose_times, other_shapes
 from llava.data.text_format import text_format
 from llava.data.text_start import NONE, TEXT_STARTS, choose_start, recorded_text
 from llava.data.video import (
@@ -69,7 +69,7 @@ class FileReport:
     """What opening a file gave: a problem (`kind` is not empty), or how many distinct frames training would see.
 
     `is_whole`: every frame was decoded, not only what training sees; `cut_at`: frames of a clip that its segment ends
-    beyond, else 0.
+    beyond, else 0; `size`: width and height of a frame as it is shown, turned upright.
     """
 
     kind: str = ""
@@ -77,6 +77,7 @@ class FileReport:
     distinct: int = 0
     is_whole: bool = False
     cut_at: int = 0
+    size: tuple[int, int] = (0, 0)
 
 
 def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: int = 2) -> FileReport:
@@ -84,8 +85,8 @@ def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: i
     path, split, is_image = clip
     try:
         if is_image:
-            read_image(path)
-            return FileReport(distinct=1, is_whole=True)
+            height, width = read_image(path).shape[1:3]
+            return FileReport(distinct=1, is_whole=True, size=(width, height))
         info = probe_video(path)
         frames = read_frames(path, spec, split)
         first, last = segment_bounds(info.num_frames, split)
@@ -106,7 +107,8 @@ def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: i
                 f"full decode; train with --video_decoder pyav, or {REENCODE}",
             )
         cut_at = info.num_frames if split is not None and split[1] >= info.num_frames else 0
-        return FileReport(distinct=len(set(select_frames(info.times, spec, split))), is_whole=is_whole, cut_at=cut_at)
+        distinct = len(set(select_frames(info.times, spec, split)))
+        return FileReport("", "", distinct, is_whole, cut_at, (frames.shape[2], frames.shape[1]))
     except VideoError as error:
         return FileReport(error.kind, str(error))
     except Exception as error:
@@ -148,7 +150,7 @@ def inspect_files(
 
 
 def cut_segments(records: Sequence[Record], reports: dict[Clip, FileReport]) -> list[Problem]:
-    """A remark for each record whose segment ends beyond its clip, where it is cut."""
+    """What is said of each record whose segment ends beyond its clip, where it is cut."""
     return [
         Problem(
             r.source, r.id, "segment beyond the end",
@@ -302,10 +304,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         good = without(records, problems)
         too_long, tokens = check_lengths(good, tokenizer, spec, max_length, version, text_start)
         problems += too_long
-    problems += file_problems + coordinate_problems(records, spec, None)
+    # What a crop cuts away depends on the tower; it asks for the same sizes as a pad.
+    aspect = "pad" if spec.image_aspect_ratio == "crop" else spec.image_aspect_ratio
+    sizes = {clip: report.size for clip, report in reports.items()}
+    problems += file_problems + coordinate_problems(records, aspect, None) + other_shapes(records, sizes)
+    cut = cut_segments(records, reports)
+    timed = {record.source for record in records if record.coordinates}
+    problems += [problem for problem in cut if problem.source in timed]  # Their times are of the whole segment.
     if len(sources := count_sources(records)) > 1:
         print(format_sources(sources))
-    if doubtful := remarks(records) + cut_segments(records, reports):
+    if doubtful := remarks(records) + [problem for problem in cut if problem.source not in timed]:
         print(format_problems(doubtful, noun="remark"))
     if problems:
         print(format_problems(problems, limit=None))
@@ -316,6 +324,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"coordinates: {numbers} numbers in {len(numbered)} records, which train with --mm_coordinates True")
         if remark := loose_times(records, spec):
             print(f"remark: {remark}")
+        if spec.image_aspect_ratio == "crop":
+            print(
+                "not checked: boxes that --image_aspect_ratio crop cuts away, which depends on the tower; a run looks"
+            )
     unseen = len({clip[0] for clip, report in reports.items() if not report.is_whole})
     if unseen:
         print(

@@ -78,6 +78,7 @@ class LazySupervisedDataset(Dataset):
         text_format: TextFormat | None = None,
         num_cut: int = 0,
         prepared: TokenTable | None = None,
+        image_aspect_ratio: str | None = None,
     ) -> None:
         self.records = records
         self.tokenizer = tokenizer
@@ -85,6 +86,8 @@ class LazySupervisedDataset(Dataset):
         self.max_length = max_length
         self.spec = spec
         self.processor = processor
+        self.image_aspect_ratio = image_aspect_ratio if spec is None else spec.image_aspect_ratio
+        """How frames are made square, that of the frames of text alone too: numbers of places are moved so."""
         self.cache = cache
         self.watch = ClipWatch(clip_timeout)
         self.text_format: TextFormat = PlainLM(tokenizer) if text_format is None else text_format
@@ -132,8 +135,10 @@ class LazySupervisedDataset(Dataset):
             raise _named(error, record) from error
 
     def numbers(self, record: Record) -> tuple[float, ...]:
-        """The numbers at a record's coordinate placeholders, as they are in the picture that the tower sees."""
-        return moved_numbers(record, self.spec, self.processor)
+        """The numbers at a record's coordinate placeholders, as they are in the picture that the tower sees, or that
+        another run's tower does.
+        """
+        return moved_numbers(record, self.image_aspect_ratio, self.processor)
 
     def prepared_tokens(self, index: int, record: Record) -> tuple[torch.Tensor, torch.Tensor] | None:
         """`input_ids` and `labels` (L,) of the record at `index` in full as they were prepared; None where they must be

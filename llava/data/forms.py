@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
 from llava.data.records import Record, text_alone
+from llava.data.target_words import Numbers, as_written
 from llava.data.text_format import TextFormat
 
 Tokens = Callable[[Record], tuple[torch.Tensor, torch.Tensor]]
@@ -80,9 +81,16 @@ def differing_forms(
     return found
 
 
-def targets_digest(records: Sequence[Record], text_format: TextFormat) -> str:
+def targets_digest(
+    records: Sequence[Record],
+    text_format: TextFormat,
+    numbers: Numbers = as_written,
+) -> str:
     """A hash of the words and numbers that records predict as text alone, in their order: the same for both experiments
     on them.
+
+    Args:
+        numbers: of a record, as it predicts them.
     """
     digest = hashlib.sha256()
     encoded = text_format.encode([text_alone(r).conversations for r in records])
@@ -90,5 +98,5 @@ def targets_digest(records: Sequence[Record], text_format: TextFormat) -> str:
         targets = [label for label in labels if label != IGNORE_INDEX][:-1]  # Without the end.
         digest.update(f"{targets}\n".encode())
         if record.coordinates:
-            digest.update(f"{record.coordinates}\n".encode())
+            digest.update(f"{tuple(numbers(record))}\n".encode())
     return digest.hexdigest()

@@ -45,8 +45,8 @@ def paths_below(record: Record) -> tuple[list[str], list[str]]:
 
 
 def record_digest(record: Record, paths: tuple[list[str], list[str]] | None = None) -> int:
-    """A number below 2**64: a hash of what a record trains with, its text, its numbers and the names of its clips below
-    their folders.
+    """A number below 2**64: a hash of what a record trains with, its text, its numbers, the size of the frame that they
+    are of, and the names of its clips below their folders.
 
     Args:
         paths: `paths_below`, where they are known.
@@ -55,5 +55,6 @@ def record_digest(record: Record, paths: tuple[list[str], list[str]] | None = No
     turns = [[turn["from"], turn["value"]] for turn in record.conversations]
     parts = [record.id, turns, videos, images, record.split]
     # Without numbers it stays what earlier commits have written down.
-    text = _written([*parts, record.coordinates] if record.coordinates else parts)
+    numbers = [record.coordinates, record.meta.get("width"), record.meta.get("height")]
+    text = _written([*parts, *numbers] if record.coordinates else parts)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -2,58 +2,58 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.columns import take
-from llava.data.grounding.geometry import square_of
+from llava.data.features.store import Clip
+from llava.data.grounding.geometry import is_edge, is_other_shape, square_of
+from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
-from llava.data.variables import COORDINATES, axis_of, placeholders_in
+from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in
 from llava.errors import UserError
 
-_WAY = "<{}-(?:INPUT|OUTPUT)>"
-_BOX = re.compile(rf"\[{(_WAY.format('WIDTH') + _WAY.format('HEIGHT')) * 2}\]")
 
+def moved_numbers(
+    record: Record, image_aspect_ratio: str | None, processor: ProcessorSpec | None = None
+) -> tuple[float, ...]:
+    """The numbers of a record, those of places moved as `image_aspect_ratio` moves the pixels of its frames, which
+    need not be shown: without them the record predicts the same.
 
-def moved_numbers(record: Record, spec: VideoSpec | None, processor: ProcessorSpec | None = None) -> tuple[float, ...]:
-    """The numbers of a record, those of places moved as `spec.image_aspect_ratio` moves the pixels of its frames.
-
-    Without a tower nothing is moved.
+    Args:
+        image_aspect_ratio: None moves nothing.
 
     Raises:
-        ValueError: when they are to be moved and the record does not say how large its frames are.
+        ValueError: when they are to be moved and the record does not say how large its frames are; for a crop without
+            the processor of a tower.
     """
-    if spec is None or not record.coordinates:
+    if image_aspect_ratio is None or not record.coordinates:
         return record.coordinates
     names = placeholders_in("".join(turn["value"] for turn in record.conversations))
     is_shown = record.videos or record.images or "width" in record.meta
     if not is_shown or all(axis_of(name) == "TEMP" for name in names):
         return record.coordinates
-    return square_of(record.meta, spec.image_aspect_ratio, processor).numbers(names, record.coordinates)
+    return square_of(record.meta, image_aspect_ratio, processor).numbers(names, record.coordinates)
 
 
 def coordinate_problems(
-    records: Sequence[Record], spec: VideoSpec | None, processor: ProcessorSpec | None
+    records: Sequence[Record], image_aspect_ratio: str | None, processor: ProcessorSpec | None
 ) -> list[Problem]:
     """A problem for each record whose numbers cannot be moved, or of which a box is cropped away; no file is opened.
 
     Args:
-        processor: of the tower; without it what a crop cuts away is not looked for.
+        processor: of the tower; without one there is none for a crop to be told by.
     """
-    if spec is None:
+    if image_aspect_ratio is None:
         return []
-    if processor is None and spec.image_aspect_ratio == "crop":
-        spec = replace(spec, image_aspect_ratio="pad")  # Which asks for the same sizes.
     problems = []
     for record in _numbered(records):
         try:
-            lost = _lost_box(record, moved_numbers(record, spec, processor))
+            lost = lost_box(record, moved_numbers(record, image_aspect_ratio, processor))
         except UserError as error:
             lost = str(error)
         if lost:
@@ -67,7 +67,7 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     """
     if spec is None or spec.force_sample or spec.video_fps == 0:
         return ""
-    timed = next((r for r in _numbered(records) if r.videos and _has_times(r)), None)
+    timed = next((r for r in _numbered(records) if r.videos and _names(r, "<TEMP-")), None)
     if timed is None:
         return ""
     return (
@@ -77,8 +77,32 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     )
 
 
-def _has_times(record: Record) -> bool:
-    return any("<TEMP-" in name for turn in record.conversations for name in placeholders_in(turn["value"]))
+def other_shapes(records: Sequence[Record], sizes: Mapping[Clip, tuple[int, int]]) -> list[Problem]:
+    """A problem for each record with places whose `meta.width` and `meta.height` are of another shape than its frames:
+    a picture that its EXIF data turn, or that was cut or squeezed after it was annotated. Another size is fine.
+
+    Args:
+        sizes: width and height of the frames of each clip, as they are shown; 0 where that is not known.
+    """
+    problems = []
+    for record in _numbered(records):
+        said = record.meta.get("width"), record.meta.get("height")
+        if not all(is_edge(edge) for edge in said) or not _names(record, "<WIDTH-", "<HEIGHT-"):
+            continue
+        for clip in clips_named(record):
+            width, height = sizes.get(clip, (0, 0))
+            if height and is_other_shape(said, (width, height)):
+                message = (
+                    f"{clip[0]}: meta.width and meta.height are {said[0]} x {said[1]}, and its frames are shown in "
+                    f"{width} x {height}, of another shape: places are fractions of what is shown; mend both"
+                )
+                problems.append(Problem(record.source, record.id, COORDINATES, message))
+    return problems
+
+
+def _names(record: Record, *begin: str) -> bool:
+    """Whether a record has a placeholder that begins so."""
+    return any(name.startswith(begin) for turn in record.conversations for name in placeholders_in(turn["value"]))
 
 
 def _numbered(records: Sequence[Record]) -> Sequence[Record]:
@@ -88,10 +112,16 @@ def _numbered(records: Sequence[Record]) -> Sequence[Record]:
     return [r for r in records if r.coordinates]
 
 
-def _lost_box(record: Record, numbers: Sequence[float]) -> str:
-    """What is said of a record with a box that lies outside its picture, which has no width or height there."""
+def lost_box(record: Record, numbers: Sequence[float]) -> str:
+    """What is said of a record with a box that lies outside its picture, which has no width or height there.
+
+    Args:
+        numbers: of `moved_numbers`.
+    """
+    if not numbers:
+        return ""
     text = "".join(turn["value"] for turn in record.conversations)
-    for found in _BOX.finditer(text):
+    for found in BOX.finditer(text):
         first = len(placeholders_in(text[: found.start()]))
         x1, y1, x2, y2 = numbers[first : first + 4]
         told = record.coordinates[first : first + 4]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,14 @@ MAX_RECORDS = 5_000
 """Records that are counted, evenly spread: 0.2 s, and an entropy that is low by 0.05 nats at most."""
 
 
+Numbers = Callable[[Record], Sequence[float]]
+
+
+def as_written(record: Record) -> Sequence[float]:
+    """The numbers of a record as its file has them."""
+    return record.coordinates
+
+
 @dataclass
 class TargetCount:
     """How often each token is a target; the supervised words between white space, and the tokens that write them."""
@@ -42,10 +50,14 @@ def count_targets(
     tokenizer: PreTrainedTokenizerBase,
     limit: int = MAX_RECORDS,
     text_format: TextFormat | None = None,
+    numbers: Numbers = as_written,
 ) -> dict[str, TargetCount]:
     """The targets of "captions" (of records with a video or image) and of "text"; in plain LM without a format.
 
     The words are tokenised in batches, which takes a hundredth of the time of whole samples.
+
+    Args:
+        numbers: of a record, as it predicts them.
     """
     text_format = PlainLM(tokenizer) if text_format is None else text_format
     chosen = records[:: max(1, math.ceil(len(records) / limit))]
@@ -55,7 +67,7 @@ def count_targets(
     coordinates = CoordinateTokens.known(tokenizer)
     for record, (ids, labels) in zip(chosen, text_format.encode(texts), strict=True):
         if coordinates is not None and record.coordinates:
-            labels = coordinates.labels(torch.tensor(ids), torch.tensor(labels), record.coordinates).tolist()
+            labels = coordinates.labels(torch.tensor(ids), torch.tensor(labels), numbers(record)).tolist()
         count = counts.setdefault("captions" if record.videos or record.images else "text", TargetCount())
         # Nothing stands before the first token, so it is no target.
         count.targets.update(label for label in labels[1:] if label != IGNORE_INDEX)
@@ -83,7 +95,10 @@ def target_entropies(
 
 
 def describe_targets(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, text_format: TextFormat | None = None
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    text_format: TextFormat | None = None,
+    numbers: Numbers = as_written,
 ) -> dict[str, dict[str, Any]]:
     """What a run's record keeps of the targets of "captions" and of "text", as counted in at most about `MAX_RECORDS`
     records: how many `tokens` are targets, their unigram `entropy` in nats, how many of them are the tokenizer's
@@ -101,7 +116,7 @@ def describe_targets(
             "words": count.words,
             "tokens_per_word": count.written / count.words if count.words else None,
         }
-        for kind, count in count_targets(records, tokenizer, text_format=text_format).items()
+        for kind, count in count_targets(records, tokenizer, text_format=text_format, numbers=numbers).items()
     }
 
 

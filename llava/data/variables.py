@@ -6,7 +6,6 @@ list of their own, in reading order over the whole conversation. Here they becom
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +29,10 @@ _PLACEHOLDER = re.compile("|".join(map(re.escape, COORDINATE_PLACEHOLDERS)))
 _KNOWN = frozenset((*COORDINATE_PLACEHOLDERS, *COORDINATE_TOKENS))
 _BRACKETS = re.compile(r"\[\s*\]|\{\s*\}")
 _WORD = re.compile(r"<(?:TEMP|HEIGHT|WIDTH)-(?:\d+|INPUT|OUTPUT)>")
+_WAY = r"<{}-(?:INPUT|OUTPUT)>[\s,]*"
+BOX = re.compile(rf"\[[\s,]*(?:{_WAY.format('WIDTH')}{_WAY.format('HEIGHT')}){{2}}\]")
+SPAN = re.compile(rf"\{{[\s,]*(?:{_WAY.format('TEMP')}){{2}}\}}")
+"""A box and a span of numbers, however they are spaced."""
 
 
 def placeholders_in(text: str) -> list[str]:
@@ -96,10 +99,10 @@ def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[
             wrong.append(f"{key} must be a list of numbers, got {values!r:.60}")
             continue
         for place, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
                 wrong.append(f"{key}[{place}] must be a number from 0 to 1, got {value!r:.60}")
             elif not 0 <= value <= 1:
-                wrong.append(f"{key}[{place}] is {value:g}, which is not from 0 to 1")
+                wrong.append(f"{key}[{place}] is {value!r:.60}, which is not from 0 to 1")
         queues[placeholder] = values
     found = [(turn, name) for turn in turns for name in placeholders_in(turn["value"])]
     for name in COORDINATE_PLACEHOLDERS:
@@ -118,7 +121,21 @@ def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[
     if wrong:
         return (), wrong
     left = {name: iter(values) for name, values in queues.items()}
-    return tuple(float(next(left[name])) for _, name in found), []
+    numbers = tuple(float(next(left[name])) for _, name in found)
+    wrong = _reversed("".join(turn["value"] for turn in turns), numbers)
+    return (() if wrong else numbers), wrong
+
+
+def _reversed(text: str, numbers: Sequence[float]) -> list[str]:
+    """What is said of the first box or span of a text that ends before it begins."""
+    corners = "x1, y1, x2, y2: two corners, and not a corner and a size"
+    for what, form, half, order in (("box", BOX, 2, corners), ("span", SPAN, 1, "its first time and its last")):
+        for found in form.finditer(text):
+            first = len(placeholders_in(text[: found.start()]))
+            its = list(numbers[first : first + 2 * half])
+            if any(its[place] > its[place + half] for place in range(half)):
+                return [f"a {what} {its} ends before it begins: a {what} is {order}"]
+    return []
 
 
 def variables_of(text: str, numbers: Sequence[float]) -> dict[str, list[float]]:

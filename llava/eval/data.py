@@ -15,6 +15,7 @@ from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.mixture import DEFAULT_SEED, read_mixture, split_paths
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
+from llava.data.square_numbers import coordinate_problems
 from llava.data.text_format import recorded_format
 from llava.errors import UserError, fitted, show
 from llava.model.vlm import VisionCausalLM
@@ -96,6 +97,8 @@ def read_for_evaluation(
         print(f"{show(path)}: the first {limit} of {len(records)} records")
         records = records[:limit]
     problems += missing_files(records)
+    aspect = model.video_spec.image_aspect_ratio
+    problems += coordinate_problems(without(records, problems), aspect, model.processor_spec)
     if not problems or on_bad_sample == "skip":
         problems += extract_features(
             without(records, problems), cache, model.vision_tower, model.video_spec, model.processor_spec, model.device,

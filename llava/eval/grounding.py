@@ -15,21 +15,21 @@ from llava.data.collator import vision_of
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
 from llava.data.features.quantised import dequantised
-from llava.data.mixture import split_paths
 from llava.data.records import DatasetError, Record
+from llava.data.square_numbers import loose_times, moved_numbers
 from llava.data.variables import fill
 from llava.errors import UserError, fitted, run_command, show
 from llava.eval.caption_scores import choose_metrics
 from llava.eval.captioning import MARGIN_TOKENS, Caption, Captioner
 from llava.eval.controls import other_samples
 from llava.eval.coordinate_choice import CHOICES, MEDIAN
-from llava.eval.data import device_of, read_for_evaluation, trained_on
-from llava.eval.grounding_answers import MEASURES, Truth, read_answer, truth_of
+from llava.eval.data import device_of, read_for_evaluation, record_files, trained_on
+from llava.eval.grounding_answers import MEASURES, Truth, other_than_answer, read_answer, truth_of
 from llava.eval.grounding_scores import frame_grid
 from llava.eval.grounding_table import Asked, examples_of, format_tasks, rows_of, scores_of
 from llava.eval.references import answer_of, longest_reference
 from llava.eval.result_files import Results, RunFlags, stamps
-from llava.eval.sighted import open_seeing_cache
+from llava.eval.sighted import clusters_of, open_seeing_cache
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
 from llava.progress import progress
@@ -131,12 +131,15 @@ class Asker:
 def ask_all(asker: Asker, truths: Sequence[Truth], control: bool, **options: Any) -> list[Asked]:
     """All questions, with their own clips and, where `control` says so and there is one, with another of the kind.
 
+    Files of the same content are one clip, with all their segments: what overlaps is not shown as another clip, and
+    answers about it are not independent.
+
     Args:
         truths: (N,) of the asker's records; options: of transformers' `generate`.
     """
     records = asker.records
     every = list(range(len(records)))
-    clips = [clip_shown(r) for r in records]
+    clips, _ = clusters_of(records, asker.cache.contents)
     own = asker.ask(every, every, "answers", **options)
     kinds = [(len(r.videos), len(r.images)) for r in records]
     others = {i: j for i, j in enumerate(other_samples(clips, kinds)) if j is not None} if control else {}
@@ -152,11 +155,6 @@ def ask_all(asker: Asker, truths: Sequence[Truth], control: bool, **options: Any
     return asked
 
 
-def clip_shown(record: Record) -> tuple[Any, ...]:
-    """What a record shows: records are of one clip where this is equal."""
-    return record.videos, record.images, record.split
-
-
 def truths_of(
     records: Sequence[Record], captioner: Captioner, on_bad_sample: str
 ) -> tuple[list[Record], list[Truth], list[str]]:
@@ -165,16 +163,21 @@ def truths_of(
     Raises:
         DatasetError: under `stop`, for records of a task that cannot be scored.
     """
+    square = captioner.spec.image_aspect_ratio, captioner.model.processor_spec
     kept, truths, bad, others = [], [], [], 0
     for record in records:
         if record.meta.get("task") is None or answer_of(record) is None or not (record.videos or record.images):
             others += 1
             continue
         try:
-            truths.append(truth_of(record, captioner.spec.image_aspect_ratio, captioner.model.processor_spec))
-            kept.append(record)
+            truth = truth_of(record, *square)
+            if wrong := other_than_answer(record, truth, moved_numbers(record, *square)):
+                raise UserError(wrong)
         except UserError as error:
             bad.append(str(error))
+            continue
+        truths.append(truth)
+        kept.append(record)
     said = [f"{others} of {len(records)} records have no meta.task, nothing to see or no answer"] if others else []
     listed = [f"{len(bad)} records cannot be scored:", *bad[:8], *(["..."] if len(bad) > 8 else [])]
     if bad and on_bad_sample == "stop":
@@ -184,10 +187,11 @@ def truths_of(
 
 def seeing_captioner(tokenizer: PreTrainedTokenizerBase, model: Any, coordinate_choice: str, run: str) -> Captioner:
     """A model's captioner; ValueError for one that writes no coordinates."""
-    if not getattr(model.config, "mm_coordinates", False):
+    captioner = Captioner(tokenizer, model, coordinate_choice)
+    if captioner.coordinates is None:
         raise UserError(f"{show(run)}: was trained without coordinates and says neither where nor when; train with "
                         "--mm_coordinates True")  # fmt: skip
-    return Captioner(tokenizer, model, coordinate_choice)
+    return captioner
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,12 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     captioner = seeing_captioner(tokenizer, model, flags.coordinate_choice, run.model_path)
     cache = open_seeing_cache(flags.feature_cache, model, run.model_path)
     results = Results.of(run)
-    files = stamps(split_paths(data.data_path))
+    files = stamps(record_files(data.data_path))
     records = read_for_evaluation(
         data.data_path, tokenizer, model, cache, data.video_folder, data.image_folder, flags.num_workers, flags.limit,
         flags.on_bad_sample, data.allow_absolute_paths, data.seed,
     )  # fmt: skip
     kept, truths, said = truths_of(records, captioner, flags.on_bad_sample)
+    said += [remark] if (remark := loose_times(kept, captioner.spec)) else []
     if said:
         print(fitted(f"{show(data.data_path)}: " + "\n".join(said)))
     if not kept:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
+from unicodedata import normalize
 
 from llava.config.video import ProcessorSpec
+from llava.constants import NUM_COORDINATES
+from llava.data.coordinates import spell
 from llava.data.grounding.geometry import truth_in_square
 from llava.data.grounding.text import (
     parse_box,
@@ -20,6 +24,8 @@ from llava.data.grounding.text import (
     parse_span,
 )
 from llava.data.records import Record
+from llava.data.square_numbers import lost_box, moved_numbers
+from llava.data.variables import fill
 from llava.errors import UserError, show
 from llava.eval.grounding_scores import (
     CENTRE,
@@ -37,7 +43,7 @@ from llava.eval.grounding_scores import (
     true_tube,
     tube_iou,
 )
-from llava.eval.references import reference_of
+from llava.eval.references import answer_of, reference_of
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "REC": ("IoU",),
@@ -60,6 +66,8 @@ NEEDED = {
 CENTRE_WHOLE, CONSTANT, FIRST_BOX = "centre box, whole clip", "best constant answer", "its first box in every frame"
 """Floors: answers that need no look."""
 
+NEAREST = 0.5 / (NUM_COORDINATES - 1) + 1e-5
+"""How far a coordinate may be from the number that it stands for; records round theirs."""
 _BOX = re.compile(r"\[\s*(?:<(?:WIDTH|HEIGHT)-\w+>\s*)+\]")
 
 
@@ -95,8 +103,8 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
     """The truth of a record, in the square that a tower with these settings sees.
 
     Raises:
-        ValueError: naming the record, when it lacks the task or what the task is scored by, or a box lies outside of
-            the square.
+        ValueError: naming the record, when it lacks the task or what the task is scored by, or a number of it is none
+            from 0 to 1 or in another order, or any of its boxes, told ones too, lies outside of the square.
     """
     task = record.meta.get("task")
     if task not in MEASURES:
@@ -104,9 +112,11 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
     given = record.meta.get("truth")
     needed = (*NEEDED[task], *(("text",) if task in WORDED and task != "DGC" else ()))
     lacks = [name for name in needed if not isinstance(given, dict) or not given.get(name)]
-    if lacks:
+    if lacks or not isinstance(given, dict):
         raise UserError(_say(record, f"meta.truth has no {' and no '.join(lacks)}, which {task} is scored by"))
     try:
+        if wrong := _wrong_truth(given):
+            raise UserError(wrong)
         truth = truth_in_square(record.meta, image_aspect_ratio, processor)
         boxes = {int(index): tuple(box) for index, box in (truth.get("boxes") or {}).items()}
         phrases = truth.get("phrases") or []
@@ -118,12 +128,73 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
             [tuple(box) for _, box in phrases if box],
             words_alone(reference_of(record)) if task == "DGC" else str(truth.get("text") or ""),
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(_say(record, f"meta.truth is not that of {task} ({error})")) from error
-    if ("box" in needed and found.box is None) or ("boxes" in needed and not boxes) or (phrases and not found.listed):
+    told = moved_numbers(record, image_aspect_ratio, processor)
+    is_lost = bool(lost_box(record, told)) or (given.get("box") is not None and found.box is None)
+    if is_lost or len(boxes) < len(given.get("boxes") or {}) or len(found.listed) < len(phrases):
         raise UserError(_say(record, f"its box is not in the picture that --image_aspect_ratio {image_aspect_ratio} "
                                      "leaves of the frame"))  # fmt: skip
     return found
+
+
+def _wrong_truth(given: Mapping[str, Any]) -> str:
+    """What is said of the first number of a truth that is none of a box or a span."""
+    boxes = [("box", given.get("box")), *((f"boxes[{i}]", box) for i, box in (given.get("boxes") or {}).items())]
+    boxes += [(f"phrases[{i}]", pair[1]) for i, pair in enumerate(given.get("phrases") or [])]
+    for name, box in boxes:
+        if box is not None and not _ordered(box, 2):
+            return f"{name} is {box!r:.80}, expected x1 < x2 and y1 < y2, all from 0 to 1"
+    if given.get("span") is not None and not _ordered(given["span"], 1):
+        return f"span is {given['span']!r:.80}, expected its first and last time, from 0 to 1"
+    if stray := [i for i in given.get("boxes") or {} if not 0 <= int(i) < NUM_COORDINATES]:
+        return f"boxes[{stray[0]}] is at no coordinate of time, which are 0 to {NUM_COORDINATES - 1}"
+    return ""
+
+
+def _ordered(values: Any, half: int) -> bool:
+    """Whether values are `half` numbers from 0 to 1 and as many beyond them; those of a span may be the same."""
+    if not isinstance(values, (list, tuple)) or len(values) != 2 * half:
+        return False
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in values):
+        return False
+    return all(a < b or (half == 1 and a == b) for a, b in zip(values[:half], values[half:], strict=True))
+
+
+def other_than_answer(record: Record, truth: Truth, numbers: Sequence[float]) -> str:
+    """What is said of a record whose own answer, read as a model's is, is not its truth; empty for none.
+
+    Args:
+        numbers: of the record, in the square.
+    """
+    place = answer_of(record)
+    turns = fill(record.conversations, numbers, spell)
+    answer = read_answer("" if place is None else turns[place]["value"], truth)
+    pairs: list[tuple[str, Any, Any]] = [("box", answer.box, truth.box), ("span", answer.span, truth.span)]
+    pairs += [(f"boxes[{i}]", answer.boxes.get(i), truth.boxes.get(i)) for i in {**truth.boxes, **answer.boxes}]
+    pairs += [(f"phrases[{i}]", *pair) for i, pair in enumerate(zip_longest(answer.listed, truth.listed))]
+    needed = NEEDED[truth.task]
+    asked = [pair for pair in pairs if pair[0].partition("[")[0] in needed]
+    for name, said, true in asked:
+        if name == "span" and truth.task == "SVG":  # It is told.
+            continue
+        if said is None or true is None or max(abs(a - b) for a, b in zip(said, true, strict=True)) > NEAREST:
+            words = f"{name}: its answer has {_places(said)} and meta.truth {_places(true)}"
+            return _say(record, f"{words}: mend one of them, or the answer's form (llava.data.grounding.text)")
+    if truth.task in WORDED and plain(answer.text) != plain(truth.text):
+        return _say(
+            record, f"its answer says {answer.text!r:.60} and meta.truth.text {truth.text!r:.60}: mend one of them"
+        )
+    return ""
+
+
+def plain(text: str) -> str:
+    """A text as texts are compared: in composed characters, with single spaces and without full stops at its end."""
+    return " ".join(normalize("NFC", text).split()).rstrip(". ")
+
+
+def _places(values: Sequence[float] | None) -> str:
+    return "nothing" if values is None else f"[{', '.join(f'{v:.3f}' for v in values)}]"
 
 
 def words_alone(text: str) -> str:

@@ -9,13 +9,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unicodedata import normalize
 
 from llava.data.records import Record
 from llava.eval.accuracy import clustered_share
 from llava.eval.caption_scores import score_texts
 from llava.eval.captioning import Caption
-from llava.eval.grounding_answers import CONSTANT, MEASURES, WORDED, Answer, Truth, constant_answers, measured
+from llava.eval.grounding_answers import CONSTANT, MEASURES, WORDED, Answer, Truth, constant_answers, measured, plain
 from llava.eval.grounding_scores import answered_tube, figures, true_tube
 
 OTHER = "another clip's video"
@@ -113,13 +112,9 @@ def _word_scores(asked: Sequence[Asked], texts: Sequence[str], metrics: Sequence
     references = {i: [a.truth.text] for i, a in enumerate(asked)}
     numbers = {clip: i for i, clip in enumerate(dict.fromkeys(a.clip for a in asked))}
     clusters = {i: numbers[a.clip] for i, a in enumerate(asked)}
-    hits = [float(_plain(t) == _plain(a.truth.text)) for t, a in zip(texts, asked, strict=True)]
+    hits = [float(plain(t) == plain(a.truth.text)) for t, a in zip(texts, asked, strict=True)]
     exact = clustered_share(hits, list(clusters.values()))
     return {"exact match": exact} | score_texts(texts, list(references), references, metrics, clusters)
-
-
-def _plain(text: str) -> str:
-    return normalize("NFC", text).strip().removesuffix(".").strip()
 
 
 def rows_of(asked: Sequence[Asked], grid: Sequence[int]) -> list[dict[str, Any]]:

@@ -266,7 +266,9 @@ def make_data(
     prepared = prepared_tokens(good, made.tokenizer, made.text_format, settings)
     processor = model.processor_spec if spec else None
     lengths, unfit = measure_lengths(good, made.tokenizer, spec, made.text_format, limit, prepared)
-    unfit += coordinate_problems(good, spec, processor)
+    # Text alone predicts what a run on the same records predicts after their videos.
+    aspect = spec.image_aspect_ratio if spec else data_args.image_aspect_ratio
+    unfit += coordinate_problems(good, aspect, processor)
     if remark := loose_times(good, spec):
         logger.warning("%s", remark)
     kept = _leave_out(split, [*problems, *unfit], settings)
@@ -285,6 +287,7 @@ def make_data(
         made.text_format,
         num_cut=int((whole > limit).sum()),
         prepared=prepared,
+        image_aspect_ratio=aspect,
     )
     if (name := dataset.differs_from_prepared()) is not None:
         logger.warning("record %r has other tokens than were prepared for it: all are made anew in this run", name)

@@ -83,6 +83,9 @@ def prepare(
     if evaluation is not None:
         held_out = make_data(evaluation, settings, made, cache, text_format.preprocess, should_stop)
 
+    def supervised(dataset: Any) -> dict[str, dict[str, Any]]:
+        return describe_targets(dataset.records, tokenizer, text_format, dataset.numbers)
+
     run_record = make_run_record(settings) if run_record is None else run_record
     resolved = training_args.to_dict()  # The data decides how often a run evaluates, where no flag does.
     run_record = {
@@ -94,7 +97,7 @@ def prepare(
         "parameters": parameters,
         "tokenizer": {"entries": len(tokenizer), "outputs": model.config.vocab_size},
         "data": {
-            "train": data.summary | {"supervised": describe_targets(data.dataset.records, tokenizer, text_format)},
+            "train": data.summary | {"supervised": supervised(data.dataset)},
             "eval": None,
         },
         "fingerprint": fingerprint(data.digests),
@@ -102,8 +105,8 @@ def prepare(
     if held_out is not None:
         records = held_out.dataset.records
         run_record["data"]["eval"] = held_out.summary | {
-            "targets": targets_digest(records, text_format),
-            "supervised": describe_targets(records, tokenizer, text_format),
+            "targets": targets_digest(records, text_format, held_out.dataset.numbers),
+            "supervised": supervised(held_out.dataset),
             "repeated": repeated_texts(records, data.dataset.records),
         }
     pad = pad_token_id(tokenizer)

@@ -55,6 +55,21 @@ class Model(torch.nn.Module):
         self.vision_resampler = stp()
 
 
+def test_weights_that_are_there_twice_are_not_chosen_among(checkpoint, tmp_path):
+    """A folder with the weights of two steps, or of a model and its adapters."""
+    name = f"{SLOW}.to_out.weight"
+    (file,) = [f for f in checkpoint.glob("*.safetensors") if name in load_file(f)]
+    weight = load_file(file)[name]
+    save_file({name: weight.clone()}, checkpoint / "same.safetensors")
+    assert main([str(checkpoint), str(tmp_path / "same.safetensors"), "--heads", "4"]) == 0
+    save_file({name: weight + 1}, checkpoint / "same.safetensors")
+    with pytest.raises(ValueError, match=r"two of its files have .*to_out.weight, and they differ"):
+        main([str(checkpoint), str(tmp_path / "out.safetensors"), "--heads", "4"])
+    save_file({f"base_model.{name}": weight + 1}, checkpoint / "same.safetensors")
+    with pytest.raises(ValueError, match="are two weights of one place, and differ"):
+        main([str(checkpoint), str(tmp_path / "out.safetensors"), "--heads", "4"])
+
+
 def test_a_checkpoint_of_llava_st_gives_its_values(checkpoint, golden, tmp_path, capsys):
     out = tmp_path / "stp.safetensors"
     assert main([str(checkpoint), str(out), "--heads", "4"]) == 0

@@ -189,6 +189,18 @@ def test_text_alone_leaves_out_what_is_about_videos(parse, data):
 
 
 @pytest.mark.parametrize("from_recipe", [False, True])
+def test_both_experiments_move_numbers_alike(parse, data, tmp_path, from_recipe):
+    """Places of text alone are those of the square that the other experiment sees."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("image_aspect_ratio: square\n" if from_recipe else "seed: 1\n")
+    given = {"RECIPE": str(recipe), "DATA_PATH": data} | ({} if from_recipe else {"IMAGE_ASPECT_RATIO": "square"})
+    text, video = (planned(EXP_ID=e, **given) for e in "12")
+    assert parse(text.steps["TRAIN"])["image_aspect_ratio"] == parse(video.steps["TRAIN"])["image_aspect_ratio"]
+    assert parse(text.steps["TRAIN"])["image_aspect_ratio"] == "square"
+    assert not any("without effect" in note for note in text.notes)
+
+
+@pytest.mark.parametrize("from_recipe", [False, True])
 def test_both_experiments_can_tell_copies_of_a_clip(parse, data, tmp_path, from_recipe):
     """Else one holds out a clip whose copy the other trains on."""
     recipe = tmp_path / "mine.yaml"

@@ -9,6 +9,7 @@ from llava.config.known_flags import known_flags
 from llava.config.stages import RATES, STAGES, take_stage
 
 VISION = {"vision_tower": "tower"}
+LORA = {"lora_enable", "lora_r", "lora_alpha", "lora_dropout"}
 
 
 def test_every_flag_that_a_stage_sets_exists_and_takes_its_value():
@@ -51,7 +52,17 @@ def test_what_is_given_wins_and_the_line_says_so():
     [
         ({"lora_enable": "False"}, {"lora_r", "lora_alpha", "lora_dropout"}),
         ({"mm_tunable_parts": "mm_language_model,mm_coordinates"}, {"mm_vision_resampler_lr", "mm_embeddings_lr"}),
-        ({"tune_mm_vision_resampler": "True"}, {"mm_tunable_parts", "mm_embeddings_lr", "mm_coordinates_lr"}),
+        (
+            {"tune_mm_vision_resampler": "True"},
+            {"mm_tunable_parts", "mm_embeddings_lr", "mm_coordinates", "mm_coordinates_lr", *LORA},
+        ),
+        (
+            {"mm_tunable_parts": "mm_vision_resampler"},
+            {"mm_embeddings_lr", "mm_coordinates", "mm_coordinates_lr", *LORA},
+        ),
+        ({"mm_tunable_parts": "mm_vision_resampler,mm_coordinates"}, {"mm_embeddings_lr", *LORA}),
+        ({"freeze_backbone": "True"}, {"mm_tunable_parts", "mm_embeddings_lr", *LORA}),
+        ({"freeze_mm_vision_resampler": "1"}, {"mm_tunable_parts", "mm_embeddings_lr", "mm_vision_resampler_lr"}),
         ({"warmup_ratio": "0.1"}, {"warmup_steps"}),
         ({"warmup_steps": "10"}, set()),
         ({"mm_coordinates": "False"}, {"mm_coordinates_lr"}),

@@ -57,6 +57,35 @@ def broken(tmp_path: Path) -> Path:
 NAMES = ("good", "still", "audio", "cut", "text", "empty", "absent")
 
 
+def test_numbers_of_a_frame_of_another_shape_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A photograph that its EXIF data turn is annotated as it was taken, and shown upright."""
+    picture = Image.fromarray(np.zeros((48, 64, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.save(tmp_path / "good.jpg")
+    write_clip(tmp_path / "clip.mp4", colour_frames(0))
+    made = []
+    for name in ("turned.jpg", "good.jpg", "clip.mp4"):
+        kind = "video" if name.endswith("mp4") else "image"
+        for size in ((640, 480), (480, 640), (100, 100)):
+            turns = [{"from": "human", "value": f"<{kind}>"}, {"from": "gpt", "value": "a <WIDTH-OUTPUT>"}]
+            numbers = {"spatial_width_output_locations": [0.5]}
+            meta = {"width": size[0], "height": size[1]}
+            made.append({"id": f"{name} {size[0]}", kind: name, "conversations": turns, "variables": numbers})
+            made[-1]["meta"] = meta
+    path = write_records(tmp_path, *made)
+    argv = ["--data_path", str(path), "--video_folder", str(tmp_path), "--image_folder", str(tmp_path)]
+    assert check.main([*argv, "--num_workers", "0"]) == 1
+    said = capsys.readouterr().out
+    named = {name for name in (row["id"] for row in made) if f"id {name!r}" in said}
+    assert named == {"turned.jpg 640", "turned.jpg 100", "good.jpg 480", "good.jpg 100", "clip.mp4 640", "clip.mp4 480"}
+    assert "meta.width and meta.height are 640 x 480, and its frames are shown in 48 x 64, of another shape" in said
+    path = write_records(tmp_path, *(row for row in made if row["id"] not in named))
+    assert check.main([*argv, "--num_workers", "0", "--image_aspect_ratio", "crop"]) == 0
+    assert "not checked: boxes that --image_aspect_ratio crop cuts away" in capsys.readouterr().out
+
+
 def test_every_kind_of_trouble_is_found(broken: Path) -> None:
     image = {"id": "i0", "image": "text.png", "conversations": record("", "Testo.")["conversations"]}
     image["conversations"][0]["value"] = "<image>"
@@ -221,7 +250,7 @@ def test_damage_between_the_frames_that_are_read_is_found_in_small_clips(
     clip = (str(path), (0, 3), False)
     assert "damaged or cut short" in check.open_file(clip, SPEC).message
     monkeypatch.setattr(check, "CHEAP_PIXELS", 64 * 48 * 40 - 1)
-    assert check.open_file(clip, SPEC) == FileReport(distinct=4)
+    assert check.open_file(clip, SPEC) == FileReport(distinct=4, size=(64, 48))
     assert "damaged or cut short" in check.open_file(clip, SPEC, thorough=True).message
 
 
@@ -305,6 +334,14 @@ def test_segments_that_end_beyond_their_clip_are_remarked_on_one_by_one(
     shown = capsys.readouterr().out
     assert "2 remarks in 2 records" in shown and "segment beyond the end: 2" in shown
     assert "id 'v1'" in shown and "[2, 8] of frames 0 to 7" in shown and "id 'v0'" not in shown
+    # Numbers are fractions of the segment that the record means.
+    records[1]["conversations"][1]["value"] += " <TEMP-OUTPUT>"
+    records[1]["variables"] = {"temporal_output_locations": [0.5]}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    assert check.main([*argv, "--num_frames", "2", "--force_sample"]) == 1
+    shown = capsys.readouterr().out
+    assert "1 remark in 1 record\n" in shown and "1 problem in 1 record\n" in shown
+    assert "id 'v1'" in shown.partition("1 problem in")[2]
 
 
 @pytest.mark.parametrize(("kind", "given", "found"), [("llama", None, 77), ("llava_llama", 50, 50), ("bloom", 60, 60)])

@@ -21,7 +21,10 @@ def test_the_hashes_of_earlier_commits():
     assert paths_below(record) == (["a/b.mp4"], ["c.png"])
     assert record_digest(record) == record_digest(record, (["a/b.mp4"], ["c.png"])) == 10968933209960574954
     placed = replace(record, coordinates=(0.25, 0.5))
-    assert len({record_digest(r) for r in (record, placed, replace(record, coordinates=(0.5, 0.25)))}) == 3
+    sized = replace(placed, meta={"width": 640, "height": 480})
+    others = (replace(record, coordinates=(0.5, 0.25)), sized, replace(sized, meta={"width": 480, "height": 640}))
+    assert len({record_digest(r) for r in (record, placed, *others)}) == 5, "numbers move by the size of the frame"
+    assert record_digest(replace(record, meta=sized.meta)) == record_digest(record)
 
 
 def test_a_path_outside_its_folder_stays_whole():

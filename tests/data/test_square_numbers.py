@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llava.constants import FILLER_INDEX, IGNORE_INDEX, VISUAL_TOKENS
 from llava.data.chat_formats import add_tokens
 from llava.data.coordinates import NO_COORDINATE, register
 from llava.data.dataset import LazySupervisedDataset, measure_lengths
+from llava.data.forms import targets_digest
 from llava.data.grounding.annotation import Annotation, Event
 from llava.data.grounding.tasks import TASKS, records_of
 from llava.data.grounding.text import parse_box, parse_frame_boxes, parse_span
@@ -24,6 +26,7 @@ from llava.data.problems import REMEDIES
 from llava.data.record_table import RecordTable, open_records
 from llava.data.records import Record, text_alone
 from llava.data.square_numbers import coordinate_problems, loose_times, moved_numbers
+from llava.data.target_words import count_targets
 from llava.data.text_format import text_format
 from llava.data.token_table import open_tokens
 from llava.data.variables import COORDINATES
@@ -33,7 +36,8 @@ from llava.train.preflight.words import check_samples, check_words
 from tests.conftest import PROCESSOR, make_tokenizer
 from tests.data.grounding.test_tasks import CLIP, IMAGE
 
-SPEC = VideoSpec(num_frames=2, fast_latents=1, slow_latents=4, image_aspect_ratio="pad")
+PAD = "pad"
+SPEC = VideoSpec(num_frames=2, fast_latents=1, slow_latents=4, image_aspect_ratio=PAD)
 FORMS = ["plain", "vicuna_v1", "chatml"]
 
 
@@ -103,7 +107,7 @@ def test_a_sample_supervises_the_truth_of_its_record(records: RecordTable, versi
         told = torch.isin(ids, dataset.coordinates.told)
         assert bool(told.any()) == (task in ("REG", "TR", "SVG", "ELC")) and (labels[told] == IGNORE_INDEX).all()
         held = numbers[numbers != NO_COORDINATE].tolist()
-        assert held == pytest.approx(moved_numbers(record, SPEC)) and len(held) == len(record.coordinates)
+        assert held == pytest.approx(moved_numbers(record, PAD)) and len(held) == len(record.coordinates)
 
 
 @pytest.mark.parametrize("version", ["plain", "vicuna_v1"])
@@ -143,6 +147,28 @@ def test_the_same_numbers_with_the_video_and_without(records: RecordTable) -> No
         assert dataset.numbers(text_alone(record)) == dataset.numbers(record)
 
 
+def test_text_alone_predicts_what_a_run_on_video_predicts(records: RecordTable) -> None:
+    """Numbers of the frame would be other targets, of another entropy, under the name of the same ones."""
+    shown = [r for r in records if r.id != "words"]
+    video = dataset_of(shown)
+    text, squeezed = (
+        dataset_of([text_alone(r) for r in shown], tokenizer=video.tokenizer, spec=None, image_aspect_ratio=aspect)
+        for aspect in (PAD, "square")
+    )
+    assert [said(video, i) for i in range(len(shown))] == [said(text, i) for i in range(len(shown))]
+    digests = [targets_digest(d.records, d.text_format, d.numbers) for d in (video, text, squeezed)]
+    assert digests[0] == digests[1] != digests[2], "runs whose targets differ are not compared"
+    numbers = set(video.coordinates.ids.values())
+    counted = []
+    for d in (video, text, squeezed):
+        of = count_targets(d.records, d.tokenizer, text_format=d.text_format, numbers=d.numbers).values()
+        total = sum((count.targets for count in of), Counter())
+        counted.append({i: n for i, n in total.items() if i in numbers})
+    assert counted[0] == counted[1] != counted[2]
+    labels = Counter(i for n in range(len(shown)) for i in video.tokens(n)[1].tolist())
+    assert counted[0] == {i: n for i, n in labels.items() if i in numbers}
+
+
 def test_a_cut_that_would_lose_a_number_is_a_problem_before_training(records: RecordTable) -> None:
     shown = [r for r in records if r.meta.get("task") in ("STVG", "REC")]
     tokenizer = tokenizer_of()
@@ -166,17 +192,19 @@ def test_numbers_that_have_no_place_in_the_picture_are_problems() -> None:
     marked = Annotation(id="a", image="a.png", width=200, height=100, events=[Event("x", None, {0.0: box})])
     (made,) = records_of(marked, ["REC"], "it", random.Random(0))
     record = Record("a", made["conversations"], (), ("a.png",), None, made["meta"], "d[0]", coordinates=box)
-    crop = replace(SPEC, image_aspect_ratio="crop")
-    assert coordinate_problems([record], SPEC, PROCESSOR) == coordinate_problems([record], None, None) == []
-    (problem,) = coordinate_problems([record], crop, PROCESSOR)
+    assert coordinate_problems([record], PAD, PROCESSOR) == coordinate_problems([record], None, None) == []
+    (problem,) = coordinate_problems([record], "crop", PROCESSOR)
     assert problem.kind == COORDINATES in REMEDIES and "[0.0, 0.2, 0.1, 0.9] is cropped away: leave" in problem.message
-    assert coordinate_problems([record], crop, None) == []
+    spaced = [{**turn, "value": turn["value"].replace("><", ">, <")} for turn in record.conversations]
+    assert len(coordinate_problems([replace(record, conversations=spaced)], "crop", PROCESSOR)) == 1
+    (problem,) = coordinate_problems([record], "crop", None)
+    assert "without a tower there is none: use pad or square" in problem.message
     unsized = replace(record, meta={})
-    (problem,) = coordinate_problems([unsized], SPEC, PROCESSOR)
+    (problem,) = coordinate_problems([unsized], PAD, PROCESSOR)
     assert "expected meta.width and meta.height in pixels" in problem.message
-    assert coordinate_problems([unsized], replace(SPEC, image_aspect_ratio="square"), PROCESSOR) == []
+    assert coordinate_problems([unsized], "square", PROCESSOR) == []
     text = replace(unsized, images=())
-    assert coordinate_problems([text], SPEC, PROCESSOR) == [] and moved_numbers(text, SPEC) == box
+    assert coordinate_problems([text], PAD, PROCESSOR) == [] and moved_numbers(text, PAD) == box
 
 
 def test_times_are_those_of_the_frames_that_are_seen(records: RecordTable) -> None:

@@ -56,6 +56,9 @@ def test_numbers_come_in_reading_order_over_the_conversation() -> None:
     ({**GIVEN, "temporal_output_locations": [0.4, float("nan")]}, r"\[1\] must be a number from 0 to 1, got nan"),
     ({**GIVEN, "temporal_output_locations": [0.4, "0.5"]}, r"\[1\] must be a number from 0 to 1, got '0.5'"),
     ({**GIVEN, "temporal_output_locations": [0.4, True]}, r"\[1\] must be a number from 0 to 1, got True"),
+    ({**GIVEN, "temporal_output_locations": [0.4, float("inf")]}, r"\[1\] is inf, which is not from 0 to 1"),
+    ({**GIVEN, "temporal_output_locations": [0.4, 10**400]}, r"\[1\] is 10000.*, which is not from 0 to 1"),
+    ({**GIVEN, "temporal_output_locations": [0.6, 0.4]}, r"a span \[0.6, 0.4\] ends before it begins"),
     ({**GIVEN, "temporal_output_locations": 0.4}, "temporal_output_locations must be a list of numbers, got 0.4"),
     ({**GIVEN, "temporal_locations": [0.4]}, "variables has a key 'temporal_locations'; known are temporal_input"),
     ([0.1], "variables must be an object of lists of numbers, got list"),
@@ -64,6 +67,21 @@ def test_numbers_come_in_reading_order_over_the_conversation() -> None:
 def test_what_is_wrong_is_named(given: Any, said: str) -> None:
     numbers, wrong = read_variables(TURNS, given)
     assert numbers == () and any(re.search(said, message) for message in wrong), wrong
+
+
+BOX = "[<WIDTH-{0}><HEIGHT-{0}>{1}<WIDTH-{0}><HEIGHT-{0}>]"
+
+
+@pytest.mark.parametrize(("way", "space"), [("OUTPUT", ""), ("OUTPUT", ", "), ("INPUT", " ")])
+def test_a_box_that_is_a_corner_and_a_size_is_named(way: str, space: str) -> None:
+    """It would be trained on as it stands."""
+    box = BOX.format(way, space)
+    turns = talk(f"<image> {box}?", "Un gatto.") if way == "INPUT" else talk("<image>", f"Un gatto {box}.")
+    keys = [f"spatial_{axis}_{way.lower()}_locations" for axis in ("width", "height")]
+    assert read_variables(turns, dict(zip(keys, ([0.2, 0.5], [0.3, 0.3]), strict=True)))[1] == [], "a line may be"
+    numbers, wrong = read_variables(turns, dict(zip(keys, ([0.6, 0.3], [0.2, 0.8]), strict=True)))
+    assert numbers == () and "a box [0.6, 0.2, 0.3, 0.8] ends before it begins: a box is x1, y1, x2, y2" in wrong[0]
+    assert read_variables(turns, dict(zip(keys, ([0.2, 0.3], [0.8, 0.1]), strict=True)))[1] != []
 
 
 def test_told_and_asked_are_not_exchanged() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -112,15 +113,18 @@ def test_a_model_that_knows_its_answers_by_heart(assets, build, tokenizer, tmp_p
     assert "TVG: 1 questions about 1 clips\n" in shown and "CUT" not in shown and "grounding.csv" in shown
 
 
-@pytest.fixture
-def folder(assets, build, tokenizer, tmp_path):
+def save_run(model, tokenizer, folder):
     """A run of an untrained model with coordinates."""
-    model = build(spec=SPEC)
     add_coordinate_tokens(tokenizer, model)
     make_format("plain", tokenizer, model, text_start="eos")
-    model.save_pretrained(tmp_path / "run")
-    tokenizer.save_pretrained(tmp_path / "run")
-    return tmp_path
+    model.save_pretrained(folder / "run")
+    tokenizer.save_pretrained(folder / "run")
+    return folder
+
+
+@pytest.fixture
+def folder(build, tokenizer, tmp_path):
+    return save_run(build(spec=SPEC), tokenizer, tmp_path)
 
 
 def answers_of(path):
@@ -199,6 +203,50 @@ def test_each_question_is_put_with_its_clip_and_then_with_another(assets, folder
     assert sorted(t.sum().item() for t in own) == sorted(t.sum().item() for t in other)
 
 
+def test_another_clip_is_no_copy_and_no_segment_of_the_same_film(assets, folder, monkeypatch, capsys):
+    """The floor would see what it is asked about, and the interval count one film as several."""
+    shown = []
+
+    def answer(self, conversations, options, numbers, **vision):
+        shown.append(vision["video_features"])
+        return [Caption("non so", True, 9)] * len(conversations)
+
+    monkeypatch.setattr(Captioner, "answer", answer)
+    records = json.loads(make_records(folder, ("TVG",)).read_text())[:2]
+    (folder / "clips").mkdir()
+    for name in ("clip0.mp4", "clip1.mp4", "copy.mp4"):
+        shutil.copy(assets.clips / name.replace("copy", "clip0"), folder / "clips" / name)
+    film = [{**records[0], "id": f"f{i}", "meta": {**records[0]["meta"], "split": [i, i + 3]}} for i in range(3)]
+    path = write(folder, [*film, {**records[0], "id": "copy", "video": "copy.mp4"}, records[1]])
+    argv = [str(folder / "run"), "--data_path", str(path), "--video_folder", str(folder / "clips")]
+    assert main([*argv, *seen(assets, folder)[2:]]) == 0
+    own, other = shown
+    assert all(torch.equal(swapped, own[4]) for swapped in other[:4]) and not torch.equal(other[4], own[4])
+    assert "TVG: 5 questions about 2 clips" in capsys.readouterr().out
+    assert main([*argv[:2], str(write(folder, film)), *argv[3:], *seen(assets, folder)[2:]]) == 0
+    assert "NO CONTROL for 3 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_frames_that_do_not_lie_at_their_times_are_remarked_on(
+    assets, build, tokenizer, tmp_path, oracle, capsys, force
+):
+    save_run(build(spec=replace(SPEC, force_sample=force)), tokenizer, tmp_path)
+    path = make_records(tmp_path, ("TVG",))
+    oracle(answers_of(path))
+    assert main([str(tmp_path / "run"), "--data_path", str(path), *seen(assets, tmp_path)]) == 0
+    assert ("records have times (record 'c0_tvg_0' for one)" in capsys.readouterr().out) == (not force)
+
+
+def test_the_files_of_a_mixture_are_noted(assets, folder, oracle):
+    path = make_records(folder, ("TVG",))
+    oracle(answers_of(path))
+    mixture = folder / "mixture.yaml"
+    mixture.write_text(f"datasets:\n  - json_path: {path}\n")
+    assert main([str(folder / "run"), "--data_path", str(mixture), *seen(assets, folder)]) == 0
+    assert [f["path"] for f in facts_of(folder)["files"]] == [str(mixture), str(path)]
+
+
 def test_answers_do_not_depend_on_the_batch(assets, folder):
     """Numbers that are told stay beside their placeholders where prompts are padded."""
     path = make_records(folder, ("REG", "SVG"))
@@ -216,17 +264,36 @@ def test_what_cannot_be_scored_is_named_and_left_out(assets, folder, oracle, cap
     plain = [{"id": "p", "video": "clip0.mp4", "conversations": [{"from": "human", "value": "<video>"},
                                                                 {"from": "gpt", "value": "Un gatto."}]}]  # fmt: skip
     del records[1]["meta"]["truth"]
-    oracle(answers_of(path)[:1] + answers_of(path)[2:])
+    records[3]["meta"]["truth"]["span"] = [0.0, 0.01]
+    oracle(answers_of(path)[:1] + answers_of(path)[2:3])
     argv = [str(folder / "run"), "--data_path", str(write(folder, plain + records)), *seen(assets, folder)]
-    with pytest.raises(DatasetError, match=r"grounding\.json\[2\] id 'c1_tvg_0': meta\.truth has no span, which TVG"):
+    with pytest.raises(
+        DatasetError, match=r"grounding\.json\[2\] id 'c1_tvg_0': meta\.truth has no span, which TVG"
+    ) as said:
         main(argv)
+    assert "id 'c3_tvg_0': span: its answer has [0.000, 0.667] and meta.truth [0.000, 0.010]" in str(said.value)
     assert main([*argv, "--on_bad_sample", "skip"]) == 0
     assert all(row["tIoU"] == "" or float(row["tIoU"]) > 0.9 for row in rows_of(folder))
     shown = capsys.readouterr().out
-    assert "1 of 5 records have no meta.task" in shown and "1 records cannot be scored" in shown
-    assert "TVG: 3 questions about 3 clips" in shown
+    assert "1 of 5 records have no meta.task" in shown and "2 records cannot be scored" in shown
+    assert "TVG: 2 questions about 2 clips" in shown
     with pytest.raises(UserError, match="no record is of a grounding task"):
         main([*argv[:2], str(write(folder, plain)), *argv[3:]])
+
+
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+def test_numbers_that_have_no_place_are_told_with_all_other_problems(assets, build, tokenizer, tmp_path, aspect):
+    """Before anything is asked, and by every evaluation: losses would be those of other numbers."""
+    save_run(build(spec=replace(SPEC, image_aspect_ratio=aspect)), tokenizer, tmp_path)
+    records = json.loads(make_records(tmp_path, ("REC",)).read_text())
+    records[1]["meta"] = {k: v for k, v in records[1]["meta"].items() if k != "width"}
+    records[0]["meta"]["width"] = 6400  # Of which a crop leaves the middle hundredth.
+    path = write(tmp_path, [*records, {**records[2], "id": "gone", "image": "gone.png"}])
+    with pytest.raises(DatasetError, match="missing file") as said:
+        main([str(tmp_path / "run"), "--data_path", str(path), *seen(assets, tmp_path)])
+    assert "id 'i1_rec_0': numbers of places are fractions of the frame" in str(said.value)
+    lost = "id 'i0_rec_0': its box [0.0, 0.0, 0.4, 0.5] is cropped away"
+    assert (lost in str(said.value)) == (aspect == "crop")
 
 
 def test_a_single_clip_has_no_other_and_says_so(assets, folder, oracle, capsys):

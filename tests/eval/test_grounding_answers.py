@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from llava.eval.grounding_answers import (
     Answer,
     constant_answers,
     measured,
+    other_than_answer,
     read_answer,
     truth_of,
     words_alone,
@@ -44,13 +46,19 @@ def as_record(raw, answer=1):
 
 
 @pytest.fixture(scope="module")
-def records():
-    """A record of each task, and the answer that is right."""
+def raws():
+    """A record of each task, as a file has it."""
     clip = Annotation("c", 64, 64, [Event("un cerchio rosso si muove", (3 / 11, 6 / 11), MOVED)], video="c.mp4")
     cat, dog = Event("un gatto", None, {0.0: BOX}), Event("un cane", None, {0.0: (0, 0, 0.1, 1)})
     image = Annotation("i", 64, 64, [cat, dog], image="i.png")
     made = [*records_of(clip, TASKS, "it", random.Random(0)), *records_of(image, TASKS, "it", random.Random(0))]
-    return {raw["meta"]["task"]: as_record(raw) for raw in reversed(made)}
+    return {raw["meta"]["task"]: raw for raw in reversed(made)}
+
+
+@pytest.fixture(scope="module")
+def records(raws):
+    """A record of each task, and the answer that is right."""
+    return {task: as_record(raw) for task, raw in raws.items()}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -105,12 +113,92 @@ def test_boxes_are_scored_where_answers_are(records):
         ({"task": "STVG"}, "no span and no boxes, which STVG"),
         ({"task": "REG", "truth": {"box": BOX}}, "no text, which REG"),
         ({"task": "STVG", "truth": {"span": [0, 1], "boxes": {"a": BOX}}}, "is not that of STVG"),
+        ({"task": "STVG", "truth": {"span": [0, 1], "boxes": [BOX]}}, "is not that of STVG"),
+        (
+            {"task": "STVG", "truth": {"span": [0, 1], "boxes": {"250": BOX}}},
+            r"boxes\[250\] is at no coordinate of time",
+        ),
+        ({"task": "TVG", "truth": {"span": [3.2, 7.5]}}, r"span is \[3.2, 7.5\], expected its first and last time"),
+        ({"task": "TVG", "truth": {"span": [0.8, 0.2]}}, r"span is \[0.8, 0.2\], expected its first"),
+        ({"task": "TVG", "truth": {"span": [float("nan"), 0.2]}}, r"span is \[nan, 0.2\]"),
+        ({"task": "TVG", "truth": {"span": [0.1, 0.2, 0.3]}}, r"span is \[0.1, 0.2, 0.3\]"),
+        ({"task": "REC", "truth": {"box": [0, 0, 50, 50]}}, r"box is \[0, 0, 50, 50\], expected x1 < x2 and y1 < y2"),
+        ({"task": "REC", "truth": {"box": [0.6, 0.6, 0.2, 0.2]}}, "expected x1 < x2 and y1 < y2"),
+        ({"task": "REC", "truth": {"box": [0.1, 0.1, 0.5]}}, "expected x1 < x2"),
+        (
+            {"task": "DGC", "truth": {"phrases": [["un gatto", [0.1, 0.1, 0.1, 0.5]]]}},
+            r"phrases\[0\] is \[0.1, 0.1, 0.1",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_scored_is_named(meta, message):
     with pytest.raises(UserError, match=message) as raised:
         truth_of(Record("r7", [], (), (), None, meta, "data.json[3]"), "square", None)
     assert "data.json[3] id 'r7'" in str(raised.value)
+
+
+def test_no_box_of_a_record_that_is_scored_is_cropped_away(records):
+    """Else a line would be drawn through the frames without one, a phrase left out, and a question tell no box."""
+    wide, processor = {"width": 400, "height": 100}, ProcessorSpec(image_size=64, resize_edge=64)
+    edge, centre = (0.0, 0.1, 0.1, 0.5), (0.4, 0.1, 0.6, 0.5)
+    truths = {
+        "SVG": {"span": [0, 0.5], "boxes": {"0": centre, "22": edge, "44": centre}, "text": "x"},
+        "REG": {"box": edge, "text": "x"},
+        "DGC": {"phrases": [["un gatto", edge], ["un cane", centre]]},
+    }
+    for task, truth in truths.items():
+        record = replace(records[task][0], meta={**wide, "task": task, "truth": truth})
+        assert truth_of(record, "square", None)
+        with pytest.raises(UserError, match="its box is not in the picture that --image_aspect_ratio crop"):
+            truth_of(record, "crop", processor)
+    turns = [{"from": "human", "value": "<video> " + "[" + "<WIDTH-INPUT><HEIGHT-INPUT>" * 2 + "]"}]
+    turns.append({"from": "gpt", "value": "x"})
+    elc = {"task": "ELC", "truth": {"span": [0, 0.5], "boxes": {"0": centre}, "text": "x"}, **wide}
+    told = replace(records["ELC"][0], conversations=turns, meta=elc, coordinates=edge)
+    with pytest.raises(UserError, match="its box is not in the picture"):
+        truth_of(told, "crop", processor)
+
+
+def whole(raw):
+    """A record with its numbers, as it is read."""
+    numbers, _ = read_variables(raw["conversations"], raw["variables"])
+    return replace(as_record(raw)[0], coordinates=numbers)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_record_whose_own_answer_is_not_its_truth_is_named(raws, task):
+    """Two places that say what is true would make the scores of one of them."""
+    record = whole(raws[task])
+    truth = truth_of(record, "square", None)
+    assert other_than_answer(record, truth, record.coordinates) == ""
+    if task in ("REG", "TR", "ELC"):
+        other = replace(truth, text="a cat")  # Somebody translated the answers.
+        assert "and meta.truth.text 'a cat': mend" in other_than_answer(record, other, record.coordinates)
+    if not MEASURES[task]:
+        return
+    moved = [number + 0.02 if number < 0.9 else number - 0.02 for number in record.coordinates]
+    assert re.search(r"id '.*': \w+.*: its answer has .* and meta.truth \[", other_than_answer(record, truth, moved))
+    said = {"from": "gpt", "value": record.conversations[1]["value"].replace("><", ">, <")}
+    spaced = replace(record, conversations=[record.conversations[0], said])
+    assert "has nothing and meta.truth" in other_than_answer(spaced, truth, record.coordinates)
+
+
+@pytest.mark.parametrize("text", ["un cerchio si muove...", "È un  cerchio.", "uno [due] {tre}, quattro", "a . b ."])
+def test_whatever_words_an_event_has_are_read_as_they_are(text):
+    clip = Annotation("c", 64, 64, [Event(text, (0.0, 1.0), {0.0: BOX, 1.0: BOX})], video="c.mp4")
+    image = Annotation("i", 64, 64, [Event(text, None, {0.0: BOX})], image="i.png")
+    for raw in (r for a in (clip, image) for r in records_of(a, TASKS, "it", random.Random(0))):
+        record = whole(raw)
+        assert other_than_answer(record, truth_of(record, "square", None), record.coordinates) == ""
+
+
+def test_more_frames_than_coordinates_have_the_boxes_that_answers_are_read_to_have():
+    boxes = {i / 249: (0.2 + i / 1000, 0.2, 0.6 + i / 1000, 0.8) for i in range(250)}
+    clip = Annotation("c", 64, 64, [Event("un cerchio", (0.0, 1.0), boxes)], video="c.mp4")
+    (raw,) = records_of(clip, ["STVG"], "it", random.Random(0))
+    record = whole(raw)
+    truth = truth_of(record, "square", None)
+    assert len(truth.boxes) == 100 and other_than_answer(record, truth, record.coordinates) == ""
 
 
 def test_answers_that_need_no_look(records):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.data.json_records import DatasetError
 from llava.model.builder import add_coordinate_tokens, load_language_model, set_trainable
 from llava.model.coordinates import CoordinateTables
 from llava.train.optimizer import make_optimizer
@@ -89,6 +90,24 @@ def test_a_run_on_text_alone_has_them_too_and_says_which_table_is_idle(assets, d
     assert "coordinates that no record tells or asks for (HEIGHT)" in trains["finding"]
     rows = {row["part"]: row for row in json.loads((output / "llava_run.json").read_text())["parameters"]}
     assert rows["mm_coordinates"]["frozen"] == 100 * 32
+
+
+def test_both_experiments_predict_the_same_numbers(assets, data, tmp_path):
+    """A wide frame, padded: without a tower, too, a height is one of the square."""
+    wide = [made | {"meta": {"width": 128, "height": 64}} for made in json.loads(data.read_text())]
+    data.write_text(json.dumps(wide))
+    common = {"eval_data_path": data, "preflight": "off", "max_steps": 1}
+    found = {}
+    for name, options in {
+        "video": {},
+        "text": {"experiment": 1, "text_only": True},
+        "other": {"experiment": 1, "text_only": True, "image_aspect_ratio": "square"},
+    }.items():
+        grounded(assets, data, tmp_path / name, **common | options)
+        found[name] = json.loads((tmp_path / name / "llava_run.json").read_text())["data"]["eval"]["targets"]
+    assert found["video"] == found["text"] != found["other"]
+    with pytest.raises(DatasetError, match="without a tower there is none: use pad or square"):
+        grounded(assets, data, tmp_path / "crop", **common | options | {"image_aspect_ratio": "crop"})
 
 
 def test_a_run_resumes_bit_for_bit(assets, data, tmp_path):

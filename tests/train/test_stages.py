@@ -95,6 +95,10 @@ def test_what_the_command_gives_wins(assets, tmp_path, caplog):
     assert (settings.model.mm_tunable_parts, settings.training.learning_rate) == (parts, 1e-3)
     assert settings.training.lr_scheduler_type == "linear" and settings.training.mm_embeddings_lr is None
     assert f"given and so decided by the command: --mm_tunable_parts {parts} (stage 1: " in caplog.text
+    for alone in ({"mm_tunable_parts": "mm_vision_resampler"}, {"tune_mm_vision_resampler": True}):
+        settings = parse_arguments(flags(assets, tmp_path, stage=2, **alone))
+        assert settings.model.mm_tunable_parts == "mm_vision_resampler"
+        assert not settings.model.lora_enable and not settings.model.mm_coordinates, "what the command freezes"
     with pytest.raises(ValueError, match="--stage 7: use 1, 2 or 3"):
         parse_arguments(flags(assets, tmp_path, stage=7))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -102,8 +102,7 @@ def build(
             tally.faults.append(Fault(row.source, DUPLICATE, f"{name}: {caption!r:.100} stands there before"))
             continue
         record = make_record(f"{name}_{number}", caption, path, row.is_image or is_image, split, name)
-        files = {DEFAULT_VIDEO_TOKEN: int("video" in record), DEFAULT_IMAGE_TOKEN: int("image" in record)}
-        if wrong := check_text(record["conversations"], files, RESERVED):
+        if wrong := wrong_text(record):
             tally.faults += [Fault(row.source, kind, f"{name}: {message}") for kind, message in wrong[:1]]
             continue
         seen.add(key)
@@ -112,6 +111,12 @@ def build(
         yield row.split, record
     if index is not None:
         tally.faults += [Fault(str(index.folder / p), NO_CAPTION, "") for p in index.files() if p not in tally.clips]
+
+
+def wrong_text(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the trainer would refuse the text of a record for, as `check_text` says it."""
+    files = {DEFAULT_VIDEO_TOKEN: int("video" in record), DEFAULT_IMAGE_TOKEN: int("image" in record)}
+    return check_text(record["conversations"], files, RESERVED)
 
 
 def make_record(

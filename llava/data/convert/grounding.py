@@ -26,10 +26,14 @@ from llava.data.json_records import DatasetError
 from llava.errors import UserError, show
 
 Items = Iterator[Marked | Fault]
-_CHARADES = re.compile(r"(\S+)\s+([\d.]+)\s+([\d.]+)\s*##(.*)")
+_CHARADES = re.compile(r"(\S+)\s+(\d+(?:\.\d*)?)\s+(\d+(?:\.\d*)?)\s*##(.*)")
 HEAD = 1 << 20
 MARKS = (b'"temporal_gt"', b'"spatial_token"', b'"time_token"', b'"st_frame"', b'"images"', b"##")
 """What stands in the first bytes of one of the forms."""
+PICKLE, PICKLED = b"\x80", (".p", ".pkl", ".pickle")
+"""How a pickle begins, and its file's name ends."""
+FOREIGN = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
+"""What reading a row may end in that is of no form at all, or VidOR's file of it."""
 STVG_ASK = (
     "Please firstly give the timestamps, and then give the spatial bounding box corresponding to each timestamp in the "
     "time period."
@@ -63,13 +67,18 @@ def open_marked(
         annotations: the folder of VidOR's files, which have the boxes of VidSTG.
 
     Raises:
-        DatasetError: when it cannot be read, or VidSTG lacks its boxes.
+        DatasetError: when it cannot be read, or is a pickle, or VidSTG lacks its boxes.
     """
     path = Path(source)
     if path.is_dir():
         return None
     with open_source(path) as file:
         head = file.read(HEAD)
+    if head[:1] == PICKLE and path.suffix in PICKLED:
+        raise DatasetError(
+            f"{show(path)}: is a pickle, as RefCOCO's refs(unc).p: reading one may run any program; the same "
+            "expressions are in MDETR's finetune_refcoco_train.json and its like"
+        )
     if not any(mark in head for mark in MARKS):
         return None
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):
@@ -123,12 +132,16 @@ def _values(path: Path, encoding: str) -> list[tuple[str, Any]] | dict[str, Any]
 
 
 def _each(rows: Iterator[tuple[str, Any]], read: Callable[[str, Any], Iterator[Marked]]) -> Items:
-    """What `read` gives of each row; a row that lacks a field or has a wrong one is a fault that names it."""
+    """What `read` gives of each row; a row that lacks a field or has a wrong one is a fault that names it, and one of
+    another form a fault.
+    """
     for place, value in rows:
         try:
             yield from list(read(place, value))
         except UserError as error:
             yield Fault(place, WRONG, str(error))
+        except FOREIGN as error:
+            yield Fault(place, WRONG, f"is of another form ({type(error).__name__}: {error})")
 
 
 def _field(row: Any, name: str, kind: type | tuple[type, ...] = (int, float)) -> Any:
@@ -146,6 +159,18 @@ def _field(row: Any, name: str, kind: type | tuple[type, ...] = (int, float)) ->
         wanted = "a number" if int in kinds else names[kinds[0]]
         raise UserError(f"{name}: expected {wanted}, got {value!r:.60}")
     return value
+
+
+def _whole(row: Any, name: str) -> int:
+    """A field of a row that counts frames.
+
+    Raises:
+        ValueError: when it is not there, or no whole number: seconds are counted so.
+    """
+    value = _field(row, name)
+    if value != int(value):
+        raise UserError(f"{name}: expected a whole number of frames, got {value!r:.60}")
+    return int(value)
 
 
 def _corners(box: Any, name: str) -> tuple[float, float, float, float]:
@@ -224,7 +249,7 @@ def _hc_stvg(language: str) -> Callable[[str, Any], Iterator[Marked]]:
         if "caption" not in row and not key:
             raise UserError(f"English, Chinese: it has no sentence in {language}")
         text = _field(row, "caption" if "caption" in row else key, str)
-        boxes, start = _field(row, "bbox", list), int(_field(row, "st_frame"))
+        boxes, start = _field(row, "bbox", list), _whole(row, "st_frame")
         end = row.get("ed_frame")
         if isinstance(end, int) and end - start + 1 not in (len(boxes), len(boxes) + 1):
             raise UserError(f"bbox: {len(boxes)} boxes for frames {start} to {end}")
@@ -233,7 +258,7 @@ def _hc_stvg(language: str) -> Callable[[str, Any], Iterator[Marked]]:
                 f"st_frame: expected a frame from 1 with boxes from it on, got {start} and {len(boxes)} boxes"
             )
         at = {start - 1 + n: _corners(box, f"bbox[{n}]") for n, box in enumerate(boxes)}
-        frames, total = (start - 1, start - 2 + len(boxes)), int(_field(row, "img_num"))
+        frames, total = (start - 1, start - 2 + len(boxes)), _whole(row, "img_num")
         yield Marked(place, clip, text, (width, height), at, frames, num_frames=total)
 
     return read
@@ -248,10 +273,10 @@ def _vidstg(files: Mapping[str, Path]) -> Callable[[str, Any], Iterator[Marked]]
         trajectories = _field(vidor, "trajectories", list)
         size = int(_field(row, "width")), int(_field(row, "height"))
         segment, event = (
-            (int(_field(row, f"{key}.begin_fid")), int(_field(row, f"{key}.end_fid")) - 1)
+            (_whole(row, f"{key}.begin_fid"), _whole(row, f"{key}.end_fid") - 1)
             for key in ("used_segment", "temporal_gt")
         )
-        clip = vidor.get("video_path") or name
+        clip, total = vidor.get("video_path") or name, _whole(row, "frame_count")
         for key in ("captions", "questions"):
             for query in row.get(key) or []:
                 target = _field(query, "target_id", int)
@@ -266,7 +291,7 @@ def _vidstg(files: Mapping[str, Path]) -> Callable[[str, Any], Iterator[Marked]]
                     boxes[frame] = [float(_field(corners, side)) for side in ("xmin", "ymin", "xmax", "ymax")]
                 yield Marked(
                     place, clip, _field(query, "description", str), size, boxes, event, segment=segment,
-                    is_question=key == "questions",
+                    num_frames=total, is_question=key == "questions",
                 )  # fmt: skip
 
     return read
@@ -281,7 +306,7 @@ def _st_align(place: str, row: Any) -> Iterator[Marked]:
     size = int(_field(row, "meta.width")), int(_field(row, "meta.height"))
     split = _field(row, "meta.split", list)
     times, places = _field(row, "meta.time_token", dict), _field(row, "meta.spatial_token", dict)
-    start, end = (int(_field(times, name)) for name in ("<s>", "<e>"))
+    start, end = (_whole(times, name) for name in ("<s>", "<e>"))
     boxes = {
         int(f): _corners(b, f"meta.spatial_token.<bboxes>.{f}") for f, b in _field(places, "<bboxes>", dict).items()
     }

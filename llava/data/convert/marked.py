@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from llava.data.convert.build import Tally, locate, tidy, times_of
+from llava.data.convert.build import Tally, locate, tidy, times_of, wrong_text
 from llava.data.convert.clips import ClipIndex
 from llava.data.convert.rows import Fault, Row
 from llava.data.grounding.annotation import Annotation, Event
-from llava.data.grounding.geometry import Box
+from llava.data.grounding.geometry import Box, is_other_shape
 from llava.data.grounding.tasks import asked_as, records_of
+from llava.data.video.image import image_size
 from llava.data.video.select import spread_evenly
 from llava.errors import UserError
 
 WRONG = "wrong annotation"
 SLACK = 1.5
 """Pixels, or seconds, by which boxes and spans may leave their frame or clip, where they are cut."""
+MISCOUNTED = 0.01
+"""Share of its frames by which a file may have others than its source says: decoders drop some at the ends."""
 ASKS_ONLY = ("REC", "TVG", "STVG", "SVG")
 """Tasks in which an event is told and never an answer."""
 
@@ -37,7 +40,7 @@ class Marked:
         frames: (first, last) frame of the event; None where `seconds` has it.
         seconds: (start, end) of the event.
         segment: (first, last) frame of the part of the clip that is looked at; None for all of it.
-        num_frames: of the clip, where the source says so.
+        num_frames: of the clip, where the source says so: those that frames are counted by.
         is_question: `text` asks, and is no answer.
         task, question: where the source says what is asked and how.
         split: part of the data.
@@ -85,10 +88,16 @@ def build_marked(
         if found is None:
             continue
         try:
+            if item.is_image:
+                _check_shape(item, str(index.folder / found[0]))
             annotation = annotation_of(item, found[0], wanted.num_frames, partial(times, str(index.folder / found[0])))
             records = _records(item, annotation, wanted, rng)
         except UserError as error:
             tally.faults.append(Fault(item.source, WRONG, f"{item.clip}: {error}"))
+            continue
+        if refused := [wrong for record in records for wrong in wrong_text(record)]:
+            kind, message = refused[0]
+            tally.faults.append(Fault(item.source, kind, f"{item.clip}: {message}"))
             continue
         for record in records:
             number, name = 0, record["id"]
@@ -131,8 +140,12 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
         first, last = item.segment or (0, item.num_frames - 1)
         total = last - first + 1
         start, end = item.frames
+        if item.segment is not None:
+            _check_count(item, times())
         if not (total > 1 and first <= start <= end <= last):
             raise UserError(f"frames {start} to {end} of the event are not within {first} to {last} of the clip")
+        if stray := [frame for frame in boxes if not start <= frame <= end]:
+            raise UserError(f"a box of frame {stray[0]}, which is not of the event in frames {start} to {end}")
         span = (start - first) / (total - 1), (end - first) / (total - 1)
         shown = [first + int(place) for place in spread_evenly(total, seen)]
         at = {(k / (seen - 1) if seen > 1 else 0.5): boxes[f] for k, f in enumerate(shown) if f in boxes}
@@ -142,6 +155,43 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
             )
     event = Event(tidy(item.text), span, at, boxes.get(item.frames[0]) if item.frames else None)
     return Annotation(item.clip, width, height, [event], video=path, num_frames=seen, split=item.segment)
+
+
+def _check_shape(item: Marked, path: str) -> None:
+    """Whether an image is shown as it was annotated.
+
+    Raises:
+        ValueError: when it has another shape.
+    """
+    width, height = image_size(path)
+    if item.size is not None and min(*item.size, height) > 0 and is_other_shape(item.size, (width, height)):
+        raise UserError(
+            f"the source says {item.size[0]} x {item.size[1]} pixels, and the file is shown in {width} x {height}: it "
+            "is turned by its EXIF data, or is another picture"
+        )
+
+
+def _check_count(item: Marked, times: Any) -> None:
+    """Whether frames of a segment are those of the file at hand.
+
+    Args:
+        times: as in `annotation_of`.
+
+    Raises:
+        ValueError: when the file has no such frames, or so many others that they are not the ones that are meant.
+    """
+    if isinstance(times, str):
+        raise UserError(times)
+    assert item.segment is not None
+    there, last = len(times), item.segment[1]
+    if (
+        item.segment[0] < 0
+        or last >= there
+        or (item.num_frames and abs(there - item.num_frames) > max(2, MISCOUNTED * item.num_frames))
+    ):
+        asked = f"with frames {item.segment[0]} to {last}"
+        said = f"of {item.num_frames} frames" if item.num_frames else asked
+        raise UserError(f"its file has {there} frames, and the source is about one {said}: of another rate, or cut")
 
 
 def _fractions(box: Sequence[float], width: int, height: int, frame: int) -> Box:

@@ -15,6 +15,10 @@ from llava.errors import UserError
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 from 0 to 1."""
+LARGEST = 1 << 31
+"""Pixels that no frame's edge has."""
+SHAPE = 0.02
+"""By how much the proportions of frames may differ from what is said of them: codecs want even numbers of pixels."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class Square:
         if image_aspect_ratio != "crop":
             raise UserError(f"image_aspect_ratio must be pad, square or crop, got {image_aspect_ratio!r}")
         if processor is None:
-            raise UserError("a crop depends on the tower's image processor, and none is given")
+            raise UserError(
+                "--image_aspect_ratio crop moves numbers of places by the tower's image processor, and without a tower "
+                "there is none: use pad or square, with vision and without"
+            )
         size = processor.image_size
         resized = [int(processor.crop_edge * edge / min(width, height)) for edge in (width, height)]
         left, top = ((edge - size) // 2 for edge in resized)
@@ -75,6 +82,16 @@ class Square:
         return x1, y1, x2, y2
 
 
+def is_other_shape(size: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two (width, height) differ in their proportions by more than `SHAPE`."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) > SHAPE
+
+
+def is_edge(value: Any) -> bool:
+    """Whether a value is a number of pixels that a frame can be wide or high."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < LARGEST
+
+
 def square_of(meta: Mapping[str, Any], image_aspect_ratio: str, processor: ProcessorSpec | None = None) -> Square:
     """The square of a record's frame, by `meta.width` and `meta.height`.
 
@@ -84,7 +101,7 @@ def square_of(meta: Mapping[str, Any], image_aspect_ratio: str, processor: Proce
     if image_aspect_ratio == "square":
         return Square()
     size = meta.get("width"), meta.get("height")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not v >= 1 for v in size):
+    if not all(map(is_edge, size)):
         raise UserError(
             f"numbers of places are fractions of the frame, and --image_aspect_ratio {image_aspect_ratio} moves them: "
             f"expected meta.width and meta.height in pixels, got {size[0]!r:.40} and {size[1]!r:.40}; write them, or "

@@ -147,8 +147,11 @@ def _numbers(values: Sequence[float]) -> list[float]:
 
 
 def _boxes(event: Event) -> dict[str, list[float]]:
-    """The boxes by the index of their time's coordinate."""
-    return {str(nearest(time)): _numbers(event.boxes[time]) for time in sorted(event.boxes)}
+    """The boxes by the index of their time's coordinate; of several at one the first, as answers are read."""
+    boxes: dict[str, list[float]] = {}
+    for time in sorted(event.boxes):
+        boxes.setdefault(str(nearest(time)), _numbers(event.boxes[time]))
+    return boxes
 
 
 def _one_box(event: Event) -> list[float]:

@@ -19,6 +19,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 """Pillow's names of what is opened, as far as this Pillow has them. Others start programs (EPS: Ghostscript) or are
 tried on any file."""
 
+ORIENTATION, SIDEWAYS = 0x112, (5, 6, 7, 8)
+"""The EXIF tag of how a picture is held, and its values that exchange width and height."""
+
 
 def read_image(path: str | Path) -> np.ndarray:
     """An image as one frame, (1, H, W, 3) uint8 RGB, turned upright as its EXIF data says, on white where transparent.
@@ -59,6 +62,18 @@ def read_image(path: str | Path) -> np.ndarray:
             what = what_it_is(path)
             said = f"it is {what}" if what else f"none of {', '.join(FORMATS)}, or damaged"
         raise VideoError(f"{path}: cannot be opened as an image ({said}); {remedy}") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image as it is shown, turned upright, from the head of its file; (0, 0) where it cannot be
+    told.
+    """
+    try:
+        with _open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(ORIENTATION, 1) in SIDEWAYS else (width, height)
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return 0, 0
 
 
 def _open(path: str | Path) -> Image.Image:

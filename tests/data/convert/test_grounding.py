@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,19 @@ def test_refcoco(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture
     assert convert(own, "--tasks", "rec", is_image=True)[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
 
 
+def test_an_image_that_is_turned_after_it_was_annotated_is_left_out(
+    convert: Convert, tmp_path: Path, media: Path
+) -> None:
+    picture = Image.fromarray(np.zeros((50, 100, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x112] = 6
+    picture.save(media / "turned.jpg", exif=exif)
+    source = changed(REFCOCO, "images.0.file_name", "turned.jpg")
+    assert {r["image"] for r in convert(source, is_image=True)} == {"coco_1.jpg"}
+    said = "the source says 100 x 50 pixels, and the file is shown in 50 x 100: it is turned by its EXIF data"
+    assert said in (tmp_path / "out.left_out.txt").read_text()
+
+
 def test_charades_sta(convert: Convert, tmp_path: Path) -> None:
     records = convert("AO8RW 0.5 1.0##a person sits.\nAO8RW 1.5 2.4##a person stands.\n", "--questions", "en")
     found = by_task(records)
@@ -112,6 +126,12 @@ def test_charades_sta(convert: Convert, tmp_path: Path) -> None:
         and "{(T.75)(T1.00)}" in spelled(found["TR"], tmp_path)[0]
     )
     assert {r["video"] for r in records} == {"AO8RW.mp4"}
+    lines = ["a person sits.", "a <video> sits.", "a <|endoftext|> sits.", "a \x00 sits.", ""]
+    more = "AO8RW 1.5.2 2.0##odd number\n" + "".join(f"AO8RW 0.5 1.0##{text}\n" for text in lines)
+    assert len(convert("AO8RW 0.5 1.0##a person sits.\n" + more, "--tasks", "tvg")) == 2
+    listed = (tmp_path / "out.left_out.txt").read_text()
+    for line, said in ((2, "unreadable row"), (4, "count mismatch"), (5, "reserved token"), (6, ""), (7, "unreadable")):
+        assert f"source.json:{line}: {said}" in listed, line
 
 
 HC_STVG = {"1_a.mp4": {
@@ -168,6 +188,11 @@ def test_vidstg(convert: Convert, tmp_path: Path) -> None:
     asked = [r["meta"]["task"] for r in records if r["meta"]["event"] == "who runs?"]
     assert sorted(asked) == ["STVG", "SVG", "TVG"], "a question is never an answer"
     assert len({r["id"] for r in records}) == len(records)
+    # Twice as many frames a second: they would be others, and the times of others.
+    with pytest.raises(SystemExit):
+        convert(changed(VIDSTG, "0.frame_count", 18), "--annotations", str(tmp_path / "vidor"))
+    said = "its file has 9 frames, and the source is about one of 18 frames: of another rate, or cut"
+    assert said in (tmp_path / "out.left_out.txt").read_text()
 
 
 def st_align(question: str, answer: str = "<s> <e> <bboxes>", **tokens: Any) -> dict[str, Any]:
@@ -225,6 +250,7 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
 
 @pytest.mark.parametrize(("value", "path", "new", "said"), [
     (ONE_REF, "images.0.width", ..., "width: expected a number, got None"),
+    (ONE_REF, "images.0.height", 0, "bbox of frame 0: 10, 5 to 30, 15 is no box within 100 x 0 pixels"),
     (ONE_REF, "annotations.0.bbox", [10, 5, 20], r"annotations.bbox: expected [x, y, width, height]"),
     (ONE_REF, "annotations.0.bbox", [10, 5, 0, 10], "annotations.bbox: [10, 5, 0, 10] has no area; it is read as"),
     (ONE_REF, "annotations.0.bbox", [90, 5, 95, 10], "bbox of frame 0: 90, 5 to 185, 15 is no box within 100 x 50"),
@@ -234,6 +260,8 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
     (ONE_HC, "1_a.ed_frame", 30, "bbox: 4 boxes for frames 4 to 30"),
     (ONE_HC, "1_a.img_num", 5, "frames 3 to 6 of the event are not within 0 to 4 of the clip"),
     (ONE_HC, "1_a.st_frame", 0, "bbox: 4 boxes for frames 0 to 7"),
+    (ST_ALIGN[:1], "0.meta.spatial_token.<bboxes>", {"x": [1, 1, 2, 2]}, "is of another form (ValueError: invalid"),
+    (ST_ALIGN[:1], "0.meta.time_token.<s>", float("inf"), "is of another form (OverflowError: "),
     (ST_ALIGN[:1], "0.meta.split", [0], "meta.split: expected [first, last] in frames, got [0]"),
     (ST_ALIGN[:1], "0.meta.height", "50", "meta.height: expected a number, got '50'"),
     (ST_ALIGN[:1], "0.meta.time_token", {"<e>": 6}, "<s>: expected a number, got None"),
@@ -241,6 +269,10 @@ ONE_REF = {"images": REFCOCO["images"][:1], "annotations": REFCOCO["annotations"
     (ST_ALIGN[:1], "0.conversations.0.value", "Until <e>?", "the question tells the end and not the start"),
     (ST_ALIGN[:1], "0.conversations.0.value", "Where is <box1>?", "conversations: <box1> is told where a STVG record"),
     (ST_ALIGN[:1], "0.meta.split", [5, 8], "frames 3 to 6 of the event are not within 5 to 8"),
+    (ST_ALIGN[:1], "0.meta.split", [0, 9], "its file has 9 frames, and the source is about one with frames 0 to 9"),
+    (ST_ALIGN[:1], "0.meta.split", [-2, 8], "the source is about one with frames -2 to 8"),
+    (ST_ALIGN[:1], "0.meta.time_token.<s>", 3.5, "<s>: expected a whole number of frames, got 3.5"),
+    (ST_ALIGN[:1], "0.meta.time_token.<e>", 5, "a box of frame 6, which is not of the event in frames 3 to 5"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_by_its_field(
     convert: Convert, tmp_path: Path, value: Any, path: str, new: Any, said: str
@@ -258,6 +290,10 @@ def test_what_else_is_refused(convert: Convert, tmp_path: Path, capsys: pytest.C
 
     assert "whose boxes are in VidOR's files: name their folder with --annotations DIR" in refused(VIDSTG)
     assert "holds no .json file of VidOR" in refused(VIDSTG, "--annotations", str(tmp_path / "none"))
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([{"ref_id": 1, "sentences": []}], protocol=2))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "refs(unc).p"), "--output", str(tmp_path / "p.json"), "--image_folder", str(tmp_path)])
+    assert "is a pickle, as RefCOCO's refs(unc).p: reading one may run any program" in capsys.readouterr().err
     assert "--tasks TVG: this form serves REC, REG" in refused(REFCOCO, "--tasks", "REC,TVG", is_image=True)
     assert "--text_only: where and when" in refused(HC_STVG, "--text_only")
     assert "no record was written" in refused("AO8RW 3.0 9.0##a person sits.\n")

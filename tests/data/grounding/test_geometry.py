@@ -69,10 +69,11 @@ def test_numbers_move_along_their_axes() -> None:
 def test_a_frame_without_size_is_refused_where_it_matters() -> None:
     assert square_of({}, "square") == Square()
     assert square_of({"width": 20, "height": 10}, "pad") == Square.of(20, 10, "pad")
-    for meta in ({}, {"width": 20}, {"width": "20", "height": 10}, {"width": 0, "height": 10}):
+    for meta in ({}, {"width": 20}, {"width": "20", "height": 10}, {"width": 0, "height": 10},
+                 {"width": float("inf"), "height": 10}, {"width": 10**400, "height": 10}):  # fmt: skip
         with pytest.raises(UserError, match="expected meta.width and meta.height in pixels, got .* write them"):
             square_of(meta, "pad")
-    with pytest.raises(UserError, match="a crop depends on the tower's image processor"):
+    with pytest.raises(UserError, match="crop moves numbers of places by the tower's image processor"):
         Square.of(20, 10, "crop")
     with pytest.raises(UserError, match="image_aspect_ratio must be pad, square or crop, got 'anyres'"):
         Square.of(20, 10, "anyres", PROCESSOR)
