@@ -66,7 +66,7 @@ def run(flags: Sequence[str], checkout: Path, output: Path, steps: int, profile:
                 "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     values = list(flags)
-    values[values.index("--output_dir") + 1] = str(output / "run")
+    values[values.index("--output_dir") + 1] = str(output)
     script = str(checkout / "llava" / "train" / "train.py")
     command = [sys.executable, "-c", KILLED, script, json.dumps(values), str(steps), str(profile), MARK]
     done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=os.environ | settings)
@@ -90,7 +90,7 @@ def measure(folder: Path, checkouts: dict[str, Path], flags: list[str], repeats:
         for name, checkout in checkouts.items():
             for case in ("fresh", "goes on"):
                 output = folder / name / ("killed" if case == "goes on" else "fresh")
-                shutil.rmtree(folder / name / "fresh" / "run", ignore_errors=True)
+                shutil.rmtree(folder / name / "fresh", ignore_errors=True)
                 seconds = run(own[name], checkout, output, 0, profile)
                 found.setdefault((name, case), []).append(seconds)
     for (name, case), values in found.items():

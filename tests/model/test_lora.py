@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from llava.model import lora
 from llava.model.builder import load_language_model, set_trainable, trainable_names
 from llava.model.lora import LoraSettings, adapt, adapted_layers, add_adapters, awake, merge_adapters, settings_of
-from llava.train.preflight.training import check_gradients, check_lora, check_trainable, expected_to_train
+from llava.train.preflight.training import Pass, check_gradients, check_lora, check_trainable, expected_to_train
 from tests.conftest import CAPTIONS
 from tests.model.contract.families import tiny_config
 from tests.model.test_llava_gpt2 import make_batch, pixels
@@ -91,13 +91,13 @@ def test_a_gradient_reaches_every_adapter_and_the_check_leaves_them_as_they_were
     model, batch = make(family, LoraSettings(4, 8, 0.0, bias))
     before = copy.deepcopy(model.state_dict())
     wanted = expected_to_train(model, PARTS, {})
-    findings, _ = check_gradients(model, {"video": batch}, wanted, lambda b: model(**b).loss)
+    findings, _ = check_gradients(model, [Pass("video", batch)], wanted, lambda b: model(**b).loss)
     assert {f.status for f in findings} == {"ok"}, findings
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     # One whose A is cut off is still found.
     layer = next(iter(adapted_layers(model).values()))
     layer.lora_A["default"].register_forward_hook(lambda module, inputs, output: output.detach())
-    findings, _ = check_gradients(model, {"video": batch}, wanted, lambda b: model(**b).loss)
+    findings, _ = check_gradients(model, [Pass("video", batch)], wanted, lambda b: model(**b).loss)
     assert any(f.status == "FAIL" and "lora_A" in f.finding for f in findings)
 
 

@@ -76,6 +76,12 @@ def shallow(model: nn.Module, blocks: int | None) -> Iterator[None]:
         setattr(owner, name, full)
 
 
+def told_blocks(model: nn.Module, blocks: int | None) -> str:
+    """How many of the model's blocks take part while it is `shallow`; empty where all do."""
+    found = blocks_of(model) if blocks is not None else None
+    return "" if found is None else f"{blocks} of {len(found[2])} blocks"
+
+
 def samples_within(model: nn.Module, length: int, wanted: int) -> int:
     """How many samples of a length a quick pre-flight has time for, at least two."""
     found = blocks_of(model)
@@ -185,7 +191,7 @@ def check_apart(
     if any(f.status == "FAIL" for f in findings):
         return findings
     changing = "changing a video moves its own sample and no other" if kind != "text" else "a word moves its own sample"
-    layers = "" if blocks is None or blocks_of(model) is None else f", {blocks} of {len(blocks_of(model)[2])} blocks"
+    layers = f", {told}" if (told := told_blocks(model, blocks)) else ""
     words = f"{where}, in training mode{layers}: {changing}, and no loss before the change"
     return [Finding(name, "ok", words)]
 

@@ -214,7 +214,7 @@ def check_own_loss(model: nn.Module, batch: Batch, kind: str, context: Context) 
     the logits of every position, with whatever it puts after its head.
 
     Args:
-        batch: one sample a row.
+        batch: words alone, one sample a row: vision changes nothing after the head, and has no logits to compare.
     """
     with torch.no_grad(), context():
         ours = float(model(**batch, return_logits=False, use_cache=False).loss)
@@ -222,7 +222,7 @@ def check_own_loss(model: nn.Module, batch: Batch, kind: str, context: Context) 
         autocast = torch.is_autocast_enabled(batch["input_ids"].device.type)
     name, limit = f"loss of the class, {kind}", LAYOUT_ERROR_AUTOCAST if autocast else LAYOUT_ERROR
     if abs(ours - theirs) <= limit:
-        return Finding(name, "ok", f"{ours:.4f}, as transformers computes it from all logits")
+        return Finding(name, "ok", f"{ours:.4f} on the words of a sample, as transformers computes it from all logits")
     words = f"the loss is {ours:.4f}, the class of {type(model).__name__} computes {theirs:.4f}"
     remedy = "the logits must be those of the class: what it does after its head (a scale, a soft cap) is left out"
     return Finding(name, "FAIL", words, remedy)

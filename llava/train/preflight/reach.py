@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from llava.constants import IGNORE_INDEX
+from llava.data.collator import VISION_KEYS
 from llava.data.features.quantised import dequantised
 from llava.train.preflight.data import Finding
 from llava.train.preflight.model import Batch
+
+FEATURES = ("video_features", "image_features")
 
 
 @dataclass
@@ -30,12 +33,22 @@ class Seen:
     embeds: list[torch.Tensor] = field(default_factory=list)
     rows: list[torch.Tensor] = field(default_factory=list)
 
+    def asked(self) -> list[torch.Tensor]:
+        """Everything here that gradients are looked for at."""
+        features = [self.batch[key] for key in FEATURES if key in self.batch]
+        return [*features, *self.embeds, *self.rows]
+
+
+def has_vision(batch: Batch) -> bool:
+    """Whether a batch holds features or pixels."""
+    return any(key in batch for key in VISION_KEYS)
+
 
 @contextmanager
 def watched(model: Any, batch: Batch, kind: str) -> Iterator[Seen]:
     """While active, what enters the language model keeps its gradient; train on `Seen.batch`."""
     seen = Seen(dequantised(batch))
-    for key in ("video_features", "image_features"):
+    for key in FEATURES:
         if key in seen.batch:
             seen.batch[key] = seen.batch[key].detach().float().requires_grad_()
 
@@ -59,7 +72,7 @@ def watched(model: Any, batch: Batch, kind: str) -> Iterator[Seen]:
         return rows
 
     handles = [model.base_model.register_forward_pre_hook(keep, with_kwargs=True)]
-    if kind != "text":
+    if has_vision(batch):
         # An image takes the slow stream alone.
         module = model.vision_resampler if kind == "video" else model.vision_resampler.slow
         handles.append(module.register_forward_hook(keep_rows))
@@ -77,14 +90,18 @@ def constant_rows(rows: torch.Tensor, features: torch.Tensor | None) -> int:
     return int((rows == rows[:1]).all(dim=-1).all(dim=0).sum())
 
 
-def check_reach(model: nn.Module, seen: Seen, kind: str) -> list[Finding]:
-    """Whether the last target has no gradient at its own input but at the one before, and every visual row and every
-    frame has one; after the backward pass.
+def check_reach(seen: Seen, kind: str, layers: str = "") -> list[Finding]:
+    """Whether the last target has no gradient at its own input but at the one before, and, where the batch has vision,
+    every visual row and every frame has one; after the backward pass.
+
+    Args:
+        layers: says how many blocks of the model took part, where not all did.
     """
-    if len(seen.embeds) != 1 or seen.embeds[0].grad is None:
+    if len(seen.embeds) != 1:
         words = "not measured: the language model is not called once with embeddings"
         return [Finding(f"targets, {kind}", "note", words)]
-    batch, size = seen.batch, seen.embeds[0].grad.detach().float().norm(dim=-1)
+    batch, grad = seen.batch, seen.embeds[0].grad
+    size = (torch.zeros_like(seen.embeds[0]) if grad is None else grad).detach().float().norm(dim=-1)
     if not bool(torch.isfinite(size).all()):
         return []  # The gradients of the weights say so.
     findings, rows = [], batch["labels"] != IGNORE_INDEX
@@ -101,8 +118,9 @@ def check_reach(model: nn.Module, seen: Seen, kind: str) -> list[Finding]:
         findings.append(Finding(name, "FAIL", words, "the attention mask or the model hides the context"))
     else:
         findings.append(Finding(name, "ok", "depend on what stands before them, not on themselves"))
-    if kind == "text":
+    if not has_vision(batch):
         return findings
+    where = f" (in {layers})" if layers else ""
     frames = batch[f"{kind}_features"].grad if f"{kind}_features" in batch else None
     name, total = f"rows that reach the words, {kind}", sum(r.shape[0] * r.shape[1] for r in seen.rows)
     if not seen.rows or any(r.grad is None for r in seen.rows):
@@ -119,12 +137,12 @@ def check_reach(model: nn.Module, seen: Seen, kind: str) -> list[Finding]:
         return [*findings, Finding(name, "FAIL", words, "each latent must look at the features")]
     if frames is None:
         told = "frames not measured: there are pixels and no features"
-        return [*findings, Finding(name, "ok", f"all {total} latent rows move the loss; {told}")]
+        return [*findings, Finding(name, "ok", f"all {total} latent rows move the loss{where}; {told}")]
     # An image has no axis of frames; a module before the resampler that is frozen lets the gradient through.
     each = frames.float().flatten(2 if kind == "video" else 1).norm(dim=-1)
     if bool((each == 0).any()):
         words = f"{int((each == 0).sum())} of {each.numel()} frames have no influence on a caption's loss"
         remedy = "the resampler must look at every frame, and nothing between features and rows be detached"
         return [*findings, Finding(name, "FAIL", words, remedy)]
-    words = f"all {total} latent rows and all {each.numel()} frames move the loss"
+    words = f"all {total} latent rows and all {each.numel()} frames move the loss{where}"
     return [*findings, Finding(name, "ok", words)]

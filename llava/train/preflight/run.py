@@ -60,7 +60,7 @@ LAYOUT_SAMPLES, LAYOUT_POSITIONS = 8, 1600
 """Samples of all lengths whose layouts are compared, and positions that they may take."""
 QUICK_SAMPLES, QUICK_POSITIONS, GRADIENT_POSITIONS = 4, 800, 400
 """Samples of a modality that a quick pre-flight sends through the model's first blocks, and the positions that they may
-take, two samples at least; and positions that go through the whole model, there and back, one sample at least."""
+take, two samples at least; and positions that go through the model there and back, one sample at least."""
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "FAIL": "bold red"}
 
 
@@ -153,7 +153,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     seen = any(r.videos or r.images for r in dataset.records)
     if dataset.cache is not None and seen and model.vision_tower is not None:
         findings.append(preflight_features.check_cache(dataset, model.vision_tower.to(args.device)))
-    gradient_batches = {}
+    passes: list[on_training.Pass] = []
     chosen = real_samples(trainer)
     findings += preflight_arms.check_arm(dataset, {i: s for kind, found in chosen.items() if kind != "text"
                                                    for i, s in found.items()})  # fmt: skip
@@ -161,12 +161,11 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
         found = _check_kind(trainer, kind, samples)
         findings += found
         if not any(f.status == "FAIL" and f.check.startswith("numerics") for f in found):
-            some = _within(list(samples.values())[:QUICK_SAMPLES], GRADIENT_POSITIONS, least=1)
-            gradient_batches[kind] = _on_device(trainer, trainer.data_collator(some))
+            passes += _gradient_passes(trainer, kind, list(samples.values())[:QUICK_SAMPLES])
     if not any(f.status == "FAIL" for f in findings):
         findings.append(_check_layout(trainer))
     model.train()
-    if gradient_batches:
+    if passes:
         wanted = on_training.expected_to_train(model, parts, exempt)
 
         def loss_of(batch: dict[str, Any]) -> torch.Tensor:
@@ -174,7 +173,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
                 return trainer.compute_loss(model, batch)
 
         scale = 1024.0 if args.fp16 else 1.0
-        found, losses = on_training.check_gradients(model, gradient_batches, wanted, loss_of, scale)
+        found, losses = on_training.check_gradients(model, passes, wanted, loss_of, scale)
         quick = args.preflight != "full"
         findings += [f for f in found if quick or f.status == "FAIL" or not f.check.startswith("numerics")]
         vocabulary = model.config.vocab_size
@@ -215,7 +214,8 @@ def _check_kind(trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str
         findings += [layout] if layout.status == "FAIL" else []
         findings += on_model.check_loss(reference, loss, kind)
         # All logits of a long sample of a large vocabulary would fill the memory.
-        alone = _on_device(trainer, trainer.data_collator([min(some, key=lambda s: len(s["input_ids"]))]))
+        words = min(_words_alone(trainer, some), key=lambda s: len(s["input_ids"]))
+        alone = _on_device(trainer, trainer.data_collator([words]))
         findings.append(on_model.check_own_loss(model, alone, kind, context))
         if kind != "text":
             findings += on_model.check_use_of_video(model, reference, kind, context)
@@ -229,6 +229,31 @@ def _check_kind(trainer: LlavaTrainer, kind: str, samples: Mapping[int, dict[str
         model, both_layouts(trainer, batch[:number])[1], kind, context, blocks, own
     )
     return findings
+
+
+def _gradient_passes(trainer: LlavaTrainer, kind: str, samples: Sequence[dict[str, Any]]) -> list[on_training.Pass]:
+    """How some samples of a modality go through the model and back.
+
+    Most positions of a sample with vision are no words. In a quick pre-flight the whole model gives its loss, and the
+    first blocks the gradients of vision, whose rows meet the words there; those of all blocks come from words alone.
+    """
+
+    def batch(of: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return _on_device(trainer, trainer.data_collator(_within(of, GRADIENT_POSITIONS, least=1)))
+
+    whole = batch(samples)
+    if kind == "text" or trainer.args.preflight == "full":
+        return [on_training.Pass(kind, whole)]
+    return [
+        on_training.Pass(kind, whole, back=False),
+        on_training.Pass(kind, whole, preflight_isolation.quick_blocks(trainer.model)),
+        on_training.Pass(kind, batch(_words_alone(trainer, samples))),
+    ]
+
+
+def _words_alone(trainer: LlavaTrainer, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    visual_ids = (trainer.model.config.visual_token_ids or {}).values()
+    return [preflight_words.words_alone(sample, list(visual_ids)) for sample in samples]
 
 
 def _check_layout(trainer: LlavaTrainer) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from llava.model.builder import GROUPS, KEY_BIASES, LANGUAGE_GROUPS, parameter_groups, part_of, trainable_names
 from llava.model.lora import LoraSettings, adapted_layers, awake, settings_of
 from llava.train.preflight.data import Finding
+from llava.train.preflight.isolation import shallow, told_blocks
 from llava.train.preflight.model import Batch, Context, numerics, watched_outputs
 from llava.train.preflight.reach import check_reach, watched
 
@@ -94,35 +95,66 @@ def check_lora(model: nn.Module, flags: Mapping[str, Any]) -> list[Finding]:
     return [Finding("LoRA", "ok", f"{words}; {has}")]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A batch of one modality on its way through the model, or through its first `blocks` blocks, in which the language
+    model's own gradients are left out.
+
+    `back` says whether gradients come back.
+    """
+
+    kind: str
+    batch: Batch
+    blocks: int | None = None
+    back: bool = True
+
+
 def check_gradients(
     model: nn.Module,
-    batches: Mapping[str, Batch],
+    passes: Sequence[Pass],
     wanted: set[str],
     loss_of: Callable[[Batch], torch.Tensor],
     scale: float = 1.0,
 ) -> tuple[list[Finding], dict[str, float]]:
-    """One forward and backward pass for each modality: whether its numbers are finite, who gets a gradient and who must
-    not, and what reaches a word; and the loss of each modality where it is finite.
+    """Whether the numbers of some passes are finite, who gets a gradient from them and who must not, and what reaches a
+    word; and the loss of the first pass of each modality whose numbers are all finite.
 
     Args:
-        wanted: names of the parameters that must get a finite gradient that is not zero, from one modality at least.
+        passes: those of a modality after each other; together they send every parameter its gradient.
+        wanted: names of the parameters that must get a finite gradient that is not zero, from one pass at least.
         loss_of: the loss of a batch as training computes it.
         scale: what the loss is multiplied by, so that small gradients of fp16 do not vanish.
     """
     reached: dict[str, float] = {}
     losses: dict[str, float] = {}
     findings: list[Finding] = []
-    for kind, batch in batches.items():
+    broken_kinds: set[str] = set()
+    for each in passes:
+        if each.kind in broken_kinds:
+            continue
         model.zero_grad(set_to_none=True)
-        with awake(model), watched(model, batch, kind) as seen:
-            with watched_outputs(model) as broken:
+        with awake(model), shallow(model, each.blocks), watched(model, each.batch, each.kind) as seen:
+            with watched_outputs(model) as broken, torch.set_grad_enabled(each.back):
                 loss = loss_of(seen.batch)
-            findings.append(numerics(broken, float(loss.detach()), kind))
-            if findings[-1].status == "FAIL":
+            finding = numerics(broken, float(loss.detach()), each.kind)
+            if finding.status == "FAIL":
+                findings.append(finding)
+                broken_kinds.add(each.kind)
+                losses.pop(each.kind, None)
                 continue
-            losses[kind] = float(loss.detach())
-            (loss * scale).backward()
-        findings += check_reach(model, seen, kind)
+            if each.kind not in losses:
+                findings.append(finding)
+                losses[each.kind] = float(loss.detach())
+            if not each.back:
+                continue
+            inputs = None
+            if each.blocks is not None:
+                own = [p for n, p in model.named_parameters() if p.requires_grad and part_of(n) != "mm_language_model"]
+                inputs = [*own, *seen.asked()]
+            if loss.requires_grad:  # Else no gradient comes back to anything, which is told below.
+                (loss * scale).backward(inputs=inputs)
+        found = check_reach(seen, each.kind, told_blocks(model, each.blocks))
+        findings += [f for f in found if f not in findings]
         for name, parameter in model.named_parameters():
             grad = parameter.grad
             if grad is None:
@@ -130,13 +162,13 @@ def check_gradients(
             size = float(grad.float().norm()) / scale
             if not math.isfinite(size):
                 words, remedy = f"the gradient of {name} is not finite", "train in --bf16 or fp32"
-                findings.append(Finding(f"gradients, {kind}", "FAIL", words, remedy))
+                findings.append(Finding(f"gradients, {each.kind}", "FAIL", words, remedy))
             elif name not in wanted and size > 0:
-                words = f"{name} is frozen but gets a gradient"
-                findings.append(Finding(f"gradients, {kind}", "FAIL", words, "freeze it with requires_grad_(False)"))
+                words, remedy = f"{name} is frozen but gets a gradient", "freeze it with requires_grad_(False)"
+                findings.append(Finding(f"gradients, {each.kind}", "FAIL", words, remedy))
             reached[name] = max(reached.get(name, 0.0), size)
     model.zero_grad(set_to_none=True)
-    if len(losses) < len(batches):
+    if broken_kinds:
         return findings, losses
     silent = _by_group(model, {n for n in wanted if not reached.get(n, 0.0) > 0.0 and not n.endswith(KEY_BIASES)})
     members = _by_group(model, wanted)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
-from llava.data.collator import vision_of
+from llava.data.collator import VISION_KEYS, vision_of
 from llava.data.positions import supervised_positions
 from llava.data.records import Record, spread
 from llava.data.words import differing_words
@@ -45,6 +45,13 @@ def remembered_tokens(dataset: Any) -> Iterator[None]:
         yield
     finally:
         del dataset.tokens, dataset.whole_tokens
+
+
+def words_alone(sample: Mapping[str, Any], visual_ids: Sequence[int]) -> dict[str, Any]:
+    """A sample without its vision and the positions of that: its words and their labels as a text has them."""
+    words = ~torch.isin(sample["input_ids"], torch.tensor(list(visual_ids), dtype=sample["input_ids"].dtype))
+    made = {key: value for key, value in sample.items() if key not in VISION_KEYS}
+    return {key: value[words] if isinstance(value, torch.Tensor) else value for key, value in made.items()}
 
 
 def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:

@@ -212,6 +212,18 @@ def break_last_block(model):
         model.transformer.h[-1].mlp.c_fc.weight[0, 0] = float("inf")
 
 
+def detach_last_block(model):
+    """Blocks before it learn nothing, though embeddings still do as the head."""
+    model.transformer.h[-1].register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(), *inputs[1:]))
+
+
+def see_ahead_in_last_block(model):
+    model.transformer.h[-1].register_forward_hook(lambda _, __, states: states + 0.1 * states.roll(-1, 1))
+
+
+FROZEN_MODEL = {"mm_tunable_parts": "mm_mlp_adapter"}
+
+
 def on_purpose(faults):
     return {"experiment_faults": faults, "experiment_faults_confirmed": True}
 
@@ -249,7 +261,10 @@ def on_purpose(faults):
         (code.vision_masked, {}, r"other features in the fast stream leave the caption's logits as they are"),
         (code.made_model(code.infinite_weight), {}, r"numerics, video: the output of mm_projector\.0 is not finite"),
         (code.made_model(break_last_block), {}, r"numerics, video: the output of transformer\.h\.1\.mlp\S* is"),
-        (None, {"mm_tunable_parts": "mm_mlp_adapter"}, r"the language model guesses and is frozen"),
+        (code.made_model(detach_last_block), {}, r"language model blocks: no gradient reaches transformer\.h\.0"),
+        (code.made_model(detach_last_block), FROZEN_MODEL, r"targets, video: the loss of a word does not depend on"),
+        (code.made_model(see_ahead_in_last_block), {}, r"targets, video: the model sees the token"),
+        (None, FROZEN_MODEL, r"the language model guesses and is frozen"),
         (None, on_purpose("unmasked_labels"), r"visual tokens are targets"),
         (None, on_purpose("frozen_vocabulary"), r"vocabulary cannot learn"),
         (
@@ -396,23 +411,29 @@ def test_dropout_is_replayed(assets, tmp_path, options):
     assert "samples apart, video" in {c["check"] for c in result["checks"]}
 
 
-@pytest.mark.parametrize(("mode", "least", "most"), [("quick", 1, 1), ("full", 10, 10**6)])
-def test_a_quick_one_runs_the_whole_model_once(assets, tmp_path, monkeypatch, mode, least, most):
-    """Forward and backward, for gradients, numerics and the start of the loss."""
-    runs = []
+def test_a_quick_one_sends_vision_forward_and_words_back_through_the_whole_model(assets, tmp_path, monkeypatch):
+    """Which positions the last block sees, and whether gradients come back from there."""
+    passes = []
     run = preflight._check_model
 
-    def counted(trainer, *args):
+    def watched(trainer, *args):
         last = trainer.model.transformer.h[-1]
-        handle = last.register_forward_hook(lambda *_: runs.append(1))
+        handle = last.register_forward_hook(
+            lambda _, inputs, __: passes.append((inputs[0].shape, inputs[0].requires_grad))
+        )
         try:
             return run(trainer, *args)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(preflight, "_check_model", counted)
-    train(assets, tmp_path / "run", preflight=mode)
-    assert least <= len(runs) <= most
+    monkeypatch.setattr(preflight, "_check_model", watched)
+    train(assets, tmp_path / "run")
+    assert [back for _, back in passes] == [False, True]
+    longest, words = (shape[1] for shape, _ in passes)
+    assert words < longest
+    passes.clear()
+    train(assets, tmp_path / "full", preflight="full")
+    assert len(passes) > 10 and (longest, True) in {(shape[1], back) for shape, back in passes}
 
 
 def test_random_state_weights_and_gradients_stay(assets, tmp_path, monkeypatch):

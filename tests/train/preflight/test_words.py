@@ -9,7 +9,7 @@ import torch
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.records import Record, by_modality, text_alone
 from llava.data.words import reads_as
-from llava.train.preflight.words import check_words, remembered_tokens
+from llava.train.preflight.words import check_words, remembered_tokens, words_alone
 from tests.conftest import record
 
 
@@ -61,3 +61,16 @@ def test_a_record_is_tokenised_once():
         assert dataset.whole_tokens(rows[1]) is dataset.tokens(1)
         dataset.whole_tokens(text_alone(rows[1]))
     assert calls == ["t1", "t1"] and not vars(dataset)
+
+
+def test_words_alone_keep_their_labels_and_numbers():
+    ids, visual = torch.tensor([7, 90, 91, 91, 92, 4, 5, 2]), [90, 91, 92]
+    labels = ids.masked_fill(torch.isin(ids, torch.tensor([7, *visual])), -100)
+    sample = {
+        "input_ids": ids, "labels": labels, "sample_id": "v0", "coordinates": torch.arange(8.0), "video_features": [0],
+    }  # fmt: skip
+    alone = words_alone(sample, visual)
+    assert alone.keys() == {"input_ids", "labels", "sample_id", "coordinates"}
+    assert [alone[key].tolist() for key in ("input_ids", "labels", "coordinates")] == [
+        [7, 4, 5, 2], [-100, 4, 5, 2], [0.0, 5.0, 6.0, 7.0],
+    ]  # fmt: skip
