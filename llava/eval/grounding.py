@@ -185,8 +185,8 @@ def truths_of(
 def seeing_captioner(tokenizer: PreTrainedTokenizerBase, model: Any, coordinate_choice: str, run: str) -> Captioner:
     """A model's captioner; ValueError for one that writes no coordinates."""
     if not getattr(model.config, "mm_coordinates", False):
-        raise UserError(f"{show(run)}: was trained without coordinates and says neither where nor when; train with "
-                        "--mm_coordinates True")  # fmt: skip
+        raise UserError(f"{show(run)}: was trained without coordinates and says neither where nor when; name a run "
+                        "that was trained with them (docs/grounding.md says how)")  # fmt: skip
     return Captioner(tokenizer, model, coordinate_choice)
 
 
