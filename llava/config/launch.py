@@ -20,6 +20,7 @@ from llava.errors import UserError
 RECIPES = "recipes"
 DEMO, OWN_DATA = f"{RECIPES}/demo.yaml", f"{RECIPES}/italian.yaml"
 PRECISIONS = ("bf16", "fp16", "fp32")
+LATER_STAGES = ("2", "3")
 CLIP_FLAGS = ("video_folder", "image_folder", "feature_cache")
 """By these a run on text alone finds copies of a clip, and so holds out the captions that a run on video does."""
 SHELL_VARIABLES = {
@@ -289,10 +290,25 @@ class _Steps:
         for folder in ("video_folder", "image_folder"):
             self.default(folder, f"{data}/visual", pending=True)
 
+    def _refuse_adapters(self) -> None:
+        """Stages 2 and 3, and LoRA, go on from a model that speaks: the weights of a fresh one would stay as drawn."""
+        stage = str(self.value("stage") or "").strip()
+        if stage in LATER_STAGES and not self.text_only:
+            raise UserError(
+                f"stage {stage} goes on from the last one's folder, and MODEL_PATH is not set: "
+                f"MODEL_PATH=output/stage{int(stage) - 1}, or wherever that lies"
+            )
+        if WORDS.get(str(self.value("lora_enable")).lower()):
+            raise UserError(
+                "lora_enable is set and MODEL_PATH is not: the weights of a fresh model would stay as they were drawn, "
+                "and adapters cannot make up for it; name a trained model as MODEL_PATH, or leave lora_enable out"
+            )
+
     def _model(self, steps: dict[str, list[str]], name: str, path: str) -> None:
         """A fresh model, where none is named."""
         if self.value("model_name_or_path") is not None:
             return
+        self._refuse_adapters()
         s, kind = self.settings, self.settings.model_type
         folder = f"{s.output_root}/{name}_{kind}_{s.n_layer}x{s.n_embd}_seed{self.value('seed')}"
         self.default("model_name_or_path", folder, pending=True)

@@ -82,7 +82,7 @@ class Chat:
         if missing:
             raise UserError(
                 f"--version {version}: the tokenizer does not know the tokens {', '.join(missing)}: register them with "
-                "llava.data.chat.add_tokens(version, tokenizer) and give the model embeddings for them"
+                "llava.data.chat_formats.add_tokens(version, tokenizer) and give the model embeddings for them"
             )
         if template is None and version == TOKENIZER:
             if not tokenizer.chat_template:

@@ -63,6 +63,9 @@ CHEAP_PIXELS = 30_000_000
 """Videos of up to so many pixels in all frames are always decoded from start to end, which takes 0.2 to 0.5 s: 10 s of
 320 x 240 at 30 frames per second are 23 million."""
 
+PARTS_WITH_COORDINATES = "mm_language_model,mm_mlp_adapter,mm_vision_resampler,mm_coordinates"
+"""What recipes for records without numbers train, and the coordinates, which those recipes would freeze."""
+
 
 @dataclass(frozen=True)
 class FileReport:
@@ -334,14 +337,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"not checked: {unseen} videos were decoded only as far as the frames that training sees need it; damage "
             "that a decoder conceals, or in frames that are not read, would be found with --thorough"
         )
-    print(f"next: {_next_command(data)}")
+    print(f"next: {_next_command(data, bool(numbered))}")
     return 0
 
 
-def _next_command(data: DataFlags) -> str:
+def _next_command(data: DataFlags, has_numbers: bool) -> str:
     """The run on what was found to be right."""
     named = {"DATA_PATH": data.data_path, "VIDEO_FOLDER": data.video_folder, "IMAGE_FOLDER": data.image_folder}
     settings = [f"{name}={shlex.quote(str(value))}" for name, value in named.items() if value]
+    if has_numbers:
+        settings += ["MM_COORDINATES=True", f"MM_TUNABLE_PARTS={PARTS_WITH_COORDINATES}"]
     return " ".join([*settings, "bash train_italian_video.sh"])
 
 

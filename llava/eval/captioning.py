@@ -14,14 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.commands import check_output, parse
 from llava.config.groups import EvaluationFlags, ManyDataFlags
 from llava.config.ranges import AMOUNT, COUNT, Range
-from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
 from llava.data.chat_formats import PLAIN, reserved
+from llava.data.convert.clips import is_image_name
 from llava.data.coordinates import NO_COORDINATE, CoordinateTokens
 from llava.data.features.extract import FeatureCache, open_cache
 from llava.data.prompt import Spans, Turns, pad_token_id, reserved_tokens
 from llava.data.records import Record
 from llava.data.text_format import recorded_format
-from llava.data.video import frames_to_pixels, read_frames
+from llava.data.variables import coordinate_word
+from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.errors import UserError, run_command, show
 from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
@@ -55,7 +57,7 @@ class Caption(NamedTuple):
 
 
 class Captioner:
-    """Writes captions for video files with a trained model, in the format that it was trained with.
+    """Writes captions for videos and images with a trained model, in the format that it was trained with.
 
     Args:
         tokenizer, model: from `llava.model.builder.load_pretrained_model`.
@@ -99,11 +101,16 @@ class Captioner:
     def caption(self, path: str | Path, prompt: str = "", **generation: Any) -> Caption:
         """The caption of one file, and whether it came to its end; raises as above."""
         check_prompt(prompt, self.tokenizer, self.text_format.version)
-        return self.caption_pixels(self.read_pixels(path), prompt, **generation)
+        pixels = self.read_pixels(path)
+        if not is_image_name(path):
+            return self.caption_pixels(pixels, prompt, **generation)
+        question = [{"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN} {prompt}".strip()}]
+        return self.answer([question], generation, pixel_values=pixels)[0]
 
     def read_pixels(self, path: str | Path, split: tuple[int, int] | None = None) -> torch.Tensor:
-        """What the tower is given of a file or its segment: the chosen frames, (T, 3, S, S); raises VideoError."""
-        frames = read_frames(path, self.spec, split)
+        """What the tower is given of a file or its segment: the chosen frames, (T, 3, S, S), of an image the one;
+        raises VideoError."""
+        frames = read_image(path) if is_image_name(path) else read_frames(path, self.spec, split)
         return frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
 
     def caption_pixels(self, pixels: torch.Tensor, prompt: str = "", **generation: Any) -> Caption:
@@ -132,13 +139,21 @@ def check_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, version: str =
     """Refuses a prompt that is not words alone.
 
     Raises:
-        ValueError: naming the placeholders, visual tokens and special tokens in it.
+        ValueError: naming the placeholders, visual tokens and special tokens in it, and coordinates for a model that
+            has none.
     """
     refused = dict.fromkeys((*PLACEHOLDERS, *COORDINATE_PLACEHOLDERS, *reserved_tokens(tokenizer), *reserved(version)))
     found = [token for token in refused if token in prompt]
+    numbers = set(found).intersection(COORDINATE_PLACEHOLDERS)
     if found:
         raise UserError(
             f"the prompt {prompt!r:.80} contains {', '.join(found)}; give words alone: the video is put before them"
+            f"{', and a number is written as one of <TEMP-000> to <TEMP-099> and so on' if numbers else ''}"
+        )
+    if (word := coordinate_word(prompt)) and COORDINATE_PLACEHOLDERS[0] not in tokenizer.get_added_vocab():
+        raise UserError(
+            f"the prompt {prompt!r:.80} contains {word}, which is a word of models trained with --mm_coordinates True "
+            "alone; this one would read its letters"
         )
 
 

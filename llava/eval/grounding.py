@@ -189,8 +189,8 @@ def seeing_captioner(tokenizer: PreTrainedTokenizerBase, model: Any, coordinate_
     """A model's captioner; ValueError for one that writes no coordinates."""
     captioner = Captioner(tokenizer, model, coordinate_choice)
     if captioner.coordinates is None:
-        raise UserError(f"{show(run)}: was trained without coordinates and says neither where nor when; train with "
-                        "--mm_coordinates True")  # fmt: skip
+        raise UserError(f"{show(run)}: was trained without coordinates and says neither where nor when; name a run "
+                        "that was trained with them (docs/grounding.md says how)")  # fmt: skip
     return captioner
 
 

@@ -108,6 +108,8 @@ def read_weights(path: str, flag: str = ADAPTER) -> dict[str, torch.Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what the file holds.
+            reason = "torch reads nothing in it, or more than weights; name a .safetensors, or a .bin of weights"
         raise UserError(f"{flag} {path}: no file of weights alone ({reason:.200})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{flag} {path}: expected names and tensors, as torch.save(state_dict) has")

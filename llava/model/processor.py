@@ -24,7 +24,7 @@ from transformers.processing_utils import ProcessorMixin
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.chat_formats import PLAIN
-from llava.data.prompt import MARKERS, Spans, Turns, compact, pad_token_id, tokenized, visual_token_ids
+from llava.data.prompt import MARKERS, Spans, Turns, compact, lay_out, pad_token_id, tokenized, visual_token_ids
 from llava.data.text_format import PLAIN_RECORD, TextFormat, format_of
 from llava.data.turns import FROM
 from llava.data.video.image import on_white, read_image
@@ -260,7 +260,7 @@ def _with_placeholders(text: str) -> str:
 
 
 def _turns(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turns, list[Any], list[Any]]:
-    """Our turns of transformers' messages, and their images and videos in order."""
+    """Our turns of transformers' messages, laid out as records are, and their images and videos in order."""
     turns, images, videos = [], [], []
     for message in conversation:
         content = message["content"]
@@ -276,5 +276,5 @@ def _turns(conversation: Sequence[Mapping[str, Any]]) -> tuple[Turns, list[Any],
                 raise UserError(f"{part}: no {part['type']}; give its path under {part['type']!r}")
             (images if part["type"] == "image" else videos).append(item)
             words.append(DEFAULT_IMAGE_TOKEN if part["type"] == "image" else DEFAULT_VIDEO_TOKEN)
-        turns.append({"from": FROM.get(message["role"], message["role"]), "value": " ".join(words)})
+        turns.append({"from": FROM.get(message["role"], message["role"]), "value": lay_out(" ".join(words))})
     return turns, images, videos

@@ -38,7 +38,7 @@ class CaptionFlags:
     _argument_group_name = "clips"
 
     video: list[str] = field(
-        metadata={"help": "Video files, folders (with those below them) and patterns such as 'clips/**/*.mp4'."}
+        metadata={"help": "Videos, images, folders (videos in and below them) and patterns such as 'clips/**/*.mp4'."}
     )
     prompt: str = field(
         default="",

@@ -46,8 +46,8 @@ def flag_problems(model_args: ModelArguments, training_args: TrainingArguments) 
         problems.append(f"--mm_tunable_parts names {COORDINATE_PART}, but there is no --mm_coordinates True")
     if not there and model_args.mm_coordinates and model_args.mm_tunable_parts and COORDINATE_PART not in named:
         problems.append(
-            f"--mm_coordinates True gives the model fresh tables, which --mm_tunable_parts freezes: add "
-            f"{COORDINATE_PART} to it"
+            "--mm_coordinates True gives the model fresh tables, which --mm_tunable_parts, of the command or of its "
+            f"recipe, freezes: give --mm_tunable_parts {','.join((*named, COORDINATE_PART))}"
         )
     if model_args.mm_coordinates and training_args.fsdp and (training_args.bf16 or training_args.fp16):
         problems.append(

@@ -13,6 +13,7 @@ from llava.config.launch import Plan, data_name, plan
 from llava.config.launch_help import help_text
 from llava.config.recipe import with_recipe
 from llava.config.trainer_parser import TrainerParser
+from llava.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYWHERE = (
@@ -179,6 +180,17 @@ def test_recipes_by_name(data):
         planned(RECIPE="italian")
     with pytest.raises(FileNotFoundError, match=r"nothing: no such file"):
         planned(RECIPE="nothing")
+
+
+def test_adapters_are_not_trained_on_a_model_that_was_just_made(data):
+    for stage in ("2", "3"):
+        with pytest.raises(UserError, match=rf"MODEL_PATH=output/stage{int(stage) - 1}"):
+            planned(RECIPE=f"llava_st_stage{stage}", DATA_PATH=data)
+        assert not planned(RECIPE=f"llava_st_stage{stage}", DATA_PATH=data, MODEL_PATH="before").steps["MAKE"]
+    assert planned(RECIPE="llava_st_stage1", DATA_PATH=data).steps["MAKE"]
+    with pytest.raises(UserError, match="lora_enable is set and MODEL_PATH is not"):
+        planned("--lora_enable", "True", DATA_PATH=data)
+    assert planned("--lora_enable", "False", DATA_PATH=data).steps["MAKE"]
 
 
 def test_text_alone_leaves_out_what_is_about_videos(parse, data):

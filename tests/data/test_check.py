@@ -376,6 +376,7 @@ def test_numbers_are_checked_with_the_frames_that_they_are_of(
         code, output = checked(placed, more=more)
         assert code == 0
         assert "coordinates: 2 numbers in 1 records, which train with --mm_coordinates True" in output
+        assert " MM_COORDINATES=True MM_TUNABLE_PARTS=" in output and ",mm_coordinates bash train_it" in output
     tokens = int(re.search(r"(\d+) tokens", output)[1])
     assert tokens <= 2 * 5 + 2 + 6, "streams of two frames, a token for each number, brackets and spaces, the end"
     code, output = checked(placed, unsized, wrong, more=model)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from llava.constants import VISUAL_TOKENS
+from llava.data.chat_formats import add_tokens, template_of
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.eval.captioning import Captioner
 from llava.model.processor import VisionCausalLMProcessor, video_frames
@@ -122,3 +126,19 @@ def test_messages_become_the_format_of_training(saved, assets):
     assert torch.equal(inputs["pixel_values_videos"][0], pixels)
     text = processor.apply_chat_template(messages)
     assert torch.equal(processor(text=text, videos=clip)["input_ids"], plain["input_ids"])
+
+
+def test_a_line_break_after_a_placeholder_is_layout_in_messages_too(tokenizer):
+    """LLaVA writes `<image>\\n`, and training sees one space."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
+    add_tokens("chatml", tokenizer)
+    text_format = {"version": "chatml", "template": template_of("chatml")}
+    processor = VisionCausalLMProcessor(tokenizer, SPEC.to_dict(), PROCESSOR.to_dict(), text_format)
+    said = [[{"role": "user", "content": content}] for content in ("<image>\nDove?", "<image> Dove?")]
+    first, second = processor.apply_chat_template(said)
+    assert first == second and "<image> Dove?" in first
+    image = np.zeros((8, 8, 3), np.uint8)
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": "\nDove?"}]
+    ids = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=True)["input_ids"]
+    assert torch.equal(ids, processor(text=first, images=image)["input_ids"])

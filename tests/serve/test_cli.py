@@ -7,7 +7,10 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
+from llava.data.video import frames_to_pixels, read_image
+from llava.errors import show
 from llava.eval.captioning import Captioner
 from llava.serve.cli import GenerationFlags, main
 
@@ -51,6 +54,8 @@ def test_a_wrong_folder_is_one_message(tmp_path, capsys):
         (["--prompt", "<video> e <video>"], "contains <video>"),
         (["--prompt", "Un <|endoftext|>"], "contains <|endoftext|>"),
         (["--prompt", "Un <vid_patch>"], "contains <vid_patch>"),
+        (["--prompt", "Dove in {<TEMP-INPUT><TEMP-INPUT>}?"], "a number is written as one of <TEMP-000> to <TEMP-099>"),
+        (["--prompt", "Dove in {<TEMP-020><TEMP-050>}?"], "contains <TEMP-020>, which is a word of models"),
         (["--prompt", "molto " * 600], "give a shorter prompt"),
         (["--device", "toaster"], "--device toaster: torch knows no such device"),
         (["--top_p", "1.5", "--temperature", "1"], "--top_p 1.5: a number above 0 to 1"),
@@ -80,6 +85,19 @@ def test_a_missing_file_and_a_cut_caption_are_told(assets, run, tmp_path, capsys
     assert captured.out.startswith(videos[1])
     assert "gone.mp4: cannot be opened" in captured.err
     assert "clip0.mp4: the caption was cut at --max_new_tokens 1" in captured.err
+
+
+def test_an_image_is_asked_about_as_an_image(assets, run, tmp_path, capsys):
+    path, page = tmp_path / "foto.PNG", tmp_path / "page.html"
+    Image.new("RGB", (40, 24), (200, 30, 30)).save(path)
+    argv = ["--model-path", str(run), "--device", "cpu", "--show", str(page)]
+    assert main([*argv, "--video", str(path), "--prompt", "Un"]) == 0
+    captioner = Captioner.from_pretrained(run, "cpu")
+    pixels = frames_to_pixels(read_image(path), captioner.model.processor_spec, captioner.spec.image_aspect_ratio)
+    turns = [[{"from": "human", "value": "<image>\nUn"}]]
+    said = captioner.answer(turns, {"max_new_tokens": 64}, pixel_values=pixels)[0].text
+    assert capsys.readouterr().out == f"{path}\t{show(said)}\n"
+    assert page.read_text().count("<image") == 1
 
 
 def test_a_caption_stops_at_the_last_position(assets, run, capsys):

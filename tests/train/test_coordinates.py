@@ -141,7 +141,7 @@ def test_hard_targets_are_noticed(assets, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mm_tunable_parts": "mm_language_model"}, "fresh tables, which --mm_tunable_parts freezes: add mm_coord"),
+        ({"mm_tunable_parts": "mm_language_model"}, "give --mm_tunable_parts mm_language_model,mm_coordinates"),
         ({"mm_coordinates": False, "mm_tunable_parts": "mm_coordinates"}, "there is no --mm_coordinates True"),
         ({"mm_tunable_parts": "mm_language_model", "mm_coordinates_lr": 1e-3}, "mm_coordinates does not train"),
     ],

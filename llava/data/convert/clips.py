@@ -22,6 +22,11 @@ SHORTER = 1.0
 """Seconds by which a clip that was cut may be longer than its segment: cuts are made at key frames."""
 
 
+def is_image_name(path: str | Path) -> bool:
+    """Whether a file is called like an image; `.gif`, which may be either, counts as a video."""
+    return os.path.splitext(path)[1].lower() in IMAGES - VIDEOS
+
+
 def parts_of(clip: str) -> list[str]:
     """The folders and the name that a source has for a clip, of an address without its `https://` and its query."""
     clip = re.sub(r"^[a-z]+://", "", clip.split("?")[0] if "://" in clip else clip)
