@@ -30,6 +30,11 @@ GROUPS = {"ModelArguments": "Model", "DataArguments": "Data", "TrainingArguments
 LIBRARY, OTHERS = "transformers.TrainingArguments", "LLaVA-ST's other flags"
 
 
+def is_on(value: Any) -> bool:
+    """Whether a flag that is true or false is given as true; a wrong word and no word are not."""
+    return WORDS.get(str(value).lower(), False)
+
+
 @dataclass(frozen=True)
 class Known:
     """A flag, or another setting.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llava.config.known_flags import WORDS, Known, argument_problems, given, known_flags
+from llava.config.known_flags import WORDS, Known, argument_problems, given, is_on, known_flags
 from llava.config.recipe import PACKAGED, Recipe, as_arguments, below, is_vision, load_recipe, take_recipe
 from llava.config.variables import Variables, read_variables
 from llava.errors import UserError
@@ -167,7 +167,7 @@ def _contradictions(environ: Mapping[str, str], found: Variables, said: Mapping[
     text_only = said.get("text_only", found.values.get("text_only", recipe.flags.get("text_only")))
     if text_only is not None and WORDS.get(str(text_only).lower()) is False and experiment == "1":
         problems.append(f"EXP_ID=1 is text alone, and --text_only {text_only} says otherwise: leave one of them out")
-    if text_only is not None and WORDS.get(str(text_only).lower()) and found.values.get("exp_id") == "2":
+    if is_on(text_only) and found.values.get("exp_id") == "2":
         problems.append("EXP_ID=2 is video and text, and --text_only True says otherwise: leave one of them out")
     plain = environ.get("USE_PLAIN_LM") or "1"
     version = said.get("version", found.values.get("version", recipe.flags.get("version", "")))
@@ -196,7 +196,7 @@ class _Steps:
         self.computed: dict[str, Any] = {}
         self.pending: dict[str, str] = {}
         asked = self.said.get("text_only", self.variables.get("text_only", recipe.flags.get("text_only", "no")))
-        self.text_only = settings.exp_id == 1 or bool(WORDS.get(str(asked).lower()))
+        self.text_only = settings.exp_id == 1 or is_on(asked)
         if self.text_only:
             left_out = [k for k in self.variables if is_vision(k) and k not in CLIP_FLAGS]
             if left_out:
@@ -298,7 +298,7 @@ class _Steps:
                 f"stage {stage} goes on from the last one's folder, and MODEL_PATH is not set: "
                 f"MODEL_PATH=output/stage{int(stage) - 1}, or wherever that lies"
             )
-        if WORDS.get(str(self.value("lora_enable")).lower()):
+        if is_on(self.value("lora_enable")):
             raise UserError(
                 "lora_enable is set and MODEL_PATH is not: the weights of a fresh model would stay as they were drawn, "
                 "and adapters cannot make up for it; name a trained model as MODEL_PATH, or leave lora_enable out"
@@ -320,12 +320,12 @@ class _Steps:
 
     def _hardware(self, hardware: Hardware) -> tuple[int, str]:
         """GPUs, and the precision of the run by name."""
-        gpus, fast = hardware(bool(WORDS.get(str(self.value("use_cpu")).lower())))
+        gpus, fast = hardware(is_on(self.value("use_cpu")))
         if not gpus:
             self.default("use_cpu", "True")
         halves = ("bf16", "fp16")
         if self.settings.precision is None and any(self.value(half) is not None for half in halves):
-            on = [half for half in halves if WORDS.get(str(self.value(half)).lower())]
+            on = [half for half in halves if is_on(self.value(half))]
             return gpus, on[0] if on else "fp32"
         precision = self.settings.precision or fast
         for half in halves:
@@ -345,7 +345,7 @@ class _Steps:
         for folder in ("video_folder", "image_folder"):
             if self.value(folder):
                 words += [f"--{folder}", str(self.value(folder))]
-        if WORDS.get(str(self.value("allow_absolute_paths")).lower()):
+        if is_on(self.value("allow_absolute_paths")):
             words.append("--allow_absolute_paths")
         if demo:
             scored = [f"{data}/heldout_clips_vi_it.json", f"{data}/heldout_combinations_vi_it.json"]

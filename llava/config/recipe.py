@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from llava.config.known_flags import WORDS, Known, given, known_flags, unknown
+from llava.config.known_flags import Known, given, is_on, known_flags, unknown
 from llava.config.llava_st import FROZEN, TOWER, TUNED
 from llava.errors import MissingFile, UserError
 
@@ -232,7 +232,7 @@ def take_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def asks_for_text_only(values: Mapping[str, Any]) -> bool:
     """Whether flags ask for a run on text alone."""
-    return WORDS.get(str(values.get("text_only", "no")).lower(), False)
+    return is_on(values.get("text_only"))
 
 
 def with_recipe(argv: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava.config.known_flags import WORDS
+from llava.config.known_flags import is_on
 from llava.config.llava_st import FROZEN, TOWER, TUNED, trained_parts
 from llava.config.recipe import below
 
@@ -86,22 +86,22 @@ def take_stage(said: Mapping[str, Any]) -> StageSays:
     values = below(whole, said)
     parts = said.get("mm_tunable_parts", _by_older_flags(said, values))
     if parts is not None:
-        named = {part.strip() for part in str(parts).split(",")}
+        named = _names(parts)
         if LANGUAGE_MODEL not in named:
             values.pop("lora_enable", None)
         if COORDINATES not in named:
             values.pop("mm_coordinates", None)
-    if not _on(said.get("lora_enable", values.get("lora_enable"))):
+    if not is_on(said.get("lora_enable", values.get("lora_enable"))):
         values = {k: v for k, v in values.items() if not k.startswith("lora_")}
     trained = values.get("mm_tunable_parts") if parts is None else parts
     if trained is not None:
-        named = {part.strip() for part in str(trained).split(",")}
+        named = _names(trained)
         idle = {flag for part, flag in RATES.items() if part not in named}
         values = {k: v for k, v in values.items() if k not in idle}
     else:
         # The older flags of LLaVA say what trains, and none of them names the embeddings or the coordinates.
         values = {k: v for k, v in values.items() if k not in (RATES[EMBEDDINGS], RATES[COORDINATES])}
-    if not _on(said.get("mm_coordinates", values.get("mm_coordinates"))):
+    if not is_on(said.get("mm_coordinates", values.get("mm_coordinates"))):
         values.pop("mm_coordinates_lr", None)
         if "mm_tunable_parts" in values:
             kept = [part for part in values["mm_tunable_parts"].split(",") if part != COORDINATES]
@@ -109,10 +109,14 @@ def take_stage(said: Mapping[str, Any]) -> StageSays:
     return StageSays(values, _note(stage, whole, values, said))
 
 
+def _names(parts: Any) -> set[str]:
+    return {part.strip() for part in str(parts).split(",")}
+
+
 def _by_older_flags(said: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
     """What trains by the older flags of LLaVA that a command gives; None where they leave it open."""
-    older = {name: _on(said[name]) for name in (*TUNED, *FROZEN, TOWER) if name in said}
-    coordinates = _on(said.get("mm_coordinates", values.get("mm_coordinates")))
+    older = {name: is_on(said[name]) for name in (*TUNED, *FROZEN, TOWER) if name in said}
+    coordinates = is_on(said.get("mm_coordinates", values.get("mm_coordinates")))
     return trained_parts({**older, "vision_tower": said["vision_tower"], "mm_coordinates": coordinates})[0]
 
 
@@ -130,7 +134,3 @@ def _note(stage: str, whole: Mapping[str, Any], values: Mapping[str, Any], said:
     if left:
         words.append(f"left to the command's other flags: {', '.join(f'--{name}' for name in left)}")
     return "; ".join(words)
-
-
-def _on(value: Any) -> bool:
-    return WORDS.get(str(value).lower(), False)

@@ -111,7 +111,8 @@ def open_file(clip: Clip, spec: VideoSpec, thorough: bool = False, min_frames: i
             )
         cut_at = info.num_frames if split is not None and split[1] >= info.num_frames else 0
         distinct = len(set(select_frames(info.times, spec, split)))
-        return FileReport("", "", distinct, is_whole, cut_at, (frames.shape[2], frames.shape[1]))
+        height, width = frames.shape[1:3]
+        return FileReport(distinct=distinct, is_whole=is_whole, cut_at=cut_at, size=(width, height))
     except VideoError as error:
         return FileReport(error.kind, str(error))
     except Exception as error:

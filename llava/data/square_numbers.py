@@ -14,7 +14,7 @@ from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
-from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in
+from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in, places_of
 from llava.errors import UserError
 
 
@@ -121,10 +121,9 @@ def lost_box(record: Record, numbers: Sequence[float]) -> str:
     if not numbers:
         return ""
     text = "".join(turn["value"] for turn in record.conversations)
-    for found in BOX.finditer(text):
-        first = len(placeholders_in(text[: found.start()]))
-        x1, y1, x2, y2 = numbers[first : first + 4]
-        told = record.coordinates[first : first + 4]
+    for place in places_of(BOX, text):
+        x1, y1, x2, y2 = numbers[place]
+        told = record.coordinates[place]
         if (told[0] < told[2] and x2 <= x1) or (told[1] < told[3] and y2 <= y1):
             box = [round(number, 3) for number in told]
             return (

@@ -130,12 +130,17 @@ def _reversed(text: str, numbers: Sequence[float]) -> list[str]:
     """What is said of the first box or span of a text that ends before it begins."""
     corners = "x1, y1, x2, y2: two corners, and not a corner and a size"
     for what, form, half, order in (("box", BOX, 2, corners), ("span", SPAN, 1, "its first time and its last")):
-        for found in form.finditer(text):
-            first = len(placeholders_in(text[: found.start()]))
-            its = list(numbers[first : first + 2 * half])
-            if any(its[place] > its[place + half] for place in range(half)):
+        for its in (list(numbers[place]) for place in places_of(form, text)):
+            if any(its[edge] > its[edge + half] for edge in range(half)):
                 return [f"a {what} {its} ends before it begins: a {what} is {order}"]
     return []
+
+
+def places_of(form: re.Pattern[str], text: str) -> Iterator[slice]:
+    """Of each box (`BOX`) or span (`SPAN`) of a text, where its numbers are among those of the text."""
+    for found in form.finditer(text):
+        first = len(placeholders_in(text[: found.start()]))
+        yield slice(first, first + len(placeholders_in(found[0])))
 
 
 def variables_of(text: str, numbers: Sequence[float]) -> dict[str, list[float]]:

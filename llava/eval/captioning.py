@@ -101,11 +101,7 @@ class Captioner:
     def caption(self, path: str | Path, prompt: str = "", **generation: Any) -> Caption:
         """The caption of one file, and whether it came to its end; raises as above."""
         check_prompt(prompt, self.tokenizer, self.text_format.version)
-        pixels = self.read_pixels(path)
-        if not is_image_name(path):
-            return self.caption_pixels(pixels, prompt, **generation)
-        question = [{"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN} {prompt}".strip()}]
-        return self.answer([question], generation, pixel_values=pixels)[0]
+        return self.caption_pixels(self.read_pixels(path), prompt, is_image=is_image_name(path), **generation)
 
     def read_pixels(self, path: str | Path, split: tuple[int, int] | None = None) -> torch.Tensor:
         """What the tower is given of a file or its segment: the chosen frames, (T, 3, S, S), of an image the one;
@@ -113,10 +109,14 @@ class Captioner:
         frames = read_image(path) if is_image_name(path) else read_frames(path, self.spec, split)
         return frames_to_pixels(frames, self.model.processor_spec, self.spec.image_aspect_ratio)
 
-    def caption_pixels(self, pixels: torch.Tensor, prompt: str = "", **generation: Any) -> Caption:
-        """The caption of frames (T, 3, S, S); the prompt is not looked at."""
-        question = [{"from": "human", "value": f"{DEFAULT_VIDEO_TOKEN} {prompt}".strip()}]
-        return self.answer([question], generation, pixel_values_videos=pixels[None])[0]
+    def caption_pixels(
+        self, pixels: torch.Tensor, prompt: str = "", is_image: bool = False, **generation: Any
+    ) -> Caption:
+        """The caption of frames (T, 3, S, S), or of an image, whose T is 1; the prompt is not looked at."""
+        token = DEFAULT_IMAGE_TOKEN if is_image else DEFAULT_VIDEO_TOKEN
+        question = [{"from": "human", "value": f"{token} {prompt}".strip()}]
+        vision = {"pixel_values": pixels} if is_image else {"pixel_values_videos": pixels[None]}
+        return self.answer([question], generation, **vision)[0]
 
     def answer(
         self,

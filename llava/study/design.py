@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.config.flags import FREE_FLAGS
-from llava.config.known_flags import BOOL, Known, given, known_flags
+from llava.config.known_flags import BOOL, WORDS, Known, given, known_flags
 from llava.config.launch import CLIP_FLAGS, Hardware, plan
-from llava.config.recipe import WORDS, is_vision, with_recipe
+from llava.config.recipe import is_vision, with_recipe
 from llava.data.text_start import EOS
 from llava.errors import UserError
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.config.recipe import WORDS, as_arguments
+from llava.config.known_flags import is_on
+from llava.config.recipe import as_arguments
 from llava.constants import MILESTONE_FILE, RUN_RECORD
 from llava.data.records import apply_policy, missing_files
 from llava.errors import UserError
@@ -82,7 +83,7 @@ def check_tests(asked: TestFlags, flags: Mapping[str, Any]) -> None:
         read_texts(path)
     PairFlags(files=asked.pairs)
     told = {name: flags.get(name) for name in CLIP_FOLDERS}
-    anywhere = bool(WORDS.get(str(told["allow_absolute_paths"]).lower()))
+    anywhere = is_on(told["allow_absolute_paths"])
     for path in asked.pairs:
         pairs = [pair for pair in read_pairs(path, Columns())[0] if pair.clip]
         if pairs and told["video_folder"]:
@@ -98,7 +99,7 @@ def tests_of(run: StudyRun, flags: Mapping[str, Any], asked: TestFlags) -> dict[
         flags: of the run, as it was trained.
     """
     records = held_out_of(run.folder)
-    device = ["--device", "cpu"] if WORDS.get(str(flags.get("use_cpu", "no")).lower()) else []
+    device = ["--device", "cpu"] if is_on(flags.get("use_cpu")) else []
     told = as_arguments({name: flags[name] for name in CLIP_FOLDERS if flags.get(name)})
     kept = str(flags.get("feature_cache") or "off")
     cache = ["--feature_cache", str(run.folder.parent / "feature_cache") if kept in ("off", "auto") else kept]

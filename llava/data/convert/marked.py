@@ -77,7 +77,7 @@ def build_marked(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(split, record) of every annotation and task; what cannot be one is counted in `tally`, with what is wrong."""
     rng = random.Random(wanted.seed)
-    times = lru_cache(64)(times_of)
+    times, size = lru_cache(64)(times_of), lru_cache(64)(image_size)
     ids: set[str] = set()
     for item in items:
         if isinstance(item, Fault):
@@ -89,7 +89,7 @@ def build_marked(
             continue
         try:
             if item.is_image:
-                _check_shape(item, str(index.folder / found[0]))
+                _check_shape(item, size(str(index.folder / found[0])))
             annotation = annotation_of(item, found[0], wanted.num_frames, partial(times, str(index.folder / found[0])))
             records = _records(item, annotation, wanted, rng)
         except UserError as error:
@@ -157,13 +157,16 @@ def annotation_of(item: Marked, path: str, seen: int, times: Callable[[], Any]) 
     return Annotation(item.clip, width, height, [event], video=path, num_frames=seen, split=item.segment)
 
 
-def _check_shape(item: Marked, path: str) -> None:
+def _check_shape(item: Marked, shown: tuple[int, int]) -> None:
     """Whether an image is shown as it was annotated.
+
+    Args:
+        shown: of `image_size`.
 
     Raises:
         ValueError: when it has another shape.
     """
-    width, height = image_size(path)
+    width, height = shown
     if item.size is not None and min(*item.size, height) > 0 and is_other_shape(item.size, (width, height)):
         raise UserError(
             f"the source says {item.size[0]} x {item.size[1]} pixels, and the file is shown in {width} x {height}: it "

@@ -50,8 +50,11 @@ def remembered_tokens(dataset: Any) -> Iterator[None]:
 def words_alone(sample: Mapping[str, Any], visual_ids: Sequence[int]) -> dict[str, Any]:
     """A sample without its vision and the positions of that: its words and their labels as a text has them."""
     words = ~torch.isin(sample["input_ids"], torch.tensor(list(visual_ids), dtype=sample["input_ids"].dtype))
-    made = {key: value for key, value in sample.items() if key not in VISION_KEYS}
-    return {key: value[words] if isinstance(value, torch.Tensor) else value for key, value in made.items()}
+    return {
+        key: value[words] if isinstance(value, torch.Tensor) else value
+        for key, value in sample.items()
+        if key not in VISION_KEYS
+    }
 
 
 def check_words(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
