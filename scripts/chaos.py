@@ -125,7 +125,10 @@ def make_demo(folder: Path) -> None:
     small = "import sys; sys.path.insert(0, sys.argv.pop(1)); import make_demo_data as m; " \
         "m.SPLIT_SIZES = dict.fromkeys(m.SPLIT_SIZES, 6); m.main(sys.argv[1:])"  # fmt: skip
     commands = [
-        [sys.executable, "-c", small, str(here), "--output_dir", str(folder / "data"), "--num_train", str(CLIPS)],
+        [
+            sys.executable, "-c", small, str(here), "--output_dir", str(folder / "data"), "--num_train", str(CLIPS),
+            "--validation",
+        ],
         [
             sys.executable, str(here / "make_model.py"), "--exist_ok", "--data_path",
             str(folder / "data" / "train_vi_it.json"), "--output_dir", str(folder / "gpt2"), "--vocab_size", "320",

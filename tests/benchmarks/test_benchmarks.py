@@ -128,7 +128,7 @@ def test_the_way_to_the_first_step_is_measured(tmp_path: Path, capsys):
     ])  # fmt: skip
     shown = capsys.readouterr().out
     assert "fresh" in shown and "goes on" in shown
-    assert [p.name for p in (tmp_path / "data").glob("*/here/killed/run/checkpoint-*")] == ["checkpoint-1"]
+    assert [p.name for p in (tmp_path / "data").glob("*/here/killed/checkpoint-*")] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
