@@ -284,7 +284,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
             token_losses=token_losses,
-            **{CACHE: next((output[name] for name in ("cache", "past_key_values") if name in output), None)},
+            **{CACHE: output.get(CACHE)},
         )
 
     def states(
