@@ -117,15 +117,22 @@ def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def quiet_libraries() -> None:
-    """Commands say themselves what they do: transformers shows errors alone and no bars of loading weights, and
-    DeepSpeed nothing about a machine without GPU."""
+    """Commands say themselves what they do: transformers shows errors alone and no bars of loading weights, DeepSpeed
+    nothing about a machine without GPU, and huggingface_hub no line for each time that it did not reach the hub."""
     library_logs.set_verbosity_error()
     library_logs.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(_is_not_about_the_cpu)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_is_no_retry)
 
 
 def _is_not_about_the_cpu(record: logging.LogRecord) -> bool:
     return "Setting accelerator to CPU" not in record.getMessage()
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    """What the last one ended in is the error of the command; waiting for a rate limit is told."""
+    message = record.getMessage()
+    return "thrown while requesting" not in message and not message.startswith("Retrying in")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import _http
 
-from llava.config.commands import check_output, parse, refuse
+from llava.config.commands import check_output, parse, quiet_libraries, refuse
 from llava.config.groups import DataFlags, FrameFlags
 from llava.config.ranges import COUNT
 
@@ -115,6 +116,13 @@ def test_all_wrong_flags_are_told_at_once(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_missing_argument_without_a_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, kinds=(Named,)) == "command: DIR is needed: The first.\n"
+
+
+def test_a_hub_that_is_not_reached_is_no_line_a_try(caplog: pytest.LogCaptureFixture) -> None:
+    quiet_libraries()
+    for line in ("'[Errno -2]' thrown while requesting HEAD x", "Retrying in 2s [Retry 2/5].", "Rate limited. Waiting"):
+        _http.logger.warning(line)
+    assert [record.getMessage() for record in caplog.records] == ["Rate limited. Waiting"]
 
 
 def test_help_has_groups_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
