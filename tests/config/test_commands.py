@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -142,6 +143,9 @@ def test_a_refusal_is_one_line_with_its_status(capsys: pytest.CaptureFixture[str
         refuse(ValueError("no such\x1b[2Jmodel"), "command")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "command: no such\\x1b[2Jmodel\n"
+    with pytest.raises(SystemExit):
+        refuse(OSError(errno.ENOSPC, "No space left on device"), "command")
+    assert "command: the disk is full: make room on it" in capsys.readouterr().err
 
 
 def test_a_file_that_could_not_be_written_is_refused(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
         (b"solo testo\nsenza colonne\n", (), "no table"),
         (b"a,b\n1,2\n", (), "no column.*'a', 'b'.*--clip_column"),
         (b"video,caption\nvideo0,a\n", ("--clip_column", "vid"), "no column 'vid'"),
-        (b"video,caption\nnone,a\n", (), "no record was written"),
+        (b"video,caption\nnone,a\n", (), "no record was written.*is --video_folder right.*--text_only"),
         (b'{"id": "a", "conversations": []}\n', (), "reads already"),
         (b'[{"video": "a", "caption"', (), "no JSON"),
         (b"video,caption\nvideo0,a\n", ("--output", "x.csv"), "end it in .json"),
