@@ -262,6 +262,10 @@ def test_parquet_without_pyarrow_says_what_to_install(
     assert "pip install pyarrow" in capsys.readouterr().err
 
 
+def test_columns_with_italian_names_are_guessed(convert: Convert) -> None:
+    assert captions(convert("filmato,Didascalia\n1001,Un gatto.\n")) == [("p1/1001.mp4", "Un gatto.")]
+
+
 @pytest.mark.parametrize(
     ("source", "flags", "message"),
     [
