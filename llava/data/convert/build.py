@@ -33,7 +33,8 @@ class Tally:
     """What became of the rows: counts, and everything that was left out.
 
     `missing` is the clips that have no file, with the reason and how many captions each had; `faults` are all others;
-    `languages` counts the captions read by language, those of other languages than asked included.
+    `languages` counts the captions read by language, those of other languages than asked included. `splits` has the
+    split of each clip, and `split_twice` those of clips that stand in several.
     """
 
     read: int = 0
@@ -43,6 +44,15 @@ class Tally:
     faults: list[Fault] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     left_out: int = 0
+    splits: dict[str, str] = field(default_factory=dict)
+    split_twice: dict[str, str] = field(default_factory=dict)
+
+    def add(self, clip: str, split: str) -> None:
+        """Counts a record that is written."""
+        self.clips.add(clip)
+        self.written[split] += 1
+        if (first := self.splits.setdefault(clip, split)) != split:
+            self.split_twice.setdefault(clip, f"{first or 'none'} and {split or 'none'}")
 
     @property
     def kinds(self) -> Counter[str]:
@@ -106,8 +116,7 @@ def build(
             tally.faults += [Fault(row.source, kind, f"{name}: {message}") for kind, message in wrong[:1]]
             continue
         seen.add(key)
-        tally.clips.add(path or name)
-        tally.written[row.split] += 1
+        tally.add(path or name, row.split)
         yield row.split, record
     if index is not None:
         tally.faults += [Fault(str(index.folder / p), NO_CAPTION, "") for p in index.files() if p not in tally.clips]
@@ -177,11 +186,13 @@ def _check_home(row: Row, path: str, homes: dict[str, tuple[str, str]]) -> None:
     Args:
         homes: by file, the folder of the clips that it was taken for, and the first of them.
     """
-    home = "/".join(parts_of(row.clip)[:-1])
-    first, named = homes.setdefault(path, (home, row.clip))
+    home, clip = "/".join(parts_of(row.clip)[:-1]), row.clip
+    if not home and (home := row.folder.strip("/")):
+        clip = f"{home}/{clip}"
+    first, named = homes.setdefault(path, (home, clip))
     if home and first and home != first:
         raise DatasetError(
-            f"{show(row.source)}: {show(row.clip)!r} and {show(named)!r} are clips of two folders, and {show(path)} is "
+            f"{show(row.source)}: {show(clip)!r} and {show(named)!r} are clips of two folders, and {show(path)} is "
             "the only file of that name: name the folder that holds both folders, or leave the captions of one out"
         )
 
@@ -210,6 +221,12 @@ def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True, no
     else:
         lines.append("clips: not looked for, the records are of text alone")
     lines += [f"{kind}: {count:,}" for kind, count in tally.kinds.most_common()]
+    if tally.split_twice:
+        clip, named = next(iter(tally.split_twice.items()))
+        lines.append(
+            f"clips in several splits: {len(tally.split_twice):,}, such as {show(clip)} in {show(named)}: a score on "
+            "one is of clips of the other; --split_column none, then python -m llava.data.split, part them"
+        )
     languages = {code: n for code, n in tally.languages.items() if code}
     if len(languages) > 1:
         shown = ", ".join(

@@ -134,6 +134,12 @@ def split_file(flags: SplitFlags) -> list[str]:
         DatasetError: for records or clips that cannot be used, and for files that are there already.
     """
     outputs = flags.outputs()
+    named = [path.resolve() for path in (*outputs, Path(flags.file))]
+    if len(set(named)) < 3:
+        raise DatasetError(
+            f"{show(flags.file)} would be split into {show(outputs[0])} and {show(outputs[1])}: name two "
+            "other files by --train_output and --val_output"
+        )
     if there := [show(p) for p in outputs if p.exists() and not flags.overwrite]:
         raise DatasetError(f"{' and '.join(there)} exist already: name others, or add --overwrite")
     if Path(flags.file).suffix.casefold() in (".yaml", ".yml"):

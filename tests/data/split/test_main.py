@@ -128,6 +128,19 @@ def test_earlier_files_are_kept(data: Path, capsys: pytest.CaptureFixture[str]) 
     assert "exist already" in capsys.readouterr().err and (data / "data_val.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize("named", [("a.json", "a.json"), ("data.json", "b.json"), ("a.json", "./data.json")])
+def test_no_file_is_written_over_another(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: tuple[str, str]
+) -> None:
+    before = (data / "data.json").read_bytes()
+    (tmp_path / "data.json").write_bytes(before)
+    outputs = ["--train_output", str(tmp_path / named[0]), "--val_output", str(tmp_path / named[1])]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "data.json"), "--video_folder", str(data), "--by_name", "--overwrite", *outputs])
+    assert "name two other files by --train_output and --val_output" in capsys.readouterr().err
+    assert (tmp_path / "data.json").read_bytes() == before and not (tmp_path / "a.json").exists()
+
+
 def test_from_a_table_to_two_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{i},Testo {i}.\n" for i in range(12))
     (tmp_path / "captions.csv").write_text(f"videoid,name\n{rows}")
