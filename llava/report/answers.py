@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llava.eval.controls import TRAINING
+from llava.eval.statistics import LEAST_CLUSTERS
 from llava.report.floors import (
     HELD_OUT,
     TRAINED,
@@ -180,6 +183,8 @@ def did_it_see(run: Run) -> Answer:
         text += f" {ONLY_TRAINED}"
     if shown_others(run):
         return answer("plain", "Shown other clips", text)
+    if few := too_few(line):
+        return answer("unmeasured", "Not measured", f"{text} {few}")
     if high < 0:
         text += " Its own video makes a caption less likely: check that clips and captions belong together."
         return answer("bad", "No, the reverse", text)
@@ -188,6 +193,17 @@ def did_it_see(run: Run) -> Answer:
     if low > 0:
         return answer("good", "Yes", text)
     return answer("warn", "Not shown", text)
+
+
+def too_few(line: Mapping[str, Any]) -> str:
+    """Why a line of controls of held-out clips tells nothing of others, where it is of fewer than `LEAST_CLUSTERS`."""
+    clips = line.get("clips")
+    if line.get("measured_on") == TRAINING or not isinstance(clips, int) or clips >= LEAST_CLUSTERS:
+        return ""
+    return (
+        f"{clips} clips are too few to tell: by chance each of them is helped by its own video once in {2**clips} "
+        f"runs, and {LEAST_CLUSTERS} are needed (--val_fraction, --eval_data_path)."
+    )
 
 
 def _unproven_sight(run: Run) -> tuple[str, str]:
@@ -201,6 +217,8 @@ def _unproven_sight(run: Run) -> tuple[str, str]:
         return "Sight was not measured.", ""
     if run.controls and run.controls[-1].get("measured_on") == TRAINING:
         return "Sight was measured on training clips alone, which cannot tell right pairs from wrong ones.", ""
+    if few := too_few(run.controls[-1] if run.controls else {}):
+        return f"Sight was not measured: {few}", ""
     return "", "" if interval[1] > 0 else "Nothing shows that the video helps."
 
 

@@ -197,6 +197,20 @@ def test_sight_that_was_not_measured_on_new_clips_has_a_look_of_its_own(controls
     assert answer.tone in TONES
 
 
+@pytest.mark.parametrize("clips", [2, 5, 6])
+@pytest.mark.parametrize("interval", [(0.004, 0.003, 0.005), (1, -1, 3), (-2, -3, -1)])
+def test_sight_of_fewer_than_six_clips_is_not_measured(clips, interval):
+    """Of a run that sees nothing both of two gains are above 0 every fourth time."""
+    ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
+    line = control_line(9, interval) | ON_NEW | {"clips": clips}
+    run = run_of(ended, preflight=PASSED, record=record(), controls=[line])
+    answer, wrong = did_it_see(run), is_anything_wrong(run)
+    few = f"{clips} clips are too few to tell: by chance each of them is helped by its own video once in {2**clips}"
+    assert (answer.short == "Not measured") == (few in answer.text) == (clips < 6)
+    assert (f"Sight was not measured: {few}" in wrong.text) == (clips < 6)
+    assert clips == 6 or wrong.short == "Not all was measured"
+
+
 @pytest.mark.parametrize(
     ("losses", "kinds", "tone"),
     [
