@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
-from llava.data.captions import EMPTY, MISSING_VALUES, check_text, is_blank
+from llava.data.captions import EMPTY, MISSING_VALUES, check_text, half_character, is_blank
 from llava.data.convert.clips import ClipIndex, frames_between, is_cut, parts_of
 from llava.data.convert.rows import Fault, Read, Row
 from llava.data.json_records import DatasetError
@@ -123,9 +123,11 @@ def build(
 
 
 def wrong_text(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the trainer would refuse the text of a record for, as `check_text` says it."""
+    """What the trainer would refuse the text or the id of a record for, as `check_text` says it."""
     files = {DEFAULT_VIDEO_TOKEN: int("video" in record), DEFAULT_IMAGE_TOKEN: int("image" in record)}
-    return check_text(record["conversations"], files, RESERVED)
+    half = half_character(record["id"])
+    named = [("malformed", f"the name: {half}")] if half else []
+    return [*named, *check_text(record["conversations"], files, RESERVED)]
 
 
 def make_record(

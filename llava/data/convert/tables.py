@@ -184,14 +184,15 @@ def _text(value: Any) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-    """Seconds of a number or of `h:mm:ss`; None when it is neither."""
+    """Seconds of a number or of `h:mm:ss`; None when it is neither, as `h:mm:ss:ff`, whose frames have no length."""
+    parts = str(value).replace(",", ".").split(":")
     try:
         seconds = 0.0
-        for part in str(value).replace(",", ".").split(":"):
+        for part in parts:
             seconds = seconds * 60 + float(part)
     except ValueError:
         return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return seconds if len(parts) <= 3 and math.isfinite(seconds) and seconds >= 0 else None
 
 
 def read_objects(
@@ -240,23 +241,46 @@ def arrow_files(folder: Path) -> list[tuple[str, Path]]:
     """(split, file) of the Arrow or Parquet files of a dataset's folder, or of one file.
 
     Raises:
-        DatasetError: when the names of some Parquet files say a split, and those of others none.
+        DatasetError: when a file is missing of those that the names of others count (`-00000-of-00002`), and when the
+            names of some Parquet files say a split, and those of others none.
     """
     if folder.is_file():
         return [(_split_in(folder.name), folder)]
     splits = folder / "dataset_dict.json"
     if splits.is_file():
         names = json.loads(splits.read_text(encoding="utf-8")).get("splits", [])
-        return [(name, file) for name in names for file in sorted((folder / name).glob("*.arrow"))]
+        parts = {name: sorted((folder / name).glob("*.arrow")) for name in names}
+        if lost := next((name for name, files in parts.items() if not files), None):
+            raise DatasetError(
+                f"{show(folder / lost)}: holds no .arrow file, and {splits.name} names it: download it anew"
+            )
+        _check_shards([file for files in parts.values() for file in files])
+        return [(name, file) for name, files in parts.items() for file in files]
     if arrows := sorted(folder.glob("*.arrow")):
+        _check_shards(arrows)
         return [("", file) for file in arrows]
     found = [(_split_in(file.relative_to(folder).as_posix()), file) for file in sorted(folder.rglob("*.parquet"))]
+    _check_shards([file for _, file in found])
     lone = next((file for split, file in found if not split), None)
     if lone is not None and any(split for split, _ in found):
         raise DatasetError(
             f"{show(lone)}: its name says no split, and those of other files do: convert the files one by one"
         )
     return found
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    there: dict[tuple[Path, int], set[int]] = {}
+    for file in files:
+        if found := re.fullmatch(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?", file.stem):
+            there.setdefault((file.with_name(found[1]), int(found[3])), set()).add(int(found[2]))
+    for (name, total), numbers in there.items():
+        if lost := sorted(set(range(total)) - numbers):
+            raise DatasetError(
+                f"{show(name)}: {len(lost)} of its {total} files are missing, the first is "
+                f"{show(f'{name.name}-{lost[0]:05d}-of-{total:05d}')}: download them, or give the files that are there "
+                "one by one"
+            )
 
 
 def _split_in(path: str) -> str:

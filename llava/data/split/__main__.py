@@ -120,11 +120,17 @@ def find_groups(flags: SplitFlags, records: Sequence[Record], clips: Clips) -> t
 
 
 def write_records(path: Path, records: Sequence[Any]) -> None:
-    """Writes records as a JSON list, or as lines where the file is called so."""
+    """Writes records as a JSON list, or as lines where the file is called so; whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     text = "\n".join(lines) if path.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
-    path.write_text(f"{text}\n", encoding="utf-8")
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        # What is not UTF-8 is kept by JSON's own escape.
+        aside.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def split_file(flags: SplitFlags) -> list[str]:

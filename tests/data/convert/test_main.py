@@ -129,6 +129,13 @@ def test_a_table_of_images(convert: Convert, tmp_path: Path) -> None:
         assert "video" not in records[0] and records[0]["conversations"][0]["value"] == "<image>"
 
 
+def test_times_with_frames_are_no_seconds(convert: Convert, tmp_path: Path) -> None:
+    text = "video;start;end;caption\nvideo0;00:00:00:12;00:00:01:00;Uno\nvideo0;0:00:00.5;0:01,5;Due\n"
+    records = convert(text)
+    assert [(r["conversations"][1]["value"], r["meta"]) for r in records] == [("Due", {"split": [2, 5]})]
+    assert "must be seconds, got '00:00:00:12'" in (tmp_path / "out.left_out.txt").read_text()
+
+
 def test_whole_clips_where_a_column_of_starts_is_told_off(convert: Convert) -> None:
     records = convert("video,start,caption\nvideo0,1,a\n", "--start_column", "none")
     assert captions(records) == [("video0.mp4", "a")] and "meta" not in records[0]
@@ -369,6 +376,30 @@ def test_the_split_in_the_name_of_a_file(path: str, split: str) -> None:
     assert _split_in(path) == split
 
 
+@pytest.mark.parametrize("names", [["train-00000-of-00002"], ["test-00000-of-00001", "train-00001-of-00002-9f3a"]])
+def test_a_shard_that_is_missing_is_named(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(
+        DatasetError, match=r"train: 1 of its 2 files are missing, the first is train-0000[01]-of-00002"
+    ):
+        arrow_files(tmp_path)
+    (tmp_path / "train-00000-of-00002.parquet").touch()
+    (tmp_path / "train-00001-of-00002.parquet").touch()
+    assert {split for split, _ in arrow_files(tmp_path)} >= {"train"}
+
+
+def test_a_split_that_was_not_saved_whole_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "data-00000-of-00002.arrow").touch()
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DatasetError, match=r"test: holds no .arrow file"):
+        arrow_files(tmp_path)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(DatasetError, match=r"data: 1 of its 2 files are missing, the first is data-00001-of-00002"):
+        arrow_files(tmp_path)
+
+
 def test_files_without_a_split_beside_others_that_have_one(tmp_path: Path) -> None:
     for name in ("train", "other"):
         (tmp_path / f"{name}.parquet").touch()
@@ -409,6 +440,12 @@ def test_wrong_inputs(
     error = capsys.readouterr().err
     assert len(error.splitlines()) <= 12
     assert re.search(message, error), error
+
+
+def test_half_a_character_in_a_name_is_left_out(convert: Convert, tmp_path: Path) -> None:
+    records = convert('[{"video": "a\\ud800", "caption": "Uno"}, {"video": "b", "caption": "Due"}]', "--text_only")
+    assert [r["meta"]["clip"] for r in records] == ["b"]
+    assert "malformed: a\\ud800: the name: contains" in (tmp_path / "out.left_out.txt").read_text()
 
 
 def test_latin_1_is_read_when_asked_for(convert: Convert) -> None:
