@@ -30,7 +30,7 @@ from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
 from llava.eval.coordinate_choice import MEDIAN, chooser
-from llava.eval.data import device_of, read_for_evaluation, trained_share
+from llava.eval.data import device_of, read_for_evaluation, share_label, trained_share
 from llava.eval.references import answer_of, clip_of, is_captioned_clip, longest_reference, prompt_of, reference_of
 from llava.eval.result_files import step_of
 from llava.eval.retrieval import MOST_CLIPS, AnswerLosses, choose_clips, format_retrieval, retrieval_scores
@@ -332,8 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{show(path)}: NOT KNOWN whether the model was trained on these clips, since no {RUN_RECORD} in "
                 f"{show(trained.model_path)} says so"
             )
-        elif share:
-            name += " (training clips)" if share >= 0.5 else f" ({share:.0%} training clips)"
+        else:
+            name += share_label(share)
         limit = flags.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
         losses = AnswerLosses(captioner, captioned, cache, flags.batch_size)
         surprise = losses.own()

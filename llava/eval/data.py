@@ -91,6 +91,13 @@ def trained_share(model_path: str | Path, path: str, records: Sequence[Record] =
     return sum(not trained.isdisjoint(_shown(r)) for r in records) / len(records)
 
 
+def share_label(share: float) -> str:
+    """What is put behind the name of a set of clips of which a share was trained on; NaN is not known."""
+    if math.isnan(share):
+        return " (not known whether trained on)"
+    return " (training clips)" if share >= 0.5 else f" ({share:.0%} training clips)" if share else ""
+
+
 def _shown(record: Record) -> list[str]:
     """The files that a record shows, wherever links lead to; its words where it shows none."""
     files = (*record.videos, *record.images)

@@ -121,7 +121,7 @@ def _learned_on_new(run: Run, evaluations: list[tuple[float, float]], checked: b
         return _learned("warn", "Not by its captions", *said, _babble(run))
     if rose:
         return _learned("warn", "Yes, then it overfitted", *said)
-    return _learned("good", "Yes", *said)
+    return _learned("good", "Yes", *said, _babble(run))
 
 
 def _floors(entropy: float, guess: float) -> str:

@@ -116,6 +116,8 @@ def test_six_clips_that_end_in_the_same_letter_do_not_read_yes(wrote):
     assert "6 of 6 captions are empty, or repeat a letter or words without end." in by_heart.text
     babbling = learned(FALLING, [1.0], captions=captions)
     assert (babbling.tone, babbling.short) == ("warn", "Not by its captions")
+    some = {"captions": {"held, true video": [*items[:1], *([caption("a", "", "Una palla.")] * 9)]}}
+    assert "1 of 10 captions are empty, or repeat" in learned(FALLING, [1.0], captions=some).text
     sound = {"captions": {"held, true video": [caption("a", "", "Una palla rossa. La palla va e va.")]}}
     assert learned(FALLING, [1.0], captions=sound).short == "Yes"
     loud = {"captions": {"held, true video": [{**caption("a", "", "gooooool"), "reference": "Goooooool!"}]}}
