@@ -33,8 +33,8 @@ class Tally:
     """What became of the rows: counts, and everything that was left out.
 
     `missing` is the clips that have no file, with the reason and how many captions each had; `faults` are all others;
-    `languages` counts the captions read by language, those of other languages than asked included. `splits` has the
-    split of each clip, and `split_twice` those of clips that stand in several.
+    `languages` counts the captions read by language, those of other languages than `language`, which is asked for,
+    included. `splits` has the split of each clip, and `split_twice` those of clips that stand in several.
     """
 
     read: int = 0
@@ -43,6 +43,7 @@ class Tally:
     missing: dict[str, tuple[str, int]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
+    language: str = ""
     left_out: int = 0
     splits: dict[str, str] = field(default_factory=dict)
     split_twice: dict[str, str] = field(default_factory=dict)
@@ -80,6 +81,7 @@ def build(
     Raises:
         DatasetError: when clips of several folders are one file.
     """
+    tally.language = language
     numbers: Counter[str] = Counter()
     homes: dict[str, tuple[str, str]] = {}
     seen: set[int] = set()
@@ -236,4 +238,6 @@ def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True, no
         )
         chosen = f"{tally.left_out:,} left out" if tally.left_out else "all are written; --language chooses one"
         lines.append(f"languages: {shown}; {chosen}")
+    if tally.language and (unnamed := tally.languages[""]):
+        lines.append(f"--language {tally.language}: the source says of {unnamed:,} {noun} no language; they are taken")
     return [*lines, *listed]

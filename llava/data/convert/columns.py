@@ -26,7 +26,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "language": ("language", "lang"),
     "split": ("split", "subset", "partition"),
     "folder": ("pagedir", "folder", "directory", "subdir", "dir"),
-    "start": ("start", "starttime", "startsec", "startseconds", "begin", "tstart", "timestamps", "timestamp"),
+    "start": ("start", "starttime", "startsec", "startseconds", "begin", "tstart", "timestamps"),
     "end": ("end", "endtime", "endsec", "endseconds", "stop", "tend"),
 }  # fmt: skip
 """What columns are called, without case, spaces and underscores, the likeliest first."""

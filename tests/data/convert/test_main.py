@@ -157,6 +157,13 @@ def test_json_lines_with_a_language_in_the_key(convert: Convert) -> None:
     assert captions(english) == [("p1/1001.mp4", "A cat"), ("p2/1002.MKV", "A dog")]
 
 
+def test_a_language_that_nothing_says_is_not_passed_over(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    assert captions(convert("video,caption\nvideo0,A cat\n", "--language", "it")) == [("video0.mp4", "A cat")]
+    assert "--language it: the source says of 1 captions no language; they are taken" in capsys.readouterr().out
+    convert("video,caption,language\nvideo0,Un gatto,Italian\n", "--language", "it", "--overwrite")
+    assert "no language" not in capsys.readouterr().out
+
+
 def test_several_languages_must_be_chosen_from(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         convert(json.dumps([{"videoid": 1001, "name": "A cat", "name_it": "Un gatto"}]), name="a.json")
