@@ -167,11 +167,13 @@ def did_it_see(run: Run) -> Answer:
     if not all(map(math.isfinite, interval)):
         return answer("bad", "It broke", "The visual information gain is not a finite number.")
     trained = line.get("measured_on") == TRAINING
+    decimals = 2 if abs(mean) >= 0.1 else 4  # Of an interval that excludes 0 no end may read 0.00.
     text = f"{SHOWN_OTHERS} " if shown_others(run) else ""
     text += (
-        f"With another clip's video a {'training caption' if trained else 'caption'} costs {abs(mean):.2f} nats "
-        f"{'more' if mean >= 0 else 'less'}. Visual information gain {format_interval(interval)} nats per caption "
-        f"(95\u00a0%); the interval {'includes' if low <= 0 <= high else 'excludes'} 0."
+        f"With another clip's video a {'training caption' if trained else 'caption'} costs "
+        f"{abs(mean):.{decimals}f} nats {'more' if mean >= 0 else 'less'}. Visual information gain "
+        f"{format_interval(interval, decimals)} nats per caption (95\u00a0%); the interval "
+        f"{'includes' if low <= 0 <= high else 'excludes'} 0."
     )
     less = line.get("help_less")
     if less and less["less"]:

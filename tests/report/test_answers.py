@@ -199,6 +199,11 @@ def test_sight_that_was_not_measured_on_new_clips_has_a_look_of_its_own(controls
     assert answer.tone in TONES
 
 
+def test_a_small_gain_is_not_written_as_none():
+    text = did_it_see(run_of(controls=[control_line(2, (0.004, 0.003, 0.005))])).text
+    assert "costs 0.0040 nats more" in text and "0.0040 [0.0030, 0.0050] nats per caption" in text
+
+
 @pytest.mark.parametrize("clips", [2, 5, 6])
 @pytest.mark.parametrize("interval", [(0.004, 0.003, 0.005), (1, -1, 3), (-2, -3, -1)])
 def test_sight_of_fewer_than_six_clips_is_not_measured(clips, interval):
