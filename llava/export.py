@@ -38,6 +38,8 @@ TIED = (
 )
 PARTS = ("mm_projector.", "vision_resampler.", "vision_tower.", "coordinates.")
 """Beginnings of the names of weights that a plain language model has no place for."""
+HUB_CLIENTS = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
+"""Packages whose errors say that an upload failed, and not that this program is wrong."""
 ROUNDING = 1e-5
 """Difference, relative to the largest logit, of two matrix products of other sizes."""
 
@@ -178,12 +180,30 @@ def write_text_only(model: VisionCausalLM, target: Path) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Uploads a folder to the Hugging Face hub; returns its address."""
+    """Uploads a folder to the Hugging Face hub; returns its address.
+
+    Raises:
+        ValueError: where the hub cannot be reached or refuses it, with the command that uploads the folder later.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    api.create_repo(repository, exist_ok=True)
-    return str(api.upload_folder(folder_path=folder, repo_id=repository))
+    try:
+        api.create_repo(repository, exist_ok=True)
+        return str(api.upload_folder(folder_path=folder, repo_id=repository))
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(HUB_CLIENTS):
+            raise
+        raise UserError(
+            f"{folder} is whole, and was not uploaded to {repository} ({first_line(error)}): look at the network, the "
+            f"name and your login (hf auth login), then give hf upload {shlex.quote(repository)} "
+            f"{shlex.quote(str(folder))}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or what it is."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from llava import export
+from llava.errors import UserError
 from llava.model.builder import add_coordinate_tokens, load_pretrained_model
 from llava.report.card import CARD, write_card
 from tests.report.made import record, write_run
@@ -133,3 +134,14 @@ def test_it_can_be_uploaded(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     export.main([str(saved), str(tmp_path / "out"), "--text_only", "--push", "me/model"])
     assert sent == {"made": "me/model", "folder": tmp_path / "out"}
+
+
+def test_an_upload_that_fails_says_how_to_do_it_later(saved, tmp_path):
+    """Nothing is reached: the tests are offline."""
+    for i, name in enumerate(("me/model", "me/../model")):
+        folder = tmp_path / f"out{i}"
+        with pytest.raises(UserError) as caught:
+            export.main([str(saved), str(folder), "--text_only", "--push", name])
+        text = str(caught.value)
+        assert f"{folder} is whole, and was not uploaded to {name} (" in text and len(text.splitlines()) == 1
+        assert text.endswith(f"then give hf upload {name} {folder}") and (folder / "model.safetensors").is_file()

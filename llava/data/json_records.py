@@ -62,28 +62,27 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
         raise DatasetError(f"{show(path)}: {error.strerror}; check --data_path") from error
 
 
-def _load_json(text: str) -> tuple[Any, bool]:
-    """The value of a JSON text, or `NotJSON`, and whether some object in it says a key twice."""
-    twice = False
+def load_json(text: str) -> tuple[Any, list[str]]:
+    """The value of a JSON text, or `NotJSON`, and the keys that some object in it says twice."""
+    twice: list[str] = []
 
     def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal twice
         value = dict(pairs)
         if len(value) == len(pairs):
             return value
-        twice = True
         repeated = RepeatedKeys(value)
         names = [name for name, _ in pairs]
         repeated.keys_twice = tuple(name for name in value if names.count(name) > 1)
+        twice.extend(repeated.keys_twice)
         return repeated
 
     try:
         return json.loads(text, object_pairs_hook=make), twice
     except json.JSONDecodeError as error:
-        return NotJSON(error.msg, error.lineno, error.colno, error.pos), False
+        return NotJSON(error.msg, error.lineno, error.colno, error.pos), []
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, or thousands of brackets.
-        return NotJSON(str(error), 0, 0, len(text)), False
+        return NotJSON(str(error), 0, 0, len(text)), []
 
 
 def _marked(value: Any) -> Any:
@@ -109,7 +108,7 @@ def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         text = _decode(path, line, number).strip()
         if not text:
             continue
-        value, twice = _load_json(text)
+        value, twice = load_json(text)
         if is_first and isinstance(value, NotJSON):
             raise DatasetError(f"{show(path)}: line {number}, {value}; {EXPECTED_FORMAT}; {CONVERT}")
         if is_first and isinstance(value, dict) and any(keys <= value.keys() for keys in OTHER_FORMS):
@@ -123,7 +122,7 @@ def _read_list(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     text = _decode(path, data)
     if not text.strip():
         return
-    values, twice = _load_json(text)
+    values, twice = load_json(text)
     if isinstance(values, NotJSON):
         index = _broken_record(text, values)
         where = ([] if index is None else [f"record [{index}]"]) + ([f"line {values.line}"] if values.line else [])

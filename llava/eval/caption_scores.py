@@ -31,7 +31,7 @@ SIGMA = 6.0
 """Words: width of CIDEr-D's penalty for another length."""
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032`\u00b4", "'"))
 MARKS = "\u0300-\u036f"
-TOKEN = re.compile(rf"(?P<opening>(?<![^\W_{MARKS}])'(?=[^\W_]))|(?:[^\W_][{MARKS}]*)+'?")
+TOKEN = re.compile(rf"(?P<opening>(?<![^\W_{MARKS}])'(?=[^\W\d_]))|(?:[^\W_][{MARKS}]*)+'?")
 
 Clip = TypeVar("Clip", bound=Hashable)
 Triple = tuple[float, float, float]
@@ -43,7 +43,7 @@ def tokenise(text: str) -> list[str]:
 
     An elision is split after its apostrophe (`l'uomo` is `l'`, `uomo`), a cut word keeps it (`po'`), however the
     apostrophe is typed. A quotation in single quotes loses both of them: one before a word, and the next one after a
-    word at which no other word follows.
+    word at which no other word follows. Before a number it stands for a century (`gli anni '60`).
     """
     # Lower case takes some letters apart again.
     text = normalize("NFC", normalize("NFC", text).lower()).translate(APOSTROPHES)

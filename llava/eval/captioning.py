@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.commands import check_output, parse
 from llava.config.groups import EvaluationFlags, ManyDataFlags
 from llava.config.ranges import AMOUNT, COUNT, Range
-from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS
+from llava.constants import COORDINATE_PLACEHOLDERS, DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, PLACEHOLDERS, RUN_RECORD
 from llava.data.chat_formats import PLAIN, reserved
 from llava.data.convert.clips import is_image_name
 from llava.data.coordinates import NO_COORDINATE, CoordinateTokens
@@ -29,8 +30,9 @@ from llava.eval.attributes import load_lexicon
 from llava.eval.caption_scores import INSTALL, METRICS, choose_metrics
 from llava.eval.controls import other_samples
 from llava.eval.coordinate_choice import MEDIAN, chooser
-from llava.eval.data import device_of, read_for_evaluation, trained_on
+from llava.eval.data import device_of, read_for_evaluation, share_label, trained_share
 from llava.eval.references import answer_of, clip_of, is_captioned_clip, longest_reference, prompt_of, reference_of
+from llava.eval.result_files import step_of
 from llava.eval.retrieval import MOST_CLIPS, AnswerLosses, choose_clips, format_retrieval, retrieval_scores
 from llava.eval.score_table import ScoreTable
 from llava.model.builder import load_pretrained_model
@@ -324,8 +326,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{show(path)}: NOT SCORED, since captioning takes records with one video")
             continue
         name = Path(path).stem if stems.count(Path(path).stem) == 1 else path
-        if trained_on(trained.model_path, path):
-            name += " (training clips)"
+        share = trained_share(trained.model_path, path, captioned)
+        if math.isnan(share):
+            print(
+                f"{show(path)}: NOT KNOWN whether the model was trained on these clips, since no {RUN_RECORD} in "
+                f"{show(trained.model_path)} says so"
+            )
+        else:
+            name += share_label(share)
         limit = flags.max_new_tokens or longest_reference(captioned, captioner.tokenizer) + MARGIN_TOKENS
         losses = AnswerLosses(captioner, captioned, cache, flags.batch_size)
         surprise = losses.own()
@@ -372,10 +380,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, wrote, reference = (show(t) for t in (Path(example["video"]).name, *map(example.get, TEXTS)))
         print(f"{name}\n  wrote:     {wrote}\n  reference: {reference}")
     if flags.output:
-        text = json.dumps(
-            {**table.as_json(), **({"retrieval": retrieval} if retrieval else {}), "captions": written},
-            indent=1, ensure_ascii=False,
-        )  # fmt: skip
+        scores = table.as_json() | ({"retrieval": retrieval} if retrieval else {})
+        # The report shows them for the model of this step alone.
+        whole = {"step": step_of(trained.model_path), **scores, "captions": written}
+        text = json.dumps(whole, indent=1, ensure_ascii=False)
         # A name that is not UTF-8 is kept by JSON's own escape.
         flags.output.write_text(text, encoding="utf-8", errors="backslashreplace")
     return 0

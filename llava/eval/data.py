@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +18,7 @@ from llava.data.features.extract import FeatureCache, extract_features
 from llava.data.mixture import DEFAULT_SEED, read_mixture, split_paths
 from llava.data.prompt import reserved_tokens
 from llava.data.records import Record, apply_policy, format_problems, load_records, missing_files, without
+from llava.data.split.text_key import text_key
 from llava.data.square_numbers import coordinate_problems
 from llava.data.text_format import recorded_format
 from llava.errors import UserError, fitted, show
@@ -33,28 +37,74 @@ def device_of(name: str | None) -> torch.device:
         raise UserError(f"--device {name}: torch knows no such device; use cpu, cuda, cuda:1, mps") from error
 
 
-def record_files(data_path: str) -> list[str]:
+def record_files(data_path: str, start: str = "") -> list[str]:
     """The files that a `--data_path` names: those of records, mixtures, and what mixtures name.
+
+    Args:
+        start: the folder that relative paths begin in; the working directory where it is empty.
 
     Raises:
         ValueError: as `split_paths`.
     """
     found = []
     for path in split_paths(data_path):
-        found.append(path)
+        found.append(os.path.join(start, path))
         if path.casefold().endswith((".yaml", ".yml")):
-            found += [entry.path for entry in read_mixture(path)[0]]
+            found += [os.path.join(start, entry.path) for entry in read_mixture(found[-1])[0]]
     return list(dict.fromkeys(found))
 
 
-def trained_on(model_path: str | Path, path: str) -> bool:
-    """Whether a `--data_path` has a file that the model's run trained on, by its record; False where there is none."""
+def trained_on(model_path: str | Path, path: str, records: Sequence[Record] = ()) -> bool:
+    """Whether most of a `--data_path` is what the model trained on, as far as is known: `trained_share`."""
+    return trained_share(model_path, path, records) >= 0.5
+
+
+def trained_share(model_path: str | Path, path: str, records: Sequence[Record] = ()) -> float:
+    """The share of a `--data_path` that the model's run trained on; NaN where its record does not say, or is not there.
+
+    All of it where the run read one of its files; else, of `records`, those whose clips (or, without clips, whose
+    words) are the run's and were not held out by it. A clip that is called otherwise now is not known again.
+    """
+    home = next((f for f in (Path(model_path), Path(model_path).parent) if (f / RUN_RECORD).is_file()), None)
     try:
-        flags = json.loads((Path(model_path) / RUN_RECORD).read_text(encoding="utf-8"))["flags"]
-        known = {os.path.realpath(p) for p in record_files(flags["data_path"])}
-        return any(os.path.realpath(p) in known for p in record_files(path))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        if home is None:
+            return math.nan
+        recorded = json.loads((home / RUN_RECORD).read_text(encoding="utf-8"))
+        flags, start = recorded["flags"], recorded.get("started_in") or ""
+        known = {os.path.realpath(p) for p in record_files(flags["data_path"], start)}
+        if any(os.path.realpath(p) in known for p in record_files(path)):
+            return 1.0
+        if not records:
+            return 0.0
+        folders = [flags.get(f) and os.path.join(start, flags[f]) for f in ("image_folder", "video_folder")]
+        sides: list[set[str]] = []
+        held_out = [run / HELD_OUT_FILE for run in (home, home.parent) if (recorded.get("split") or {}).get("held_out")]
+        for files in (
+            [os.path.join(start, p) for p in split_paths(flags["data_path"])],
+            [str(f) for f in held_out if f.is_file()][:1],
+        ):
+            read = [r for file in files for r in load_records(file, *folders, allow_absolute_paths=True)[0]]
+            sides.append({key for r in read for key in _shown(r)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return math.nan
+    trained = sides[0] - sides[1]
+    return sum(not trained.isdisjoint(_shown(r)) for r in records) / len(records)
+
+
+def share_label(share: float) -> str:
+    """What is put behind the name of a set of clips of which a share was trained on; NaN is not known."""
+    if math.isnan(share):
+        return " (not known whether trained on)"
+    return " (training clips)" if share >= 0.5 else f" ({share:.0%} training clips)" if share else ""
+
+
+def _shown(record: Record) -> list[str]:
+    """The files that a record shows, wherever links lead to; its words where it shows none."""
+    files = (*record.videos, *record.images)
+    return [os.path.join(_real(os.path.dirname(p)), os.path.basename(p)) for p in files] or [text_key(record)]
+
+
+_real = functools.lru_cache(1024)(os.path.realpath)
 
 
 def held_out_of(run: Path, model: Path | None = None) -> Path | None:

@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = {"tasks": tasks, "cut": cut, "examples": examples_of(asked, grid, asker.question)}
     settings = {
         **{name: getattr(flags, name) for name in ("coordinate_choice", "num_beams", "control")},
-        "max_new_tokens": longest, "trained_on": trained_on(run.model_path, data.data_path),
+        "max_new_tokens": longest, "trained_on": trained_on(run.model_path, data.data_path, kept),
         "video_spec": asdict(captioner.spec), "mm_processor": model.processor_spec.to_dict(),
     }  # fmt: skip
     path = results.write(NAME, COLUMNS, rows_of(asked, grid), files, summary, settings)

@@ -7,7 +7,7 @@ A text is cut into units; every character that is no white space belongs to one 
   A cut word keeps its apostrophe (`po'`), and so does one that stands for an accent (`perche'`). The apostrophes
   ' \u2019 \u2018 \u02bc \u2032 ` \u00b4 are one.
 - A quotation in single quotes loses both: one before a word, and the next one after a word at which no other word
-  follows, are marks. So is the apostrophe of `'ndrangheta`.
+  follows, are marks. So is the apostrophe of `'ndrangheta`, and that of `anni '60`, which opens nothing.
 - A hyphen between letters or digits joins: `italo-francese` is one word. A dash, or a hyphen beside a space, is a mark.
 - A **number** is a word of digits, with `.`, `,` or `:` between digits: `1.000,50`, `3:30`. `20enne` is a word.
 - A **mark** is a run of all other characters between white space and words: `.`, `...`, `».`, `€`.
@@ -92,8 +92,8 @@ def units(text: str) -> list[Unit]:
     quoted = False
     for start, end, kind in _raw(text):
         if kind == MARK:
-            # An apostrophe that no letter precedes and one follows opens a quotation.
-            opens = re.match(_APOSTROPHE, text[start]) is not None and text[end : end + 1].isalnum()
+            # An apostrophe that no letter precedes and one follows opens a quotation; `anni '60` is none.
+            opens = re.match(_APOSTROPHE, text[start]) is not None and text[end : end + 1].isalpha()
             quoted = quoted or opens
             if found and found[-1].kind == MARK and found[-1].end == start:
                 found[-1] = Unit(found[-1].start, end, MARK)

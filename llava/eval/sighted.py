@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     path = results.write("sighted_captions", COLUMNS, rows, files, summary)
     mean, low, high = summary["nats_per_word"]
-    if trained_on(run.model_path, data.data_path):
+    if trained_on(run.model_path, data.data_path, seeing):
         print(f"{show(data.data_path)} is what the run TRAINED on: its captions are not held out")
     print(
         f"{len(rows)} captions of {summary['clusters']} clips, each after its own video: {mean:.4f} nats a word "

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
+LEAST_CLUSTERS = 6
+"""With fewer, all of them share a sign by chance more often than once in 40, so that no 95 % interval can exclude 0;
+the bootstrap's, which is too narrow then, does."""
 
 
 def bootstrap_ratio(

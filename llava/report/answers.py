@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llava.eval.controls import TRAINING
+from llava.eval.statistics import LEAST_CLUSTERS
 from llava.report.floors import (
     HELD_OUT,
     TRAINED,
@@ -118,7 +121,7 @@ def _learned_on_new(run: Run, evaluations: list[tuple[float, float]], checked: b
         return _learned("warn", "Not by its captions", *said, _babble(run))
     if rose:
         return _learned("warn", "Yes, then it overfitted", *said)
-    return _learned("good", "Yes", *said)
+    return _learned("good", "Yes", *said, _babble(run))
 
 
 def _floors(entropy: float, guess: float) -> str:
@@ -164,11 +167,13 @@ def did_it_see(run: Run) -> Answer:
     if not all(map(math.isfinite, interval)):
         return answer("bad", "It broke", "The visual information gain is not a finite number.")
     trained = line.get("measured_on") == TRAINING
+    decimals = 2 if abs(mean) >= 0.1 else 4  # Of an interval that excludes 0 no end may read 0.00.
     text = f"{SHOWN_OTHERS} " if shown_others(run) else ""
     text += (
-        f"With another clip's video a {'training caption' if trained else 'caption'} costs {abs(mean):.2f} nats "
-        f"{'more' if mean >= 0 else 'less'}. Visual information gain {format_interval(interval)} nats per caption "
-        f"(95\u00a0%); the interval {'includes' if low <= 0 <= high else 'excludes'} 0."
+        f"With another clip's video a {'training caption' if trained else 'caption'} costs "
+        f"{abs(mean):.{decimals}f} nats {'more' if mean >= 0 else 'less'}. Visual information gain "
+        f"{format_interval(interval, decimals)} nats per caption (95\u00a0%); the interval "
+        f"{'includes' if low <= 0 <= high else 'excludes'} 0."
     )
     less = line.get("help_less")
     if less and less["less"]:
@@ -180,6 +185,8 @@ def did_it_see(run: Run) -> Answer:
         text += f" {ONLY_TRAINED}"
     if shown_others(run):
         return answer("plain", "Shown other clips", text)
+    if few := too_few(line):
+        return answer("unmeasured", "Not measured", f"{text} {few}")
     if high < 0:
         text += " Its own video makes a caption less likely: check that clips and captions belong together."
         return answer("bad", "No, the reverse", text)
@@ -188,6 +195,17 @@ def did_it_see(run: Run) -> Answer:
     if low > 0:
         return answer("good", "Yes", text)
     return answer("warn", "Not shown", text)
+
+
+def too_few(line: Mapping[str, Any]) -> str:
+    """Why a line of controls of held-out clips tells nothing of others, where it is of fewer than `LEAST_CLUSTERS`."""
+    clips = line.get("clips")
+    if line.get("measured_on") == TRAINING or not isinstance(clips, int) or clips >= LEAST_CLUSTERS:
+        return ""
+    return (
+        f"{clips} clips are too few to tell: by chance each of them is helped by its own video once in {2**clips} "
+        f"runs, and {LEAST_CLUSTERS} are needed (--val_fraction, --eval_data_path)."
+    )
 
 
 def _unproven_sight(run: Run) -> tuple[str, str]:
@@ -201,6 +219,8 @@ def _unproven_sight(run: Run) -> tuple[str, str]:
         return "Sight was not measured.", ""
     if run.controls and run.controls[-1].get("measured_on") == TRAINING:
         return "Sight was measured on training clips alone, which cannot tell right pairs from wrong ones.", ""
+    if few := too_few(run.controls[-1] if run.controls else {}):
+        return f"Sight was not measured: {few}", ""
     return "", "" if interval[1] > 0 else "Nothing shows that the video helps."
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.data.arms import describe
+from llava.report.answers import did_it_learn, did_it_see
 from llava.report.floors import text_alone
 from llava.report.read import Run, read_run
 
@@ -85,11 +86,18 @@ def card_text(run: Run) -> str:
     trained = sum(p.get("trainable", 0) for p in record.get("parameters") or [])
     kind = "video-language model" if sees else "language model"
     steps = (run.state or {}).get("global_step")
+    best = (run.state or {}).get("best_global_step")
+    chosen = (
+        f" Its weights are those of step {best}, the best by {flags.get('metric_for_best_model')} on the evaluation "
+        "data: what stands below of these data is better than on new ones."
+        if flags.get("load_best_model_at_end") and best not in (None, steps)
+        else ""
+    )
     parts = [
         MARK,
         f"# {run.folder.resolve().name}",
         f"A small {kind} of {weights:,} weights, {trained:,} of them trained here, {steps or 'an unknown number of'} "
-        f"steps of {(record.get('batch') or {}).get('global', '?')} samples, seed {flags.get('seed')}.",
+        f"steps of {(record.get('batch') or {}).get('global', '?')} samples, seed {flags.get('seed')}.{chosen}",
         "## What it was trained on",
         _data(record.get("data") or {}),
         f"Shown in training: {describe(record['arm'])}." if record.get("arm") else "",
@@ -150,11 +158,10 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 def _evaluation(run: Run) -> str:
+    answers = [did_it_learn(run), *([] if text_alone(run) else [did_it_see(run)])]
+    answered = "\n\n".join(f"**{a.question}** {a.short}. {a.text}" for a in answers)
     if not run.controls:
-        return (
-            "Not measured against controls: no evaluation data, or text alone. The loss at the end of training stands "
-            "in `trainer_state.json`."
-        )
+        return answered + _captions(run)
     last = run.controls[-1]
     rows = [
         (CONDITIONS.get(name, name), f"{loss['per_token']:.3f}", f"{loss['per_caption']:.2f}")
@@ -162,10 +169,11 @@ def _evaluation(run: Run) -> str:
     ]
     seen = "that it was not trained on" if last.get("measured_on") == "evaluation clips" else "which it was trained on"
     table = _table(("shown", "nats a token", "nats a caption"), rows)
-    return (
+    about = (
         f"Loss of {last['captions']} captions of {last['clips']} {last.get('measured_on', 'clips')}, {seen}, with its "
-        f"own clip and with less. What is lost without it is what the model sees.\n\n{table}" + _captions(run)
+        "own clip and with less."
     )
+    return f"{answered}\n\n{about}\n\n{table}{_captions(run)}"
 
 
 def _captions(run: Run) -> str:

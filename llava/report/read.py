@@ -33,7 +33,11 @@ OBJECTS = ("flags", "batch", "hardware", "versions", "data", "tokenizer", "split
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run's folder; None (or an empty dict) stands for a file that is not there."""
+    """The files of a run's folder; None (or an empty dict) stands for a file that is not there.
+
+    `outdated` names files that are there and were made of the model after another step than the run's last, as a run
+    that went on leaves them; they are not read.
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -44,6 +48,7 @@ class Run:
     captions: dict[str, Any] | None
     tokens: list[TokenSample] | None = None
     grounding: dict[str, Any] | None = None
+    outdated: tuple[str, ...] = ()
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -71,16 +76,27 @@ def read_run(folder: str | Path) -> Run:
             f"{folder}: no run (neither llava_run.json nor trainer_state.json); name the --output_dir of a training run"
         )
     dump = folder / DUMP_FILE
+    state, outdated = _read_json(folder / "trainer_state.json"), []
+
+    def made_of_model(path: Path) -> dict[str, Any] | None:
+        content = _read_json(path)
+        steps = [(values or {}).get(key) for values, key in ((content, "step"), (state, "global_step"))]
+        if None in steps or steps[0] == steps[1]:  # Files of earlier commits do not say.
+            return content
+        outdated.append(path.name)
+        return None
+
     run = Run(
         folder,
         _read_json(folder / RUN_RECORD) or {},
-        _read_json(folder / "trainer_state.json"),
+        state,
         _read_lines(folder / ALARMS_FILE),
         _read_json(folder / "preflight.json"),
         _read_lines(folder / "controls.jsonl"),
-        _read_json(folder / "captions.json"),
+        made_of_model(folder / "captions.json"),
         read_dump(dump.read_text(encoding="utf-8", errors="replace")) if dump.is_file() else None,
-        _read_json(folder / "tests" / "grounding.json"),
+        made_of_model(folder / "tests" / "grounding.json"),
+        tuple(outdated),
     )
     _check_shapes(run)
     return run

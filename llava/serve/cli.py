@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from llava.data.video import VideoError
 from llava.errors import UserError, fitted, run_command, show
 from llava.eval.captioning import Captioner, check_prompt
 from llava.eval.coordinate_choice import CHOICES, MEDIAN
-from llava.eval.data import device_of
+from llava.eval.data import device_of, share_label, trained_share
 from llava.eval.references import reference_of
 from llava.serve.caption_file import CaptionFile, check_caption_file
 from llava.serve.clips import find_clips
@@ -204,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{PROG}: {file.rows} of {len(clips)} clips are in {show(flags.output)}", file=sys.stderr)
     scored = {clip: text for clip, text in captions.items() if clip in (true_captions or {})}
     if scored:
-        print(f"\n{show(score_lines(scored, true_captions), keep=chr(10))}")
+        known = [replace(record, videos=(clip,)) for clip in scored for record in true_captions[clip]]
+        label = share_label(trained_share(trained.model_path, flags.references, known))
+        print(f"\n{show(score_lines(scored, true_captions, label), keep=chr(10))}")
     if failed:
         print(f"{PROG}: {len(failed)} of {len(clips)} clips could not be read, see above", file=sys.stderr)
     return int(bool(failed))

@@ -87,11 +87,12 @@ def _parts(path: str) -> tuple[str, ...]:
     return Path(unicodedata.normalize("NFC", path)).parts
 
 
-def score_lines(captions: Mapping[str, str], records: Mapping[str, Sequence[Record]]) -> str:
+def score_lines(captions: Mapping[str, str], records: Mapping[str, Sequence[Record]], label: str = "") -> str:
     """Scores of captions by clip against their records, beside those of the caption for another clip, as a text.
 
     Args:
         records: of the same clips.
+        label: what is said of the clips, by `llava.eval.data.share_label`.
     """
     metrics = choose_metrics()
     table = ScoreTable(metrics)
@@ -107,7 +108,7 @@ def score_lines(captions: Mapping[str, str], records: Mapping[str, Sequence[Reco
         notes.append(f"a single clip: NO {CIDER}, and no score of another clip's caption")
     if metrics != list(METRICS):
         notes.append(f"{', '.join(METRICS[1:])}: NOT MEASURED, since sacrebleu is not installed: {INSTALL}")
-    title = f"scores on {len(clips)} clips with {len(pairs)} true captions, with 95 % intervals over clips"
+    title = f"scores on {len(clips)} clips{label} with {len(pairs)} true captions, with 95 % intervals over clips"
     return "\n".join([title, str(table), *notes])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shlex
@@ -16,6 +17,8 @@ from llava.config.flags import Settings, TrainingArguments
 from llava.constants import ALARMS_FILE, REPORT_FILE
 from llava.data.features.extract import distinct_clips
 from llava.data.records import Record
+from llava.eval.controls import CONTROLS_FILE
+from llava.eval.statistics import LEAST_CLUSTERS
 from llava.train.checkpoint.files import list_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -157,7 +160,7 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     if not held_out:
         rows.append(("held-out loss", "not measured: nothing was held out"))
     if sees:
-        rows.append(("sight", _sight(history)))
+        rows.append(("sight", _sight(history, folder / CONTROLS_FILE)))
     alarms = (folder / ALARMS_FILE).read_text(encoding="utf-8").count("\n") if (folder / ALARMS_FILE).is_file() else 0
     rows.append(("alarms", f"{alarms}, in {ALARMS_FILE} and the report" if alarms else "none"))
     rows.append(("model", f"{folder}{_checkpoints(folder)}"))
@@ -171,11 +174,19 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     return "\n".join(("finished", *(f"  {name.ljust(width)}  {text}" for name, text in rows)))
 
 
-def _sight(history: Sequence[Mapping[str, Any]]) -> str:
+def _sight(history: Sequence[Mapping[str, Any]], controls: Path) -> str:
+    """The last gain of the video, with its interval and clips where the file of controls has them."""
     for entry in reversed(history):
         for prefix, where in (("eval", "held-out clips"), ("train", "training clips, which shows less")):
             if (gain := entry.get(f"{prefix}_gain_video")) is not None:
-                return f"a caption costs {gain:+.3g} nats more with another clip's video ({where})"
+                try:
+                    line = json.loads(controls.read_text(encoding="utf-8").splitlines()[-1])
+                    (_, low, high), clips = line["gains"]["video"]["per_caption"], line["clips"]
+                    of = f" [{low:+.3g}, {high:+.3g}] nats more with another clip's video ({clips} {where}"
+                except (OSError, ValueError, LookupError, TypeError):
+                    return f"a caption costs {gain:+.3g} nats more with another clip's video ({where})"
+                few = ", too few to tell" if prefix == "eval" and clips < LEAST_CLUSTERS else ""
+                return f"a caption costs {gain:+.3g}{of}{few})"
     return "not measured"
 
 

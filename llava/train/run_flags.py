@@ -347,6 +347,7 @@ def make_run_record(settings: Settings) -> dict[str, Any]:
     processes = training_args.world_size
     return {
         "flags": flags,
+        "started_in": os.getcwd(),
         "recipe": training_args.recipe_values,
         "batch": {
             "global": size * accumulation * processes,

@@ -18,6 +18,7 @@ COCO = "pycocoevalcap is not installed (pip install --no-deps pycocoevalcap)"
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
+        ("Gli anni '60, un po' dell'80.", ["gli", "anni", "60", "un", "po'", "dell'", "80"]),
         ("L'uomo beve un po' d’acqua.", ["l'", "uomo", "beve", "un", "po'", "d'", "acqua"]),
         ("PERCHÉ no? È già lì!", ["perché", "no", "è", "già", "lì"]),
         ("un «gatto» nero, (e) 2 cani - insieme…", ["un", "gatto", "nero", "e", "2", "cani", "insieme"]),

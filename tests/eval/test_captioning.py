@@ -36,6 +36,7 @@ def test_main_scores_true_and_other_videos(assets, run, tmp_path, capsys):
     result = json.loads(output.read_text())
     assert status == 0
     assert result["scores"]["video (training clips), true video"]["exact match"] == 1.0
+    assert result["step"] == json.loads((run / "trainer_state.json").read_text())["global_step"]
     assert result["scores"]["video (training clips), other video"]["exact match"] == 0.0
     assert "reference: Un gatto nero" in printed
 
@@ -77,7 +78,9 @@ def test_bad_and_videoless_records_are_counted_and_left_out(assets, run, tmp_pat
     assert main([*argv, "--on_bad_sample", "skip"]) == 0
     shown = capsys.readouterr().out
     assert "7 of 8 records; left out:" in shown and "6 of 7 records have one video" in shown
-    assert len(json.loads((tmp_path / "captions.json").read_text())["captions"]["some, true video"]) == 6
+    assert (
+        len(json.loads((tmp_path / "captions.json").read_text())["captions"]["some (training clips), true video"]) == 6
+    )
 
 
 def caption(assets, run, tmp_path, records, *options):
@@ -111,7 +114,7 @@ def test_captions_may_be_longer_than_the_longest_reference_and_cut_ones_are_coun
     status, written = caption(assets, run, tmp_path, records, "--max_new_tokens", "2", "--control")
     shown = capsys.readouterr().out
     assert status == 0 and "true video: 6 of 6 captions were CUT" in shown and "other video: 6 of 6" in shown
-    assert written["scores"]["some, true video"]["exact match"] == 0
+    assert written["scores"]["some (training clips), true video"]["exact match"] == 0
 
 
 def test_records_without_a_video_are_no_error_and_are_not_silent(assets, run, tmp_path, capsys):
@@ -126,7 +129,7 @@ def test_records_without_a_video_are_no_error_and_are_not_silent(assets, run, tm
 
 def test_a_single_clip_has_no_control_and_says_so(assets, run, tmp_path, capsys):
     status, written = caption(assets, run, tmp_path, [record("a", "Un gatto.", "clip0.mp4")], "--control")
-    assert status == 0 and list(written["scores"]) == ["some, true video"]
+    assert status == 0 and list(written["scores"]) == ["some (training clips), true video"]
     assert "NO CONTROL" in capsys.readouterr().out
 
 
@@ -145,7 +148,7 @@ def test_files_of_one_name_do_not_replace_each_other(assets, run, tmp_path):
     output = tmp_path / "captions.json"
     main(["--model-path", str(run), "--data_path", *paths, "--video_folder", str(assets.clips), "--feature_cache",
           str(tmp_path / "cache"), "--output", str(output)])  # fmt: skip
-    names = [f"{path}, {shown}" for path in paths for shown in ("true video", "other caption")]
+    names = [f"{path} (training clips), {shown}" for path in paths for shown in ("true video", "other caption")]
     assert list(json.loads(output.read_text())["scores"]) == names
 
 
@@ -153,15 +156,18 @@ def test_free_text_is_scored_beside_another_clips_caption(assets, run, tmp_path,
     records = json.loads(assets.video_json.read_text())
     status, written = caption(assets, run, tmp_path, records, "--metrics", "CIDEr-D", "--retrieval", "6")
     shown = capsys.readouterr().out
-    true, other = (written["scores"][f"some, {row}"] for row in ("true video", "other caption"))
+    true, other = (written["scores"][f"some (training clips), {row}"] for row in ("true video", "other caption"))
     assert status == 0 and list(true) == ["exact match", "CIDEr-D"]
     assert true["exact match"] == 1 and other["exact match"] == 0
     assert true["CIDEr-D"] > 5 > other["CIDEr-D"]
-    low, high = written["intervals"]["some, true video"]["CIDEr-D"]
+    low, high = written["intervals"]["some (training clips), true video"]["CIDEr-D"]
     assert low <= true["CIDEr-D"] <= high
     assert f"{true['CIDEr-D']:.2f} [{low:.2f}, {high:.2f}]" in shown and "NOT MEASURED" not in shown
-    assert written["retrieval"]["some"]["scores"]["R@1"] == [1, 1, 1], "each clip was memorised"
-    assert "some: which of 6 captions fits the clip" in shown and "R@1 1.00 [1.00, 1.00] (chance 0.17)" in shown
+    assert written["retrieval"]["some (training clips)"]["scores"]["R@1"] == [1, 1, 1], "each clip was memorised"
+    assert (
+        "some (training clips): which of 6 captions fits the clip" in shown
+        and "R@1 1.00 [1.00, 1.00] (chance 0.17)" in shown
+    )
 
 
 def test_attributes_are_the_table_and_free_text_is_in_the_file(assets, run, tmp_path, capsys):
@@ -174,14 +180,14 @@ def test_attributes_are_the_table_and_free_text_is_in_the_file(assets, run, tmp_
     )
     header = next(line for line in capsys.readouterr().out.splitlines() if "exact match" in line)
     assert header.split() == ["exact", "match", "colour", "all"]
-    assert list(written["scores"]) == ["some, true video", "some, other video"]
-    assert "CIDEr-D" in written["scores"]["some, true video"]
+    assert list(written["scores"]) == ["some (training clips), true video", "some (training clips), other video"]
+    assert "CIDEr-D" in written["scores"]["some (training clips), true video"]
 
 
 def test_without_sacrebleu_one_line_says_what_is_not_measured(assets, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(caption_scores, "find_spec", lambda name: None)
     _, written = caption(assets, run, tmp_path, json.loads(assets.video_json.read_text()), "--control")
-    assert list(written["scores"]["some, true video"]) == ["exact match", "CIDEr-D"]
+    assert list(written["scores"]["some (training clips), true video"]) == ["exact match", "CIDEr-D"]
     shown = capsys.readouterr().out
     assert shown.count("BLEU-4, chrF++: NOT MEASURED, since sacrebleu is not installed: pip install") == 1
 

@@ -24,6 +24,7 @@ def cut(text: str) -> list[str]:
         ("L'uomo dorme.", ["L'", "uomo", "dorme", "."]),
         ("C’è un po’ d’acqua", ["C’", "è", "un", "po’", "d’", "acqua"]),
         ("un po'.", ["un", "po'", "."]),
+        ("anni ’60 e po' di", ["anni", "’", "60", "e", "po'", "di"]),
         ("un po', e", ["un", "po'", ",", "e"]),
         ("perche' no", ["perche'", "no"]),
         ("disse 'ciao' e po' di", ["disse", "'", "ciao", "'", "e", "po'", "di"]),

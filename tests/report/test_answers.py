@@ -116,6 +116,8 @@ def test_six_clips_that_end_in_the_same_letter_do_not_read_yes(wrote):
     assert "6 of 6 captions are empty, or repeat a letter or words without end." in by_heart.text
     babbling = learned(FALLING, [1.0], captions=captions)
     assert (babbling.tone, babbling.short) == ("warn", "Not by its captions")
+    some = {"captions": {"held, true video": [*items[:1], *([caption("a", "", "Una palla.")] * 9)]}}
+    assert "1 of 10 captions are empty, or repeat" in learned(FALLING, [1.0], captions=some).text
     sound = {"captions": {"held, true video": [caption("a", "", "Una palla rossa. La palla va e va.")]}}
     assert learned(FALLING, [1.0], captions=sound).short == "Yes"
     loud = {"captions": {"held, true video": [{**caption("a", "", "gooooool"), "reference": "Goooooool!"}]}}
@@ -195,6 +197,25 @@ def test_sight_that_was_not_measured_on_new_clips_has_a_look_of_its_own(controls
     answer = did_it_see(run_of([], controls=controls))
     assert (answer.tone, answer.short) == ("unmeasured", short) and text in answer.text
     assert answer.tone in TONES
+
+
+def test_a_small_gain_is_not_written_as_none():
+    text = did_it_see(run_of(controls=[control_line(2, (0.004, 0.003, 0.005))])).text
+    assert "costs 0.0040 nats more" in text and "0.0040 [0.0030, 0.0050] nats per caption" in text
+
+
+@pytest.mark.parametrize("clips", [2, 5, 6])
+@pytest.mark.parametrize("interval", [(0.004, 0.003, 0.005), (1, -1, 3), (-2, -3, -1)])
+def test_sight_of_fewer_than_six_clips_is_not_measured(clips, interval):
+    """Of a run that sees nothing both of two gains are above 0 every fourth time."""
+    ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
+    line = control_line(9, interval) | ON_NEW | {"clips": clips}
+    run = run_of(ended, preflight=PASSED, record=record(), controls=[line])
+    answer, wrong = did_it_see(run), is_anything_wrong(run)
+    few = f"{clips} clips are too few to tell: by chance each of them is helped by its own video once in {2**clips}"
+    assert (answer.short == "Not measured") == (few in answer.text) == (clips < 6)
+    assert (f"Sight was not measured: {few}" in wrong.text) == (clips < 6)
+    assert clips == 6 or wrong.short == "Not all was measured"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,18 @@ from llava.report.read import read_run
 from tests.report.made import control_line, record, write_run
 
 
+def test_captions_of_another_step_are_not_shown(tmp_path):
+    """A run that goes on after its end leaves those of its earlier model in its folder."""
+    captions = {"scores": {"old, true video": {"exact match": 0.5}}, "captions": {}}
+    for step, shown in ((300, True), (None, True), (200, False)):
+        files = {"trainer_state": {"global_step": 300, "log_history": []}, "captions": {"step": step, **captions}}
+        run = write_run(tmp_path / "run", llava_run=record(), **files)
+        read = read_run(run)
+        assert (read.captions is not None) == shown and read.outdated == (() if shown else ("captions.json",))
+        page = write_report([run]).read_text()
+        assert ("old, true video" in page) == shown and ("is of the model after another step" in page) != shown
+
+
 @pytest.mark.parametrize("name", ["none", "empty"])
 def test_a_folder_that_is_no_run(tmp_path, name):
     (tmp_path / "empty").mkdir()

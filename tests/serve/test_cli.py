@@ -131,9 +131,22 @@ def test_true_captions_stand_beside_and_are_scored(assets, run, tmp_path, capsys
     assert main([*argv, "--references", str(assets.video_json)]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].endswith("\tUn gatto nero dorme sul divano.")
-    assert "scores on 2 clips with 2 true captions" in printed and "another clip's caption" in printed
+    assert "scores on 2 clips (not known whether trained on) with 2 true captions" in printed
+    assert "another clip's caption" in printed
     with output.open(encoding="utf-8", newline="") as file:
         assert [row["references"] for row in csv.DictReader(file)][0] == "Un gatto nero dorme sul divano."
+
+
+def test_scores_of_clips_that_were_trained_on_say_so(assets, run, tmp_path, capsys):
+    trained, references = tmp_path / "run", tmp_path / "references.json"
+    shutil.copytree(run, trained)
+    flags = {"data_path": str(assets.video_json), "video_folder": str(assets.clips)}
+    (trained / "llava_run.json").write_text(json.dumps({"flags": flags}))
+    references.write_text(assets.video_json.read_text())
+    video = str(assets.clips / "clip0.mp4")
+    argv = ["--model-path", str(trained), "--device", "cpu", "--video", video, "--references", str(references)]
+    assert main([*argv, "--max_new_tokens", "2"]) == 0
+    assert "scores on 1 clips (training clips) with 1 true captions" in capsys.readouterr().out
 
 
 def test_an_error_in_the_middle_keeps_what_there_was(assets, run, tmp_path, capsys, monkeypatch):

@@ -80,6 +80,13 @@ def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
     text = closing(tmp_path, state, 131.0, sees=False)
     assert "held-out loss  2.5 at the end; best 2.5 at step 4" in text and "alarms         2, in" in text
     assert "sight" not in text and f"{tmp_path}/report.html" in text and "llava.export" in text
+    sight = "sight          a caption costs +0.25"
+    assert f"{sight} nats more with another clip's video (held-out clips)" in closing(tmp_path, state, 1.0, sees=True)
+    for clips, few in ((5, ", too few to tell"), (6, "")):
+        line = {"clips": clips, "gains": {"video": {"per_caption": [0.25, 0.125, 0.5]}}}
+        (tmp_path / "controls.jsonl").write_text(f"{{}}\n{json.dumps(line)}\n")
+        wanted = f"{sight} [+0.125, +0.5] nats more with another clip's video ({clips} held-out clips{few})"
+        assert wanted in closing(tmp_path, state, 1.0, sees=True)
 
 
 def test_a_run_says_plan_lines_and_end_and_no_library_says_anything(assets, tmp_path, capfd, caplog):

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,16 @@ def next_command(flags: ConvertFlags, tally: Tally) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts, and prints the form, the columns, the counts and the next command; returns the exit code."""
     (flags,) = parse(__doc__, ConvertFlags, argv=argv, prog=COMMAND)
-    output, tally, writer = Path(flags.output), Tally(), Writer(Path(flags.output), flags.overwrite)
+    output, tally, writer = Path(flags.output), Tally(), Writer(Path(flags.output), flags.overwrite, Path(flags.source))
     try:
         marked = open_marked(flags.source, flags.encoding, flags.asked().code, flags.annotations)
         opened = marked or open_form(flags.source, flags.asked(), flags.encoding, flags.header)
         print(f"{show(flags.source)}: {opened.form} ({opened.why})")
-        if isinstance(opened, Opened) and opened.columns is not None:
-            print(f"columns: {opened.columns}")
+        if isinstance(opened, Opened):
+            if opened.columns is not None:
+                print(f"columns: {opened.columns}")
+            if flags.image_folder and not flags.video_folder:
+                opened = replace(opened, is_image=True)
         index = open_index(flags, opened)
         with ExitStack() as stack:
             stack.callback(writer.discard)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
-from llava.data.captions import EMPTY, MISSING_VALUES, check_text, is_blank
+from llava.data.captions import EMPTY, MISSING_VALUES, check_text, half_character, is_blank
 from llava.data.convert.clips import ClipIndex, frames_between, is_cut, parts_of
 from llava.data.convert.rows import Fault, Read, Row
 from llava.data.json_records import DatasetError
@@ -33,7 +33,8 @@ class Tally:
     """What became of the rows: counts, and everything that was left out.
 
     `missing` is the clips that have no file, with the reason and how many captions each had; `faults` are all others;
-    `languages` counts the captions read by language, those of other languages than asked included.
+    `languages` counts the captions read by language, those of other languages than `language`, which is asked for,
+    included. `splits` has the split of each clip, and `split_twice` those of clips that stand in several.
     """
 
     read: int = 0
@@ -42,7 +43,17 @@ class Tally:
     missing: dict[str, tuple[str, int]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
+    language: str = ""
     left_out: int = 0
+    splits: dict[str, str] = field(default_factory=dict)
+    split_twice: dict[str, str] = field(default_factory=dict)
+
+    def add(self, clip: str, split: str) -> None:
+        """Counts a record that is written."""
+        self.clips.add(clip)
+        self.written[split] += 1
+        if (first := self.splits.setdefault(clip, split)) != split:
+            self.split_twice.setdefault(clip, f"{first or 'none'} and {split or 'none'}")
 
     @property
     def kinds(self) -> Counter[str]:
@@ -70,6 +81,7 @@ def build(
     Raises:
         DatasetError: when clips of several folders are one file.
     """
+    tally.language = language
     numbers: Counter[str] = Counter()
     homes: dict[str, tuple[str, str]] = {}
     seen: set[int] = set()
@@ -106,17 +118,18 @@ def build(
             tally.faults += [Fault(row.source, kind, f"{name}: {message}") for kind, message in wrong[:1]]
             continue
         seen.add(key)
-        tally.clips.add(path or name)
-        tally.written[row.split] += 1
+        tally.add(path or name, row.split)
         yield row.split, record
     if index is not None:
         tally.faults += [Fault(str(index.folder / p), NO_CAPTION, "") for p in index.files() if p not in tally.clips]
 
 
 def wrong_text(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the trainer would refuse the text of a record for, as `check_text` says it."""
+    """What the trainer would refuse the text or the id of a record for, as `check_text` says it."""
     files = {DEFAULT_VIDEO_TOKEN: int("video" in record), DEFAULT_IMAGE_TOKEN: int("image" in record)}
-    return check_text(record["conversations"], files, RESERVED)
+    half = half_character(record["id"])
+    named = [("malformed", f"the name: {half}")] if half else []
+    return [*named, *check_text(record["conversations"], files, RESERVED)]
 
 
 def make_record(
@@ -177,11 +190,13 @@ def _check_home(row: Row, path: str, homes: dict[str, tuple[str, str]]) -> None:
     Args:
         homes: by file, the folder of the clips that it was taken for, and the first of them.
     """
-    home = "/".join(parts_of(row.clip)[:-1])
-    first, named = homes.setdefault(path, (home, row.clip))
+    home, clip = "/".join(parts_of(row.clip)[:-1]), row.clip
+    if not home and (home := row.folder.strip("/")):
+        clip = f"{home}/{clip}"
+    first, named = homes.setdefault(path, (home, clip))
     if home and first and home != first:
         raise DatasetError(
-            f"{show(row.source)}: {show(row.clip)!r} and {show(named)!r} are clips of two folders, and {show(path)} is "
+            f"{show(row.source)}: {show(clip)!r} and {show(named)!r} are clips of two folders, and {show(path)} is "
             "the only file of that name: name the folder that holds both folders, or leave the captions of one out"
         )
 
@@ -210,6 +225,12 @@ def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True, no
     else:
         lines.append("clips: not looked for, the records are of text alone")
     lines += [f"{kind}: {count:,}" for kind, count in tally.kinds.most_common()]
+    if tally.split_twice:
+        clip, named = next(iter(tally.split_twice.items()))
+        lines.append(
+            f"clips in several splits: {len(tally.split_twice):,}, such as {show(clip)} in {show(named)}: a score on "
+            "one is of clips of the other; --split_column none, then python -m llava.data.split, part them"
+        )
     languages = {code: n for code, n in tally.languages.items() if code}
     if len(languages) > 1:
         shown = ", ".join(
@@ -217,4 +238,6 @@ def summary(tally: Tally, listed: Sequence[str] = (), has_clips: bool = True, no
         )
         chosen = f"{tally.left_out:,} left out" if tally.left_out else "all are written; --language chooses one"
         lines.append(f"languages: {shown}; {chosen}")
+    if tally.language and (unnamed := tally.languages[""]):
+        lines.append(f"--language {tally.language}: the source says of {unnamed:,} {noun} no language; they are taken")
     return [*lines, *listed]

@@ -18,6 +18,8 @@ VIDEOS = frozenset({
     ".ogv", ".gif",
 })  # fmt: skip
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+YOUTUBE_ID = 11
+"""Letters of the name of a video there, as MSVD's clips begin."""
 SHORTER = 1.0
 """Seconds by which a clip that was cut may be longer than its segment: cuts are made at key frames."""
 
@@ -108,8 +110,10 @@ class ClipIndex:
             if found := self._paths.get(_composed(name)) or self._named(name, folder_of(clip, folder)):
                 whole = start is None or end is None or re.sub(r"\.\w+$", "", name).endswith(_tails(start, end))
                 return found, None if whole else (start, end)  # type: ignore[return-value]
-        named = times_in(os.path.splitext(clip)[0] if os.path.splitext(clip)[1].lower() in VIDEOS else clip)
-        if named and start is None:
+        stem = os.path.splitext(clip)[0] if os.path.splitext(clip)[1].lower() in VIDEOS else clip
+        named = times_in(stem)
+        # Other names end in two numbers too: `kitchen_1_2` is no second of `kitchen`.
+        if named and start is None and (len(parts_of(named[0])[-1]) == YOUTUBE_ID or re.search(r"_\d{6}_\d{6}$", stem)):
             return self.find(named[0], folder, named[1], named[2])
         return [], None
 

@@ -26,7 +26,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "language": ("language", "lang"),
     "split": ("split", "subset", "partition"),
     "folder": ("pagedir", "folder", "directory", "subdir", "dir"),
-    "start": ("start", "starttime", "startsec", "startseconds", "begin", "tstart"),
+    "start": ("start", "starttime", "startsec", "startseconds", "begin", "tstart", "timestamps"),
     "end": ("end", "endtime", "endsec", "endseconds", "stop", "tend"),
 }  # fmt: skip
 """What columns are called, without case, spaces and underscores, the likeliest first."""
@@ -52,6 +52,12 @@ def language_code(text: str) -> str:
     """A language by its code (`it` for `Italian`, `ita`, `it_IT`); one that is not known in lower case."""
     plain = text.strip().casefold()
     return _CODES.get(plain) or _CODES.get(re.split(r"[-_]", plain)[0]) or plain
+
+
+def is_language(text: str) -> bool:
+    """Whether a part of a file's name says a language: `it`, `ita`, `pt_BR`; of three letters, those known alone."""
+    found = re.fullmatch(r"([a-z]{2,3})(?:[-_][A-Za-z]{2,4})?", text)
+    return bool(found) and (len(found[1]) == 2 or found[1] in _CODES)  # type: ignore[index]
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def choose_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
 
     Raises:
         DatasetError: when there is no clip or no caption among them, or captions of several languages and nothing that
-            chooses.
+            chooses; when segments have a start alone, or an end; when two columns have the name of one that is read.
     """
     found: dict[str, Any] = {}
     for kind in ("clip", "language", "split", "folder", "start", "end"):
@@ -118,8 +124,15 @@ def choose_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
             raise DatasetError(f"{where}: there is no column {show(given)!r} for --{kind}_column; {_listed(names)}")
         guessed = "" if given else _first(names, NAMES[kind])
         found[kind] = guessed if not given else "" if given.casefold() == NONE else given
-    if bool(found["start"]) != bool(found["end"]):
+    if any((given or "").casefold() == NONE for given in (asked.start, asked.end)):
         found["start"] = found["end"] = ""
+    if bool(found["start"]) != bool(found["end"]):
+        lone, other = ("start", "end") if found["start"] else ("end", "start")
+        raise DatasetError(
+            f"{where}: column {show(found[lone])!r} is the {lone} of a segment, and none is called as its {other}: "
+            f"name that by --{other}_column (in seconds of the clip), or say --start_column none where captions are of "
+            f"whole clips; {_listed(names)}"
+        )
     columns = Columns(**found)
     captions = _captions([n for n in names if n not in found.values()], asked, where, names)
     if not columns.clip or not captions:
@@ -127,6 +140,12 @@ def choose_columns(names: Sequence[str], asked: Asked, where: str) -> Columns:
         raise DatasetError(
             f"{where}: no column is called as one of {lacking} usually is; {_listed(names)}. Name them by "
             "--clip_column and --caption_column (--no_header where the first row is data, and columns are 1, 2, ...)"
+        )
+    read = [columns.clip, *(name for name, _ in captions), *(v for k, v in found.items() if k != "clip")]
+    if twice := next((name for name in read if name and names.count(name) > 1), None):
+        raise DatasetError(
+            f"{where}: {names.count(twice)} columns are called {show(twice)!r}, and one of them is to be read: give "
+            "them different names in the first row"
         )
     return replace(columns, captions=tuple(captions))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava.data.convert.columns import Asked, language_code
+from llava.data.convert.clips import VIDEOS
+from llava.data.convert.columns import Asked, is_language, language_code
 from llava.data.convert.rows import UNREADABLE, Fault, Read, Row, read_text
 from llava.data.json_records import DatasetError
 
@@ -28,7 +31,11 @@ def read_cues(text: str) -> Iterator[tuple[int, float, float, str] | tuple[int, 
             block.append(line.strip())
             continue
         first, kept, block = number - len(block), block, []
-        if not kept or re.match(r"(WEBVTT|NOTE|STYLE|REGION)\b", kept[0]):
+        if kept and re.match(r"(WEBVTT|NOTE|STYLE|REGION)\b", kept[0]):
+            # A first cue may follow the header without a line between.
+            cue = next((i for i, part in enumerate(kept) if "-->" in part), len(kept))
+            first, kept = first + cue, kept[cue:] if kept[0].startswith("WEBVTT") else []
+        if not kept:
             continue
         at = next((i for i, part in enumerate(kept[:2]) if "-->" in part), None)
         times = _TIMES.match(kept[at]) if at is not None else None
@@ -56,13 +63,19 @@ def sidecars(folder: Path) -> list[Path]:
 
 def read_folder(folder: Path, asked: Asked, encoding: str) -> Iterator[Read]:
     """The rows of the captions in a folder: each line of a text is a caption of the whole clip, each cue of subtitles
-    one of its segment. `a.it.srt` is of `a`, in Italian.
+    one of its segment. `a.it.srt` is of `a`, in Italian, unless a clip is called `a.it`.
     """
+    clips = {
+        unicodedata.normalize("NFC", p.relative_to(folder).with_suffix("").as_posix())
+        for p in folder.rglob("*")
+        if p.suffix.lower() in VIDEOS
+    }
     for path in sidecars(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         language = ""
-        if found := re.fullmatch(r"(.+)\.([a-z]{2,3}(?:[-_][A-Za-z]{2,4})?)", name):
-            name, language = found[1], language_code(found[2])
+        stem, suffix = os.path.splitext(name)
+        if unicodedata.normalize("NFC", name) not in clips and suffix.lower() not in VIDEOS and is_language(suffix[1:]):
+            name, language = stem, language_code(suffix[1:])
         try:
             text = read_text(path, encoding)
         except DatasetError as error:

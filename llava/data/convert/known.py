@@ -9,6 +9,7 @@ from llava.data.convert.columns import Asked, Columns, choose_columns
 from llava.data.convert.rows import NO_CLIP, UNREADABLE, Fault, Read, Row
 from llava.data.convert.tables import captions_in, rows_of
 from llava.data.json_records import DatasetError
+from llava.errors import show
 
 
 def read_msr_vtt(content: Mapping[str, Any], asked: Asked, where: str) -> tuple[Columns, Iterator[Read]]:
@@ -16,12 +17,19 @@ def read_msr_vtt(content: Mapping[str, Any], asked: Asked, where: str) -> tuple[
     cut from, and are not read.
 
     Raises:
-        DatasetError: when the sentences lack clips or captions.
+        DatasetError: when the sentences lack clips or captions, or a video is in two splits.
     """
     sentences = content["sentences"]
     names = list(sentences[0]) if sentences and isinstance(sentences[0], dict) else []
     columns = choose_columns(names, asked, f"{where}, sentences")
-    splits = {str(v.get("video_id")): str(v.get("split") or "") for v in content["videos"] if isinstance(v, dict)}
+    splits: dict[str, str] = {}
+    for video in content["videos"]:
+        if isinstance(video, dict):
+            clip, split = str(video.get("video_id")), str(video.get("split") or "")
+            if splits.setdefault(clip, split) != split:
+                raise DatasetError(
+                    f"{where}: video {show(clip)!r} is in {show(splits[clip])!r} and {show(split)!r}: leave it in one"
+                )
 
     def rows() -> Iterator[Read]:
         for i, sentence in enumerate(sentences):

@@ -105,8 +105,7 @@ def build_marked(
                 number += 1
                 record["id"] = f"{name.rpartition('_')[0]}_{number}"
             ids.add(record["id"])
-            tally.clips.add(found[0])
-            tally.written[item.split] += 1
+            tally.add(found[0], item.split)
             yield item.split, record
 
 

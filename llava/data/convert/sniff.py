@@ -15,7 +15,7 @@ from llava.data.convert.clips import VIDEOS, times_in
 from llava.data.convert.columns import Asked, Columns
 from llava.data.convert.folder import read_folder, sidecars
 from llava.data.convert.rows import COMMAND, Read, decode_lines, open_source, read_text
-from llava.data.json_records import DatasetError
+from llava.data.json_records import DatasetError, NotJSON, load_json
 from llava.errors import show
 
 FORMS = (
@@ -51,9 +51,7 @@ def open_form(source: str | Path, asked: Asked, encoding: str = "utf-8", header:
     if not start:
         raise DatasetError(f"{where}: is empty (0 bytes)")
     if start.startswith(b"PAR1") or path.suffix == ".arrow":
-        return Opened(
-            "Parquet" if start.startswith(b"PAR1") else "Arrow", "by its first bytes", *tables.read_arrow(path, asked)
-        )
+        return _arrow("Parquet" if start.startswith(b"PAR1") else "Arrow", "by its first bytes", path, asked)
     if start.startswith(b"PK"):
         raise DatasetError(f"{where}: is a ZIP archive: unpack it, and give what is in it")
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
@@ -61,22 +59,19 @@ def open_form(source: str | Path, asked: Asked, encoding: str = "utf-8", header:
     if _is_lines(path, encoding):
         rows = known.read_lines(decode_lines(path, open_source(path), encoding), str(path))
         return Opened("lines as in MSVD", "each begins with the name of a clip, ID_start_end", None, rows)
-    columns, rows = tables.read_table(path, asked, encoding, header)
-    with open_source(path) as file:
-        sample = list(decode_lines(path, islice(file, tables.SAMPLE), encoding))
-    delimiter, quoted = tables.sniff_dialect(sample)
+    columns, rows, (delimiter, quoted), names = tables.read_table(path, asked, encoding, header)
     name = {",": "CSV", "\t": "TSV"}.get(delimiter, f"table with {delimiter!r} between columns")
-    msvd = header and known.msvd_columns([cell.strip() for cell in sample[0].split(delimiter)])
+    msvd = header and known.msvd_columns(names)
     why = f"rows of the same number of columns, {'with' if quoted else 'without'} quotation marks"
-    return Opened(f"{name} of MSVD" if msvd else name, why, columns, rows)
+    return Opened(f"{name} of MSVD" if msvd else name, why, columns, rows, columns.is_image)
 
 
 def _folder(path: Path, asked: Asked, encoding: str) -> Opened:
     where = show(path)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file() or any(path.glob("*.arrow")):
-        return Opened("dataset saved to disk", "dataset_info.json or .arrow files", *tables.read_arrow(path, asked))
+        return _arrow("dataset saved to disk", "dataset_info.json or .arrow files", path, asked)
     if next(path.rglob("*.parquet"), None) is not None:
-        return Opened("folder of Parquet", ".parquet files", *tables.read_arrow(path, asked))
+        return _arrow("folder of Parquet", ".parquet files", path, asked)
     if sidecars(path) and any(p.suffix.lower() in VIDEOS for p in path.rglob("*")):
         return Opened(
             "folder of clips", ".txt, .srt or .vtt files beside them", None, read_folder(path, asked, encoding)
@@ -85,6 +80,11 @@ def _folder(path: Path, asked: Asked, encoding: str) -> Opened:
         f"{where}: a folder with neither Parquet or Arrow files, nor clips with .txt, .srt or .vtt beside them; give "
         "the file of captions itself"
     )
+
+
+def _arrow(form: str, why: str, path: Path, asked: Asked) -> Opened:
+    columns, rows = tables.read_arrow(path, asked)
+    return Opened(form, why, columns, rows, columns.is_image)
 
 
 def _json(path: Path, asked: Asked, encoding: str) -> Opened:
@@ -96,10 +96,15 @@ def _json(path: Path, asked: Asked, encoding: str) -> Opened:
         first = json.loads(first_lines[0])
     if isinstance(first, dict) and len(first_lines) == 2 and first_lines[1].lstrip().startswith("{"):
         return _objects(path, "JSON lines", first, tables.json_lines(path, encoding), asked)
-    try:
-        content = first if first is not None and len(first_lines) == 1 else json.loads(read_text(path, encoding))
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where}: no JSON ({error})") from error
+    content, names = load_json(read_text(path, encoding))
+    if isinstance(content, NotJSON):
+        line = f"line {content.line}, " if content.line else ""
+        raise DatasetError(f"{where}: no JSON ({line}{content})")
+    if names:
+        raise DatasetError(
+            f"{where}: the key {show(names[0])!r} stands twice in one object, and readers keep the last of the values: "
+            "put what is under it in one list"
+        )
     if isinstance(content, list):
         objects = ((f"{path}[{i}]", value) for i, value in enumerate(content))
         return _objects(path, "JSON list", next((v for v in content if isinstance(v, dict)), {}), objects, asked)

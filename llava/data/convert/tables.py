@@ -13,12 +13,13 @@ from typing import Any
 
 from llava.data.convert.columns import Asked, Columns, choose_columns, language_code
 from llava.data.convert.rows import NO_CLIP, UNREADABLE, Fault, Read, Row, decode_lines, open_source
-from llava.data.json_records import DatasetError
+from llava.data.json_records import DatasetError, NotJSON, load_json
 from llava.errors import show
 
 DELIMITERS = ",\t;|"
 SAMPLE = 1000
 """Lines, or objects, that are looked at to know a table."""
+SPLITS = ("train", "training", "validation", "validate", "valid", "val", "dev", "test")
 NEEDS_PYARROW = (
     'reading Parquet and Arrow needs pyarrow: pip install "llava-italian-video[parquet]", or pip install pyarrow'
 )
@@ -29,11 +30,12 @@ def sniff_dialect(sample: Sequence[str]) -> tuple[str, bool]:
 
     Rows are parsed with each delimiter, with and without quotes, and the way in which most have the columns of the
     first wins, then that with quotes and with more columns: where a table does not quote, a caption that begins with a
-    quotation mark would swallow the rows after it. (`csv.Sniffer` takes letters for delimiters in tables of captions.)
+    quotation mark would swallow the rows after it. Where cells begin and end with quotation marks, these quote,
+    whatever is wrong with some rows. (`csv.Sniffer` takes letters for delimiters in tables of captions.)
     """
     scored = []
     for delimiter in DELIMITERS:
-        for quoted in (True, False):
+        for quoted in (True, False) if quotes_are_text(sample, delimiter) else (True,):
             parsed = parse_rows(sample, delimiter, quoted, len(sample) == SAMPLE)
             widths = [0 if isinstance(row, str) else len(row) for row, _ in parsed if row]
             if widths and widths[0] > 1:
@@ -43,6 +45,24 @@ def sniff_dialect(sample: Sequence[str]) -> tuple[str, bool]:
         return "", True
     _, quoted, _, _, delimiter = max(scored)
     return delimiter, quoted
+
+
+def quotes_are_text(lines: Iterable[str], delimiter: str, width: int | None = None) -> bool:
+    """Whether `"` may be a letter like others in a table: of the cells that begin with one, most do not end with one.
+
+    Args:
+        width: of every line as it stands; another one is that of a table that quotes.
+    """
+    opened = closed = 0
+    for line in lines:
+        cells = line.rstrip("\r\n").split(delimiter)
+        if width is not None and line.strip() and len(cells) != width:
+            return False
+        for cell in cells:
+            if cell.startswith('"'):
+                is_closed = len(cell) > 1 and cell.endswith('"')
+                opened, closed = opened + (not is_closed), closed + is_closed
+    return opened > closed
 
 
 def parse_rows(
@@ -71,8 +91,11 @@ def parse_rows(
 
 def read_table(
     path: Path, asked: Asked, encoding: str = "utf-8", header: bool = True
-) -> tuple[Columns, Iterator[Read]]:
-    """The columns of a CSV or TSV that are read, and its rows.
+) -> tuple[Columns, Iterator[Read], tuple[str, bool], list[str]]:
+    """The columns of a CSV or TSV that are read, its rows, its delimiter with whether `"` quotes, and all its columns.
+
+    Whether `"` quotes is decided by all lines: one that opens a caption after the sample would swallow the rows after
+    it.
 
     Raises:
         DatasetError: for another encoding, a table without the columns, a file without rows.
@@ -86,9 +109,13 @@ def read_table(
             f"{show(path)}: no table: its first lines have no columns between commas, tabs, semicolons or bars"
             + (f" ({first})" if isinstance(first, str) else "")
         )
+    if quoted and delimiter != ",":  # A caption of several lines may have a comma in each.
+        with open_source(path) as file:
+            quoted = not quotes_are_text(decode_lines(path, file, encoding), delimiter, len(first))
     names = [cell.strip() for cell in first] if header else [str(i) for i in range(1, len(first) + 1)]
     columns = choose_columns(names, asked, show(path))
-    return columns, _table_rows(path, names, columns, delimiter, quoted, encoding, header)
+    rows = _table_rows(path, names, columns, delimiter, quoted, encoding, header)
+    return columns, rows, (delimiter, quoted), names
 
 
 def _table_rows(
@@ -157,14 +184,15 @@ def _text(value: Any) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-    """Seconds of a number or of `h:mm:ss`; None when it is neither."""
+    """Seconds of a number or of `h:mm:ss`; None when it is neither, as `h:mm:ss:ff`, whose frames have no length."""
+    parts = str(value).replace(",", ".").split(":")
     try:
         seconds = 0.0
-        for part in str(value).replace(",", ".").split(":"):
+        for part in parts:
             seconds = seconds * 60 + float(part)
     except ValueError:
         return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return seconds if len(parts) <= 3 and math.isfinite(seconds) and seconds >= 0 else None
 
 
 def read_objects(
@@ -201,28 +229,66 @@ def json_lines(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(decode_lines(path, file, encoding), 1):
             if line.strip():
                 place = f"{path}:{number}"
-                try:
-                    yield place, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield place, Fault(place, UNREADABLE, f"no JSON ({error})")
+                value, names = load_json(line)
+                if isinstance(value, NotJSON):
+                    value = Fault(place, UNREADABLE, f"no JSON ({value})")
+                elif names:
+                    value = Fault(place, UNREADABLE, f"the key {names[0]!r} stands there twice")
+                yield place, value
 
 
 def arrow_files(folder: Path) -> list[tuple[str, Path]]:
-    """(split, file) of the Arrow or Parquet files of a dataset's folder, or of one file."""
+    """(split, file) of the Arrow or Parquet files of a dataset's folder, or of one file.
+
+    Raises:
+        DatasetError: when a file is missing of those that the names of others count (`-00000-of-00002`), and when the
+            names of some Parquet files say a split, and those of others none.
+    """
     if folder.is_file():
-        return [(_split_in(folder.stem), folder)]
+        return [(_split_in(folder.name), folder)]
     splits = folder / "dataset_dict.json"
     if splits.is_file():
         names = json.loads(splits.read_text(encoding="utf-8")).get("splits", [])
-        return [(name, file) for name in names for file in sorted((folder / name).glob("*.arrow"))]
-    found = sorted(folder.glob("*.arrow")) or sorted(folder.rglob("*.parquet"))
-    return [("" if file.suffix == ".arrow" else _split_in(file.stem), file) for file in found]
+        parts = {name: sorted((folder / name).glob("*.arrow")) for name in names}
+        if lost := next((name for name, files in parts.items() if not files), None):
+            raise DatasetError(
+                f"{show(folder / lost)}: holds no .arrow file, and {splits.name} names it: download it anew"
+            )
+        _check_shards([file for files in parts.values() for file in files])
+        return [(name, file) for name, files in parts.items() for file in files]
+    if arrows := sorted(folder.glob("*.arrow")):
+        _check_shards(arrows)
+        return [("", file) for file in arrows]
+    found = [(_split_in(file.relative_to(folder).as_posix()), file) for file in sorted(folder.rglob("*.parquet"))]
+    _check_shards([file for _, file in found])
+    lone = next((file for split, file in found if not split), None)
+    if lone is not None and any(split for split, _ in found):
+        raise DatasetError(
+            f"{show(lone)}: its name says no split, and those of other files do: convert the files one by one"
+        )
+    return found
 
 
-def _split_in(stem: str) -> str:
-    """The split that a shard's name says, as the hub has it: `train-00000-of-00002`."""
-    found = re.fullmatch(r"(\w+?)(?:-\d+-of-\d+.*)?", stem)
-    return found[1] if found and found[1] in ("train", "validation", "val", "dev", "test") else ""
+def _check_shards(files: Sequence[Path]) -> None:
+    there: dict[tuple[Path, int], set[int]] = {}
+    for file in files:
+        if found := re.fullmatch(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?", file.stem):
+            there.setdefault((file.with_name(found[1]), int(found[3])), set()).add(int(found[2]))
+    for (name, total), numbers in there.items():
+        if lost := sorted(set(range(total)) - numbers):
+            raise DatasetError(
+                f"{show(name)}: {len(lost)} of its {total} files are missing, the first is "
+                f"{show(f'{name.name}-{lost[0]:05d}-of-{total:05d}')}: download them, or give the files that are there "
+                "one by one"
+            )
+
+
+def _split_in(path: str) -> str:
+    """The split that the name of a shard or of its folders says, as the hub has them: `train-00000-of-00002.parquet`,
+    `data/captions-test.parquet`, `default/validation/0000.parquet`; the last of several.
+    """
+    words = re.findall(r"[a-z]+", path.casefold())
+    return next((word for word in reversed(words) if word in SPLITS), "")
 
 
 def read_arrow(source: Path, asked: Asked) -> tuple[Columns, Iterator[Read]]:

@@ -21,8 +21,8 @@ def part_path(output: Path, split: str) -> Path:
 class Writer:
     """Writes records to a file for each split, each put in its place when all are whole."""
 
-    def __init__(self, output: Path, overwrite: bool) -> None:
-        self.output, self.overwrite = output, overwrite
+    def __init__(self, output: Path, overwrite: bool, source: Path) -> None:
+        self.output, self.overwrite, self.source = output, overwrite, source.resolve()
         self.files: dict[Path, IO[str]] = {}
 
     def write(self, split: str, record: dict[str, Any]) -> None:
@@ -30,6 +30,10 @@ class Writer:
         if path not in self.files:
             if path.exists() and not self.overwrite:
                 raise DatasetError(f"{show(path)}: exists already: choose another --output, or add --overwrite")
+            if path.resolve() == self.source:
+                raise DatasetError(
+                    f"{show(path)}: is the source itself, which is never replaced: choose another --output"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             self.files[path] = _aside(path).open("w", encoding="utf-8")
             self.files[path].write("[\n" if path.suffix == ".json" else "")

@@ -120,11 +120,17 @@ def find_groups(flags: SplitFlags, records: Sequence[Record], clips: Clips) -> t
 
 
 def write_records(path: Path, records: Sequence[Any]) -> None:
-    """Writes records as a JSON list, or as lines where the file is called so."""
+    """Writes records as a JSON list, or as lines where the file is called so; whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     text = "\n".join(lines) if path.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
-    path.write_text(f"{text}\n", encoding="utf-8")
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        # What is not UTF-8 is kept by JSON's own escape.
+        aside.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def split_file(flags: SplitFlags) -> list[str]:
@@ -134,6 +140,12 @@ def split_file(flags: SplitFlags) -> list[str]:
         DatasetError: for records or clips that cannot be used, and for files that are there already.
     """
     outputs = flags.outputs()
+    named = [path.resolve() for path in (*outputs, Path(flags.file))]
+    if len(set(named)) < 3:
+        raise DatasetError(
+            f"{show(flags.file)} would be split into {show(outputs[0])} and {show(outputs[1])}: name two "
+            "other files by --train_output and --val_output"
+        )
     if there := [show(p) for p in outputs if p.exists() and not flags.overwrite]:
         raise DatasetError(f"{' and '.join(there)} exist already: name others, or add --overwrite")
     if Path(flags.file).suffix.casefold() in (".yaml", ".yml"):

@@ -92,6 +92,7 @@ class ResumableTrainer(Trainer):
     def restore(self, progress: dict[str, Any]) -> None:
         """Goes on counting where the checkpoint stopped, and does the evaluation that was cut short."""
         self.saved_step = self.state.global_step
+        self._reschedule()
         self.seconds_before = progress.get("seconds")
         ranks, losses = progress["ranks"], [rank["loss"] for rank in progress["ranks"]]
         same = len(ranks) == self.args.world_size
@@ -116,6 +117,18 @@ class ResumableTrainer(Trainer):
             is_best = self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
             if is_best if self.args.save_strategy == SaveStrategy.BEST else progress["save_due"]:
                 self._save_checkpoint(self.model_wrapped, trial=None)
+
+    def _reschedule(self) -> None:
+        """Gives the next step the rate of this run's schedule: the optimiser has that of the checkpoint's, which
+        is 0 at the end of a run that goes on for more steps.
+        """
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # Accelerate's wrapper, or none.
+        if not hasattr(schedule, "lr_lambdas"):
+            return
+        rates = [b * f(schedule.last_epoch) for b, f in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
 
     def _progress(self) -> dict[str, Any]:
         loss = float(self._tr_loss)

@@ -343,9 +343,10 @@ class Invariants(TrainerCallback):
         self.alarm(step, "loss", words, remedy)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch is None or not float(state.epoch).is_integer():
+            return  # The run ends here, and one that goes on has the rest of the epoch before it.
         served, self.served = self.served, Served()
-        complete = state.epoch is not None and float(state.epoch).is_integer()
-        if self.ids is None or args.dataloader_drop_last or not complete:
+        if self.ids is None or args.dataloader_drop_last:
             return
         # Sums of 64-bit numbers wrap around, alike on every rank.
         signed = served.total - (1 << 64) if served.total >= 1 << 63 else served.total

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from llava.data.convert.__main__ import main
+from llava.data.convert.folder import read_cues
+from llava.data.convert.tables import _split_in, arrow_files
+from llava.data.json_records import DatasetError
 from llava.data.records import load_records
 from tests.conftest import colour_frames, write_clip
 
@@ -95,6 +98,49 @@ def test_tsv_without_quotes_and_names_by_number(convert: Convert) -> None:
     assert captions(records) == [("video7.mp4", '"Ciao" disse'), ("video0.mp4", '"Aperto'), ("video0.mp4", 'Chiuso"')]
 
 
+def test_a_quotation_mark_far_down_a_table_without_quotes(convert: Convert, tmp_path: Path) -> None:
+    rows = [f"v{i}\tUn uomo {i}" for i in range(1500)]
+    rows[1200], rows[1400] = 'v1200\t"Ciao, dice', 'v1400\tDice "ciao"'
+    rows[1450], rows[1452] = 'v1450\t"Ciao', 'v1452\tDice ciao"'
+    records = convert("video\tcaption\n" + "\n".join(rows) + "\n", "--text_only", name="a.tsv")
+    assert len(records) == 1500 and not (tmp_path / "out.left_out.txt").exists()
+    assert captions(records)[1450:1453] == [("", '"Ciao'), ("", "Un uomo 1451"), ("", 'Dice ciao"')]
+
+
+def test_a_table_that_quotes_keeps_quoting_after_one_wrong_row(convert: Convert) -> None:
+    text = 'video;caption\nvideo0;"Uno"\nvideo7;"Un "gatto"\nvideo7;"Tre"\n'
+    assert captions(convert(text)) == [("video0.mp4", "Uno"), ("video7.mp4", "Tre")]
+
+
+def test_two_numbers_in_a_name_are_not_always_seconds(convert: Convert, tmp_path: Path) -> None:
+    records = convert("video,caption\nvideo0_0_1,Uno\nvideo0_000000_000001,Due\n")
+    assert [(r["conversations"][1]["value"], r["meta"]) for r in records] == [("Due", {"split": [0, 3]})]
+    assert "video0_0_1\tno such file" in (tmp_path / "out.missing.txt").read_text()
+
+
+def test_a_table_of_images(convert: Convert, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"x")
+    for name in ("image", "filename"):
+        records = convert(
+            f"{name},caption\n1.jpg,Un piatto.\n", "--image_folder", str(tmp_path / "images"), "--overwrite"
+        )
+        assert captions(records) == [("1.jpg", "Un piatto.")]
+        assert "video" not in records[0] and records[0]["conversations"][0]["value"] == "<image>"
+
+
+def test_times_with_frames_are_no_seconds(convert: Convert, tmp_path: Path) -> None:
+    text = "video;start;end;caption\nvideo0;00:00:00:12;00:00:01:00;Uno\nvideo0;0:00:00.5;0:01,5;Due\n"
+    records = convert(text)
+    assert [(r["conversations"][1]["value"], r["meta"]) for r in records] == [("Due", {"split": [2, 5]})]
+    assert "must be seconds, got '00:00:00:12'" in (tmp_path / "out.left_out.txt").read_text()
+
+
+def test_whole_clips_where_a_column_of_starts_is_told_off(convert: Convert) -> None:
+    records = convert("video,start,caption\nvideo0,1,a\n", "--start_column", "none")
+    assert captions(records) == [("video0.mp4", "a")] and "meta" not in records[0]
+
+
 def test_table_without_header(convert: Convert) -> None:
     records = convert("video0.mp4;Uno\nvideo7.mp4;Due\n", "--no_header", "--clip_column", "1", "--caption_column", "2")
     assert captions(records) == [("video0.mp4", "Uno"), ("video7.mp4", "Due")]
@@ -109,6 +155,13 @@ def test_json_lines_with_a_language_in_the_key(convert: Convert) -> None:
     assert captions(convert(text, "--language", "italian", name="a.jsonl")) == [("p1/1001.mp4", "Un gatto")]
     english = convert(text, "--caption_column", "name", "--overwrite", name="a.jsonl")
     assert captions(english) == [("p1/1001.mp4", "A cat"), ("p2/1002.MKV", "A dog")]
+
+
+def test_a_language_that_nothing_says_is_not_passed_over(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    assert captions(convert("video,caption\nvideo0,A cat\n", "--language", "it")) == [("video0.mp4", "A cat")]
+    assert "--language it: the source says of 1 captions no language; they are taken" in capsys.readouterr().out
+    convert("video,caption,language\nvideo0,Un gatto,Italian\n", "--language", "it", "--overwrite")
+    assert "no language" not in capsys.readouterr().out
 
 
 def test_several_languages_must_be_chosen_from(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +194,18 @@ def test_msr_vtt_keeps_its_splits(convert: Convert, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert 'MSR-VTT ("videos" and "sentences")' in out and "row without clip: 1" in out
     assert "next: DATA_PATH=" in out and "out_test.json" in out
+
+
+def test_a_video_of_two_splits_is_refused(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = MSR_VTT | {"videos": [*MSR_VTT["videos"], {"video_id": "video7", "split": "train"}]}
+    with pytest.raises(SystemExit):
+        convert(json.dumps(twice), name="msr.json")
+    assert "video 'video7' is in 'test' and 'train'" in capsys.readouterr().err
+
+
+def test_a_clip_with_captions_in_two_splits_is_told(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    convert("video,caption,split\nvideo0,a,train\nvideo7,b,train\nvideo0,c,test\n", split="train")
+    assert "clips in several splits: 1, such as video0.mp4 in train and test" in capsys.readouterr().out
 
 
 def test_text_alone_keeps_the_clips_name(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +297,31 @@ def test_folder_of_clips_with_texts_and_subtitles(tmp_path: Path, capsys: pytest
     assert f"--video_folder {folder}" in out.splitlines()[-1]
 
 
+def test_texts_beside_clips_with_dots_in_their_names(tmp_path: Path) -> None:
+    folder, output = tmp_path / "clips", tmp_path / "out.json"
+    folder.mkdir()
+    for name in ("lezione.mp4", "lezione.uno.mp4", "lezione.it.mp4", "b.mov"):
+        write_clip(folder / name, colour_frames(1))
+        (folder / name).with_suffix(".txt").write_text(name)
+    (folder / "b.txt").rename(folder / "b.mov.txt")
+    (folder / "lezione.en.txt").write_text("English.")
+    assert main([str(folder), "--output", str(output)]) == 0
+    assert captions(json.loads(output.read_text())) == [
+        ("b.mov", "b.mov"),
+        ("lezione.mp4", "English."),
+        ("lezione.it.mp4", "lezione.it.mp4"),
+        ("lezione.mp4", "lezione.mp4"),
+        ("lezione.uno.mp4", "lezione.uno.mp4"),
+    ]
+
+
+def test_a_cue_directly_below_the_header() -> None:
+    header = "WEBVTT - titolo\n"
+    cues = "00:00.000 --> 00:01.000\nPrima.\n\nNOTE 00:00.000 --> 00:01.000\n\n00:01.000 --> 00:02.000\nPoi.\n"
+    assert [cue[1:] for cue in read_cues(header + cues)] == [(0.0, 1.0, "Prima."), (1.0, 2.0, "Poi.")]
+    assert [cue[0] for cue in read_cues(header + cues)] == [2, 7]
+
+
 def test_parquet_and_saved_datasets(convert: Convert, tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     from pyarrow import parquet
@@ -267,6 +357,68 @@ def test_columns_with_italian_names_are_guessed(convert: Convert) -> None:
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("train/0000", "test/0000"),
+        ("msr-train", "msr-test"),
+        ("default/train/0000", "default/test/0000-of-1"),
+        ("Train-00000-of-00001", "test"),
+    ],
+)
+def test_the_splits_of_parquet_files_are_kept_apart(convert: Convert, tmp_path: Path, names: tuple[str, str]) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
+    from pyarrow import parquet
+
+    for i, name in enumerate(names):
+        path = tmp_path / "data" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table({"video": ["video0.mp4"], "caption": [f"Testo {i}."]}), path)
+    assert captions(convert(tmp_path / "data", split="train")) == [("video0.mp4", "Testo 0.")]
+    assert captions(convert(tmp_path / "data", "--overwrite", split="test")) == [("video0.mp4", "Testo 1.")]
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [("train-00000-of-00002.parquet", "train"), ("default/validation/0000.parquet", "validation"),
+     ("data/it-test.parquet", "test"), ("latest.parquet", ""), ("captions.parquet", ""),
+     ("train2014/part.parquet", "train")],
+)  # fmt: skip
+def test_the_split_in_the_name_of_a_file(path: str, split: str) -> None:
+    assert _split_in(path) == split
+
+
+@pytest.mark.parametrize("names", [["train-00000-of-00002"], ["test-00000-of-00001", "train-00001-of-00002-9f3a"]])
+def test_a_shard_that_is_missing_is_named(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(
+        DatasetError, match=r"train: 1 of its 2 files are missing, the first is train-0000[01]-of-00002"
+    ):
+        arrow_files(tmp_path)
+    (tmp_path / "train-00000-of-00002.parquet").touch()
+    (tmp_path / "train-00001-of-00002.parquet").touch()
+    assert {split for split, _ in arrow_files(tmp_path)} >= {"train"}
+
+
+def test_a_split_that_was_not_saved_whole_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "data-00000-of-00002.arrow").touch()
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DatasetError, match=r"test: holds no .arrow file"):
+        arrow_files(tmp_path)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(DatasetError, match=r"data: 1 of its 2 files are missing, the first is data-00001-of-00002"):
+        arrow_files(tmp_path)
+
+
+def test_files_without_a_split_beside_others_that_have_one(tmp_path: Path) -> None:
+    for name in ("train", "other"):
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(DatasetError, match=r"other.parquet: its name says no split"):
+        arrow_files(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("source", "flags", "message"),
     [
         (b"video,caption\nvideo0,perch\xe8 no\n", (), "line 2 is not UTF-8.*perch\u00e8.*--encoding latin-1"),
@@ -278,6 +430,11 @@ def test_columns_with_italian_names_are_guessed(convert: Convert) -> None:
         (b"a,b\n1,2\n", (), "no column.*'a', 'b'.*--clip_column"),
         (b"video,caption\nvideo0,a\n", ("--clip_column", "vid"), "no column 'vid'"),
         (b"video,caption\nnone,a\n", (), "no record was written.*is --video_folder right.*--text_only"),
+        (b"video,caption,caption\nvideo0,a,b\n", (), "2 columns are called 'caption'"),
+        (b"video,start,duration,caption\nvideo0,0,1,a\n", (), "'start' is the start.*--start_column none"),
+        (b'[{"video": "video0", "timestamps": [[0, 1]], "sentences": ["a"]}]', (), "'timestamps' is the start"),
+        (b'{"video0": ["a"], "video7": ["b"], "video0": ["c"]}', (), "'video0' stands twice"),
+        (b"videoid,page_dir,name\nvideo0,a,Uno\nvideo0,b,Due\n", (), "'b/video0' and 'a/video0' are clips"),
         (b'{"id": "a", "conversations": []}\n', (), "reads already"),
         (b'[{"video": "a", "caption"', (), "no JSON"),
         (b"video,caption\nvideo0,a\n", ("--output", "x.csv"), "end it in .json"),
@@ -294,6 +451,12 @@ def test_wrong_inputs(
     error = capsys.readouterr().err
     assert len(error.splitlines()) <= 12
     assert re.search(message, error), error
+
+
+def test_half_a_character_in_a_name_is_left_out(convert: Convert, tmp_path: Path) -> None:
+    records = convert('[{"video": "a\\ud800", "caption": "Uno"}, {"video": "b", "caption": "Due"}]', "--text_only")
+    assert [r["meta"]["clip"] for r in records] == ["b"]
+    assert "malformed: a\\ud800: the name: contains" in (tmp_path / "out.left_out.txt").read_text()
 
 
 def test_latin_1_is_read_when_asked_for(convert: Convert) -> None:
@@ -332,6 +495,14 @@ def test_earlier_files_are_kept(convert: Convert, tmp_path: Path, capsys: pytest
         convert("video,caption\nvideo0,a\n")
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "out.json").read_text() == "[]" and not list(tmp_path.glob(".*"))
+
+
+def test_the_source_is_never_replaced(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[{"video": "video0", "caption": "a"}]'
+    with pytest.raises(SystemExit):
+        convert(text, "--overwrite", name="out.json")
+    assert "is the source itself" in capsys.readouterr().err
+    assert (tmp_path / "out.json").read_text() == text
 
 
 def test_a_folder_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

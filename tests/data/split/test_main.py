@@ -13,7 +13,7 @@ from llava.data.convert.__main__ import main as convert
 from llava.data.features.extract import distinct_clips
 from llava.data.features.store import FeatureCache
 from llava.data.records import load_records
-from llava.data.split.__main__ import main
+from llava.data.split.__main__ import main, write_records
 from tests.conftest import colour_frames, record, write_clip
 
 
@@ -126,6 +126,42 @@ def test_earlier_files_are_kept(data: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main([str(data / "data.json"), "--video_folder", str(data)])
     assert "exist already" in capsys.readouterr().err and (data / "data_val.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("named", [("a.json", "a.json"), ("data.json", "b.json"), ("a.json", "./data.json")])
+def test_no_file_is_written_over_another(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: tuple[str, str]
+) -> None:
+    before = (data / "data.json").read_bytes()
+    (tmp_path / "data.json").write_bytes(before)
+    outputs = ["--train_output", str(tmp_path / named[0]), "--val_output", str(tmp_path / named[1])]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "data.json"), "--video_folder", str(data), "--by_name", "--overwrite", *outputs])
+    assert "name two other files by --train_output and --val_output" in capsys.readouterr().err
+    assert (tmp_path / "data.json").read_bytes() == before and not (tmp_path / "a.json").exists()
+
+
+def test_half_a_character_beside_the_text_is_kept(tmp_path: Path) -> None:
+    records = [record(f"r{i}", f"Testo {i}.") | {"note": "\ud800"} for i in range(20)]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    assert main([str(tmp_path / "a.json")]) == 0
+    sides = [json.loads((tmp_path / f"a_{side}.json").read_text()) for side in ("train", "val")]
+    assert sorted(r["id"] for side in sides for r in side) == sorted(r["id"] for r in records)
+    assert {r["note"] for side in sides for r in side} == {"\ud800"}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    write_records(path, [{"id": "before"}])
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_records(path, [{"id": "after"}])
+    assert path.read_text() == '{"id": "before"}\n' and [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_from_a_table_to_two_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

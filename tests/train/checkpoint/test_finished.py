@@ -9,7 +9,7 @@ import pytest
 
 from llava.train import setup
 from llava.train.train import main
-from tests.train.runs import flags, losses, train
+from tests.train.runs import alarms, flags, losses, train
 
 
 @pytest.fixture(scope="module")
@@ -48,4 +48,5 @@ def test_it_goes_on_when_more_steps_are_asked_for(assets, finished, caplog):
     main(flags(assets, folder, 1, **{**options, "max_steps": 3}, resume_from_checkpoint="auto"))
     assert "--max_steps was 2, is 3. The learning rate" in caplog.text
     assert losses(folder)[:2] == before and len(losses(folder)) == 3
+    assert alarms(folder) == [], "its steps have the rates of the longer schedule, and its epoch is served to the end"
     assert json.loads((folder / "llava_run.json").read_text())["flags"]["max_steps"] == 3
