@@ -174,6 +174,7 @@ def write_text_only(model: VisionCausalLM, target: Path) -> None:
         fold_coordinates(model, plain)
         never |= {model.coordinates.ids[name] for name in COORDINATE_PLACEHOLDERS}
     generation.suppress_tokens = sorted(never) or None
+    generation.max_new_tokens = None  # Evaluators give max_length, which transformers' own classes would then not heed.
     plain.generation_config = generation
     plain.save_pretrained(target)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from llava.errors import UserError
+from llava.errors import MissingFile, UserError
 
 SIZES = {
     **dict.fromkeys(("n_layer", "num_hidden_layers"), (0, 1000)),
@@ -87,9 +87,11 @@ def config_values(name_or_path: str, where: str) -> dict[str, Any]:
 
     Raises:
         ValueError: naming what cannot be built.
-        OSError: from transformers, when there is none.
+        OSError: when there is none.
     """
     values = PretrainedConfig.get_config_dict(name_or_path)[0]
+    if not values and not os.path.isfile(os.path.join(name_or_path, "config.json")):  # Of a folder without one.
+        raise MissingFile("it holds no config.json")
     check_sizes(values, where)
     return values
 

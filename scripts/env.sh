@@ -122,13 +122,17 @@ _llava_explain_pip() {
 
 # $1 = repository, $2 = venv, $3 = extras. One pip call, so that one resolution holds for everything.
 _llava_install() {
-    local log="$2/install.log" target=".${3:+[$3]}"
+    local log="$2/install.log" target=".${3:+[$3]}" constraints=constraints.txt
+    if [[ ",$3," == *,web,* ]]; then # Gradio takes no Pillow 13.
+        constraints="$2/constraints.txt"
+        grep -v '^pillow==' "$1/constraints.txt" >"$constraints"
+    fi
     _llava_say "installing torch, transformers and the rest: 1 minute, or 10 when CUDA libraries are downloaded"
     # DS_BUILD_OPS=0: DeepSpeed must not compile CUDA code. use-pep517: it has no pyproject.toml, and old versions of
     # pip would want a wheel package for it.
     if ! (cd "$1" && set -o pipefail &&
         DS_BUILD_OPS=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$2/bin/python" -m pip install --no-input --progress-bar off \
-            --use-pep517 -c constraints.txt -e "$target" 2>&1 </dev/null | tee "$log" | _llava_pip_progress); then
+            --use-pep517 -c "$constraints" -e "$target" 2>&1 </dev/null | tee "$log" | _llava_pip_progress); then
         _llava_explain_pip "$log"
         return 1
     fi

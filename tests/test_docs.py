@@ -50,6 +50,18 @@ def test_every_page_is_in_the_navigation():
     assert sorted(named) == sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md"))
 
 
+def test_pipes_in_tables_are_entities():
+    """The site shows the backslash of an escaped one within code, as a part of the token."""
+    wrong = [path.name for path in (ROOT / "docs").glob("*.md") if "\\|" in path.read_text(encoding="utf-8")]
+    assert not wrong, "write <code>&#124;</code>"
+
+
+def test_every_command_is_in_the_table_of_the_installation():
+    listed = re.findall(r"^\| `(llava-[a-z-]+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    scripts = re.findall(r"^(llava-[a-z-]+) =", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(scripts)
+
+
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     for module in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(module, reason="pip install -c constraints.txt -e '.[docs]' builds the documentation")

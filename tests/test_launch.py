@@ -56,6 +56,7 @@ def test_both_experiments_and_a_second_call(tmp_path):
     [
         ({"EXP_ID": "3"}, "EXP_ID=3; use 1 (text only) or 2 (video and text)"),
         ({"DATA_PATH": "/nowhere.json"}, "DATA_PATH=/nowhere.json: no such file"),
+        ({"DATA_PATH": "/"}, "DATA_PATH=/: is a folder. It is a LLaVA JSON or JSONL file"),
         ({"DATA_PATH": "/nowhere/{a,b}.json"}, "/nowhere/b.json: no such file"),
         ({"USE_PLAIN_LM": "0"}, "USE_PLAIN_LM=0; 1 is the only mode"),
         ({"LEARNING_RATE": "fast", "LR": "1"}, "LR=1: no such variable; did you mean LEARNING_RATE?"),

@@ -84,6 +84,9 @@ def test_a_folder_without_the_clips_and_one_without_a_model(assets, tmp_path, ca
     assert "no such file" in text and "correct the path or --video_folder" in text
     assert text.splitlines()[-1].startswith("mend the data (python -m llava.data.check")
     (tmp_path / "empty").mkdir()
+    text = said(train, flags(assets, tmp_path / "run", vision_tower=tmp_path / "empty"), capfd)
+    assert f"--vision_tower {tmp_path / 'empty'}: neither a folder with a model" in text
+    assert "it holds no config.json" in text
     text = said(train, flags(assets, tmp_path / "run", model_name_or_path=tmp_path / "empty"), capfd)
     assert f"{tmp_path / 'empty'}: holds no tokenizer that transformers can read" in text
 

@@ -12,6 +12,7 @@ import argparse
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from inspect import cleandoc
@@ -23,7 +24,7 @@ from transformers.utils import logging as library_logs
 
 from llava.config.known_flags import unknown as nearest
 from llava.config.ranges import RANGES, out_of_range
-from llava.errors import FLAGS, FileIsThere, UserError, fitted, show
+from llava.errors import FLAGS, FileIsThere, UserError, exhausted, fitted, show
 
 WRONG = 2
 """Exit status of a command that was asked for something that it cannot do."""
@@ -77,7 +78,8 @@ def refuse(message: object, prog: str) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    text = fitted(show(message, keep="\n"))
+    reason = exhausted(str(message)) if isinstance(message, OSError) else None
+    text = fitted(show(reason or message, keep="\n"))
     print(f"{prog}: {text}", file=sys.stderr)
     sys.exit(WRONG)
 
@@ -117,15 +119,24 @@ def unknown_flags(words: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def quiet_libraries() -> None:
-    """Commands say themselves what they do: transformers shows errors alone and no bars of loading weights, and
-    DeepSpeed nothing about a machine without GPU."""
+    """Commands say themselves what they do: transformers shows errors alone and no bars of loading weights, DeepSpeed
+    nothing about a machine without GPU, and huggingface_hub no line for each time that it did not reach the hub."""
     library_logs.set_verbosity_error()
     library_logs.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(_is_not_about_the_cpu)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_is_no_retry)
+    # The log of a run says how much of its time it waits for data.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 def _is_not_about_the_cpu(record: logging.LogRecord) -> bool:
     return "Setting accelerator to CPU" not in record.getMessage()
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    """What the last one ended in is the error of the command; waiting for a rate limit is told."""
+    message = record.getMessage()
+    return "thrown while requesting" not in message and not message.startswith("Retrying in")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

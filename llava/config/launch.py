@@ -241,7 +241,8 @@ class _Steps:
         path = str(self.value("data_path"))
         if self.is_first and not demo and not set(path) & set(",{") and not Path(path).is_file():
             raise UserError(
-                f"DATA_PATH={path}: no such file. It is a LLaVA JSON or JSONL file, or a mixture; unset it to run the "
+                f"DATA_PATH={path}: {'is a folder' if Path(path).is_dir() else 'no such file'}. It is a LLaVA JSON or "
+                "JSONL file, or a mixture (python -m llava.data.convert makes one of other forms); unset it to run the "
                 "demo."
             )
         name = Path(self.file).stem if demo else data_name(path)

@@ -138,7 +138,7 @@ def load_recipe(path: str | Path, known: Mapping[str, Known], launch: Mapping[st
 def _read(path: Path, named_in: Path | None) -> dict[str, Any]:
     where = f"{named_in}: {BASE}: " if named_in else "--recipe "
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.yaml")) or ["none"]
+        beside = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) or ["none"]
         known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
         raise MissingFile(
             f"{where}{path}: no such file; recipes beside it: {', '.join(beside)}; those that come along: {known}"

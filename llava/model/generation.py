@@ -33,7 +33,7 @@ class GeneratesWithVideo:
         The visual arguments of `forward` are taken beside transformers' own. The prompt is encoded once, so that
         neither a beam nor a step without cache sees the tower again. A batch of prompts is padded on the left. Visual
         tokens, which are places for features and no words, are never generated. Without `max_new_tokens` or
-        `max_length` at most `NEW_TOKENS` are, as far as there are positions.
+        `max_length` at most as many are as the generation config says, else `NEW_TOKENS`, if there are the positions.
 
         Args:
             coordinates: (B, L) float32 of the prompt, as `forward` takes them; what is generated are coordinate tokens.
@@ -131,19 +131,26 @@ class GeneratesWithVideo:
                 again |= dict.fromkeys(NAMES[items.kind])
         return replace(vision, **again) if again else vision
 
-    def _fit(self, kwargs: dict[str, Any], given: torch.Tensor) -> dict[str, int]:
-        """How many tokens are generated at most, where nothing else says so, after ids (B, L) or embeddings (B, L, D).
+    def limit_generation(self) -> None:
+        """Writes `NEW_TOKENS` into the generation config, for a checkpoint, where it says nothing of lengths."""
+        config = self.generation_config
+        if config.max_new_tokens is None and config.max_length is None:
+            config.max_new_tokens = NEW_TOKENS
+
+    def _fit(self, kwargs: dict[str, Any], given: torch.Tensor) -> dict[str, int | None]:
+        """How many tokens are generated at most, after ids (B, L) or embeddings (B, L, D); takes max_length out.
+
+        What the call says must fit. What only the model's generation config says is cut to what fits.
 
         Raises:
             ValueError: for more than there are positions for, with the numbers.
         """
-        asked = kwargs.get("generation_config") or self.generation_config
-        new, total = (
-            getattr(asked, name) if kwargs.get(name) is None else kwargs[name]
+        asked, own = kwargs.get("generation_config"), self.generation_config
+        told, total = (
+            getattr(asked, name, None) if kwargs.get(name) is None else kwargs[name]
             for name in ("max_new_tokens", "max_length")
         )
-        if new is None and total is not None:
-            new = total - given.shape[1]
+        new = total - given.shape[1] if told is None and total is not None else told
         mask = kwargs.get("attention_mask")
         prompt = given.shape[1] if mask is None or mask.dim() != 2 else int(mask.sum(dim=1).max())
         positions = max_positions(self)
@@ -155,7 +162,14 @@ class GeneratesWithVideo:
                 "(max_position_embeddings): "
                 f"{'give a shorter prompt' if room < 1 else f'ask for max_new_tokens={room} at most'}"
             )
-        return {"max_new_tokens": min(NEW_TOKENS, room)} if new is None else {}
+        if told is not None:
+            return {}
+        if new is None and own.max_new_tokens is None and own.max_length is not None:
+            new = own.max_length - given.shape[1]
+        elif new is None:
+            new = own.max_new_tokens or NEW_TOKENS
+        kwargs.pop("max_length", None)  # transformers would take the max_new_tokens of its generation config instead.
+        return {"max_new_tokens": min(new, room), "max_length": None}
 
 
 def cached_positions(cache: Any) -> int:

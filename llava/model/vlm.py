@@ -170,6 +170,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(TOWER_PREFIX)}
         give_code(self)
+        self.limit_generation()
         place = self.config.mm_vision_tower
         self.config.mm_vision_tower = written_place(place, save_directory, self.config.mm_vision_tower_storage)
         try:
@@ -283,7 +284,7 @@ class VisionCausalLM(GeneratesWithVideo, LlavaMetaForCausalLM):
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
             token_losses=token_losses,
-            **{CACHE: next((output[name] for name in ("cache", "past_key_values") if name in output), None)},
+            **{CACHE: output.get(CACHE)},
         )
 
     def states(

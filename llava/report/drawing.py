@@ -86,9 +86,8 @@ class Drawing:
 
 def draw(panel: Panel) -> Drawing:
     """The panel on its axes."""
-    # A dot at step 0 would be cut in half by the edge.
-    starts = panel.log_x or any(s.steps[0] == 0 for s in panel.series)
-    x = axis_of([np.append(s.steps, 0) for s in panel.series], WIDTH, panel.log_x, 0.02 if starts else 0)
+    # A dot at step 0 or at the last one would be cut in half by the edge.
+    x = axis_of([np.append(s.steps, 0) for s in panel.series], WIDTH, panel.log_x, 0.02)
     log = panel.log and _spans_decades(panel.series)
     drawn = [v for s in panel.series for v in (s.values, s.low, s.high) if v is not None]
     levels = [(value, text) for value, text in panel.levels if math.isfinite(value) and (value > 0 or not log)]

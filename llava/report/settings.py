@@ -96,5 +96,7 @@ def sources_line(sources: Sequence[Mapping[str, Any]]) -> str:
 
 
 def show(value: Any) -> str:
-    """A setting as the command line or JSON has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A setting as the command line or JSON has it; several versions as `name version, ...`."""
+    if isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values()):
+        return ", ".join(f"{name} {v}" for name, v in value.items())
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

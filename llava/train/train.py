@@ -93,7 +93,7 @@ def run_all(settings: Settings, stop: Stop) -> None:
     report_sources("trained on", run.trainer.run_record["data"]["train"])
     metrics: dict[str, float] = {}
     if run.trainer.eval_dataset is not None:
-        metrics = run.trainer.evaluate()
+        metrics = evaluation_of_last_step(run.trainer) or run.trainer.evaluate()
         run.trainer.save_metrics("eval", metrics)
     sight.measure_at_end(run.trainer, metrics)
     if training_args.run_report and run.trainer.is_world_process_zero():
@@ -107,6 +107,16 @@ def run_all(settings: Settings, stop: Stop) -> None:
     sees = run.trainer.model.config.mm_hidden_size is not None
     took = time.monotonic() - start
     logger.info("%s", closing(Path(training_args.output_dir), run.trainer.state, took, sees))
+
+
+def evaluation_of_last_step(trainer: LlavaTrainer) -> dict[str, float]:
+    """What training found at its last step, where it evaluated there and the model is still that one; else nothing."""
+    if trainer.args.load_best_model_at_end:
+        return {}
+    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if not found or found[-1]["step"] != trainer.state.global_step:
+        return {}
+    return {name: value for name, value in found[-1].items() if name.startswith("eval_")}
 
 
 def check_finished(trainer: LlavaTrainer) -> None:

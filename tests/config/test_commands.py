@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import _http
 
-from llava.config.commands import check_output, parse, refuse
+from llava.config.commands import check_output, parse, quiet_libraries, refuse
 from llava.config.groups import DataFlags, FrameFlags
 from llava.config.ranges import COUNT
 
@@ -117,6 +119,13 @@ def test_a_missing_argument_without_a_flag_is_named(capsys: pytest.CaptureFixtur
     assert said(capsys, kinds=(Named,)) == "command: DIR is needed: The first.\n"
 
 
+def test_a_hub_that_is_not_reached_is_no_line_a_try(caplog: pytest.LogCaptureFixture) -> None:
+    quiet_libraries()
+    for line in ("'[Errno -2]' thrown while requesting HEAD x", "Retrying in 2s [Retry 2/5].", "Rate limited. Waiting"):
+        _http.logger.warning(line)
+    assert [record.getMessage() for record in caplog.records] == ["Rate limited. Waiting"]
+
+
 def test_help_has_groups_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse("Does one thing.\n\n    Says so.", DataFlags, FrameFlags, Own, argv=["--help"], prog="command")
@@ -134,6 +143,9 @@ def test_a_refusal_is_one_line_with_its_status(capsys: pytest.CaptureFixture[str
         refuse(ValueError("no such\x1b[2Jmodel"), "command")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "command: no such\\x1b[2Jmodel\n"
+    with pytest.raises(SystemExit):
+        refuse(OSError(errno.ENOSPC, "No space left on device"), "command")
+    assert "command: the disk is full: make room on it" in capsys.readouterr().err
 
 
 def test_a_file_that_could_not_be_written_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ def test_a_recipe_that_is_not_there(tmp_path):
         FileNotFoundError, match=r"a\.yaml: recipe: .*b\.yaml: no such file; recipes beside it: a\.yaml"
     ):
         load(write(tmp_path, a="recipe: b.yaml"))
+    (tmp_path / ".hidden.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=r"beside it: a\.yaml; those"):
+        with_recipe(["--recipe", str(tmp_path / "none.yaml")])
     with pytest.raises(FileNotFoundError, match=r"--recipe .*none\.yaml: no such file"):
         with_recipe(["--recipe", str(tmp_path / "none.yaml")])
     with pytest.raises(ValueError, match="--recipe: the name of a file is expected"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2LMHeadModel, Pipeline, pipeline
 
 from llava.data.prompt import expand_placeholders
 from llava.model.generation import CACHE, NEW_TOKENS
+from llava.model.language_model.llava_gpt2 import LlavaGPT2ForCausalLM
 from tests.conftest import SPEC
 
 GREEDY = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
@@ -69,6 +70,36 @@ def test_a_length_that_nobody_gives_is_a_few_captions(tokenizer, build):
     assert model.generate(ids, max_length=ids.shape[1] + 2, **GREEDY).shape[1] == ids.shape[1] + 2
     long = ids[:, :1].expand(1, model.config.n_positions - 5)
     assert model.generate(long, **GREEDY).shape[1] == model.config.n_positions
+
+
+def test_a_saved_limit_is_cut_to_the_room_and_yields_to_what_a_call_says(tokenizer, build, tmp_path):
+    build(vision=False).save_pretrained(tmp_path)
+    model = LlavaGPT2ForCausalLM.from_pretrained(tmp_path)
+    assert model.generation_config.max_new_tokens == NEW_TOKENS
+    ids = ids_of(tokenizer, "Un gatto")
+    length = ids.shape[1]
+    assert model.generate(ids, **GREEDY).shape[1] == length + NEW_TOKENS
+    assert model.generate(ids, max_length=length + 2, **GREEDY).shape[1] == length + 2
+    assert (
+        model.generate(ids, generation_config=GenerationConfig(max_length=length + 2, **GREEDY)).shape[1] == length + 2
+    )
+    assert model.generate(ids, max_new_tokens=NEW_TOKENS + 3, **GREEDY).shape[1] == length + NEW_TOKENS + 3
+    long = ids[:, :1].expand(1, model.config.n_positions - 5)
+    assert model.generate(long, **GREEDY).shape[1] == model.config.n_positions
+
+
+@pytest.mark.skipif(
+    not hasattr(Pipeline, "_prepare_generate_kwargs"), reason="pipelines of this transformers do not ask the model"
+)
+def test_a_pipeline_asks_for_no_more_than_a_short_model_has(tokenizer, build, tmp_path):
+    """Pipelines want 256 new tokens of a model whose generation config says nothing; the demo has 128 positions."""
+    build(vision=False).save_pretrained(tmp_path)
+    model = LlavaGPT2ForCausalLM.from_pretrained(tmp_path)
+    words = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    prompt = "<|endoftext|>" * (model.config.n_positions - 100)
+    assert words(prompt, do_sample=False)[0]["generated_text"].startswith(prompt)
+    with pytest.raises(ValueError, match="ask for max_new_tokens=100 at most"):
+        words(prompt, do_sample=False, max_new_tokens=256)
 
 
 def test_settings_may_come_as_a_configuration_and_prompts_as_embeddings(tokenizer, build, pixels, monkeypatch):

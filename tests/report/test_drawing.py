@@ -30,10 +30,10 @@ def points(path: str) -> list[tuple[float, float]]:
 
 def test_a_curve_goes_through_its_points():
     (curve,) = drawing([0.0, 5.0, 10.0]).curves
-    # A twentieth of the height is free above and below; the axis of steps begins at 0.
-    rim = HEIGHT * 0.05 / 1.1
+    # A twentieth of the height is free above and below, a fiftieth of the width beside steps 0 and 3.
+    rim, side = HEIGHT * 0.05 / 1.1, WIDTH * 0.02 / 1.04
     assert points(curve.line) == [
-        (pytest.approx(WIDTH * step / 3, abs=0.01), pytest.approx(y, abs=0.01))
+        (pytest.approx(side + (WIDTH - 2 * side) * step / 3, abs=0.01), pytest.approx(y, abs=0.01))
         for step, y in ((1, HEIGHT - rim), (2, HEIGHT / 2), (3, rim))
     ]
     assert curve.dots.count("M") == 3 and curve.thin == curve.band == ""
@@ -132,7 +132,7 @@ def test_hover_zoom_and_keys_in_a_browser(tmp_path: Path):
     # A loss of 8 / step, of twelve steps.
     assert hovered == ["step 6", "1.333", every, True, True]
     x, y, width, height = map(float, zoomed[2].split())
-    assert (x, width, zoomed[4]) == (WIDTH / 2, WIDTH / 4, False)
+    assert (x, width, zoomed[4]) == (pytest.approx(WIDTH / 2), pytest.approx(WIDTH / 4), False)
     assert y > 0 and y + height < HEIGHT, "the values of steps 6 to 9, below those before and above those after"
     assert whole[2:] == [every, True, True]
     assert key[:2] == ["step 1", "8"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from llava.report.settings import command_of, split_flags
+from llava.report.settings import command_of, show, split_flags
 from llava.train.run_flags import make_run_record, parse_arguments
 from tests.report.made import record, run_of
 from tests.train.runs import flags
@@ -37,3 +37,9 @@ def test_the_command_names_processes_and_leaves_out_what_is_no_flag():
         "torchrun", "--nproc_per_node", "4", "llava/train/train.py", "--learning_rate", "0.001"
     ]  # fmt: skip
     assert command_of(run_of(record={})) == []
+
+
+def test_settings_read_as_on_the_command_line():
+    assert [show(value) for value in (None, True, [1, 2], "a b")] == ["none", "true", "[1, 2]", "a b"]
+    assert show({"av": "18.1.0", "pillow": "13.0.0"}) == "av 18.1.0, pillow 13.0.0"
+    assert show({"min_lr": 0.1}) == '{"min_lr": 0.1}'

@@ -15,6 +15,7 @@ from llava.train.run_data import write_held_out
 from llava.train.run_flags import parse_arguments
 from llava.train.setup import prepare
 from llava.train.train import main
+from llava.train.trainer import LlavaTrainer
 from tests.conftest import CAPTIONS, colour_frames, record, write_clip
 from tests.train.runs import flags, losses, train
 
@@ -34,13 +35,21 @@ def recorded(folder):
     return json.loads((folder / "llava_run.json").read_text())
 
 
-def test_a_run_holds_clips_out_evaluates_on_them_and_goes_on_the_same(assets, tmp_path, data, caplog):
+def test_a_run_holds_clips_out_evaluates_on_them_and_goes_on_the_same(assets, tmp_path, data, caplog, monkeypatch):
     caplog.set_level("INFO")
     options = OPTIONS | {"data_path": data, "text_only": True}
-    whole = train(assets, tmp_path / "whole", 1, **options)
+    evaluate, at = LlavaTrainer.evaluate, []
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaTrainer, "evaluate", lambda self, *args, **kwargs: (
+            at.append(self.state.global_step) or evaluate(self, *args, **kwargs)
+        ))  # fmt: skip
+        whole = train(assets, tmp_path / "whole", 1, **options)
+    assert at == [*range(1, 9)], "that of the last step is that of the end"
+    found = json.loads((tmp_path / "whole" / "eval_results.json").read_text())
     assert caplog.text.count("held out for evaluation: 1 of 12 clips, 2 of 24 captions") == 1
     record, state = recorded(tmp_path / "whole"), json.loads((tmp_path / "whole" / "trainer_state.json").read_text())
     assert [e["step"] for e in state["log_history"] if "eval_loss" in e] == [*range(1, 9)]
+    assert found["eval_loss"] == [e["eval_loss"] for e in state["log_history"] if "eval_loss" in e][-1]
     assert (record["data"]["train"]["records"], record["data"]["eval"]["records"]) == (22, 2)
     assert record["split"].items() >= {"fraction": 0.02, "held_out": 1, "total": 12, "captions": 2}.items()
     assert (record["flags"]["eval_strategy"], record["flags"]["eval_steps"]) == ("steps", 0.1)

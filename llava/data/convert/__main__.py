@@ -196,7 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(error, COMMAND)
     print("\n".join(summary(tally, listed, index is not None, "captions" if marked is None else "annotations")))
     if not tally.written:
-        refuse("no record was written: look at what is counted above", COMMAND)
+        reason = "look at what is counted above"
+        if tally.missing:
+            reason += f"; is {'--image_folder' if flags.image_folder else '--video_folder'} right?"
+            reason += "" if marked else " --text_only takes the captions alone"
+        refuse(f"no record was written: {reason}", COMMAND)
     for split, count in tally.written.items():
         print(f"written: {part_path(output, split)}, {count:,} records")
     print(f"next: {next_command(flags, tally) if marked is None else check_command(flags, next(iter(tally.written)))}")

@@ -17,11 +17,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "clip": (
         "video", "videoid", "clip", "clipid", "videoname", "clipname", "videopath", "clippath", "videofile",
         "videofilename", "youtubeid", "ytid", "image", "imagepath", "imagefile", "imagefilename", "filename",
-        "filepath", "file", "path", "imageid", "id", "key",
+        "filepath", "file", "path", "filmato", "nomefile", "imageid", "id", "key",
     ),
     "caption": (
         "caption", "captions", "cap", "sentence", "sentences", "text", "description", "descriptions", "desc", "texts",
-        "transcript", "translation", "name", "title",
+        "transcript", "translation", "didascalia", "descrizione", "frase", "testo", "name", "title",
     ),
     "language": ("language", "lang"),
     "split": ("split", "subset", "partition"),

@@ -352,6 +352,10 @@ def test_parquet_without_pyarrow_says_what_to_install(
     assert "pip install pyarrow" in capsys.readouterr().err
 
 
+def test_columns_with_italian_names_are_guessed(convert: Convert) -> None:
+    assert captions(convert("filmato,Didascalia\n1001,Un gatto.\n")) == [("p1/1001.mp4", "Un gatto.")]
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -425,7 +429,7 @@ def test_files_without_a_split_beside_others_that_have_one(tmp_path: Path) -> No
         (b"solo testo\nsenza colonne\n", (), "no table"),
         (b"a,b\n1,2\n", (), "no column.*'a', 'b'.*--clip_column"),
         (b"video,caption\nvideo0,a\n", ("--clip_column", "vid"), "no column 'vid'"),
-        (b"video,caption\nnone,a\n", (), "no record was written"),
+        (b"video,caption\nnone,a\n", (), "no record was written.*is --video_folder right.*--text_only"),
         (b"video,caption,caption\nvideo0,a,b\n", (), "2 columns are called 'caption'"),
         (b"video,start,duration,caption\nvideo0,0,1,a\n", (), "'start' is the start.*--start_column none"),
         (b'[{"video": "video0", "timestamps": [[0, 1]], "sentences": ["a"]}]', (), "'timestamps' is the start"),
