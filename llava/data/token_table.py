@@ -60,6 +60,13 @@ class TokenTable:
         """(N,) uint64: `llava.data.hashes.record_digest` of each record."""
         return self.arrays["digest"][rows]
 
+    def labels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The compact labels (L,) int64 of records one after the other, and where each of them begins (N,)."""
+        lengths = self.lengths(rows)
+        starts = np.cumsum(lengths) - lengths
+        places = np.repeat(self._ends[rows] - lengths - starts, lengths) + np.arange(lengths.sum())
+        return np.where(self._targets[places], self._ids[places].astype(np.int64), IGNORE_INDEX), starts
+
     def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Compact `input_ids` and `labels` (L,) of a record, in memory of their own."""
         start, end = int(self._ends[row - 1]) if row else 0, int(self._ends[row])
