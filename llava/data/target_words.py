@@ -21,6 +21,7 @@ from llava.data.columns import RecordView
 from llava.data.coordinates import CoordinateTokens
 from llava.data.hashes import hash64
 from llava.data.records import MODALITIES, Record, modality_codes
+from llava.data.sources import words_by_turn
 from llava.data.text_format import PlainLM, TextFormat
 
 if TYPE_CHECKING:
@@ -169,6 +170,10 @@ def _said(records: Sequence[Record]) -> np.ndarray:
 
 def said_by(record: Record) -> int:
     """A hash of the words of a record and its numbers, without placeholders of files and the kind of white space."""
-    turns = (" ".join(without_placeholders(turn["value"]).split()) for turn in record.conversations)
-    words = " ".join(turns).strip()
+    return said_in(record, words_by_turn(record))
+
+
+def said_in(record: Record, turns: Sequence[Sequence[str]]) -> int:
+    """`said_by` of a record whose `words_by_turn` are known."""
+    words = " ".join([" ".join(turn) for turn in turns]).strip()
     return hash64(f"{words} {record.coordinates}" if record.coordinates else words)

@@ -44,7 +44,10 @@ def records(tmp_path: Path) -> RecordTable:
         files = {kind: [f"{kind}{n}.x" for n in range(text.count(f"<{kind}>"))] for kind in ("video", "image")}
         if i > len(CONVERSATIONS) - 3:
             files = {}
-        rows.append({"id": f"r{i}", "conversations": turns, **{kind: found for kind, found in files.items() if found}})
+        meta = {"meta": {"split": [0, i % 3]}} if i % 3 and "video" in files else {}
+        rows.append(
+            {"id": f"r{i}", "conversations": turns, **meta, **{kind: found for kind, found in files.items() if found}}
+        )
     (tmp_path / "data.json").write_text(json.dumps(rows))
     table = open_records(tmp_path / "cache", tmp_path / "data.json")[0]
     assert isinstance(table, RecordTable)
