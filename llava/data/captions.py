@@ -119,7 +119,7 @@ def _misplaced(turns: Sequence[Mapping[str, str]], text: str, is_chat: bool) -> 
     found = [
         (MISPLACED, f"turn {i}: {placeholder} in an answer, which is learnt word by word")
         for i, turn in enumerate(turns)
-        if turn["from"] in MODEL_ROLES and "<" in turn["value"]
+        if "<" in turn["value"] and turn["from"] in MODEL_ROLES
         for placeholder in PLACEHOLDERS
         if placeholder in turn["value"]
     ]
@@ -128,7 +128,7 @@ def _misplaced(turns: Sequence[Mapping[str, str]], text: str, is_chat: bool) -> 
         if shown >= 0 and not any(turn["from"] in MODEL_ROLES for turn in turns[shown + 1 :]):
             found.append((MISPLACED, "no answer follows the last placeholder, so nothing is learnt from what it shows"))
         return found
-    last = max(text.rfind(p) + len(p) if p in text else 0 for p in PLACEHOLDERS)
+    last = max([text.rfind(p) + len(p) if p in text else 0 for p in PLACEHOLDERS])
     if last and is_blank(text[last:].lstrip()):
         found.append((MISPLACED, "no word follows the last placeholder, so nothing is learnt from what it shows"))
     return found
@@ -136,6 +136,8 @@ def _misplaced(turns: Sequence[Mapping[str, str]], text: str, is_chat: bool) -> 
 
 def without_placeholders(text: str) -> str:
     """The text without any placeholder."""
+    if "<" not in text:
+        return text
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, "")
     return text
@@ -160,5 +162,7 @@ def remarks_on(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
         and turn["value"].strip().casefold() in MISSING_VALUES
     ]
     for i, turn in enumerate(turns):
+        if turn["value"] in PLACEHOLDERS:
+            continue
         found += [(NEAR_MISS, f"turn {i}: {other!r} is text like any other") for other in lookalikes(turn["value"])[:1]]
     return found

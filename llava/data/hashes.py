@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _written = json.JSONEncoder(ensure_ascii=False).encode
 """`json.dumps` makes an encoder in each call that has an option."""
+_quoted = json.encoder.encode_basestring
+"""What `_written` makes of a text, without what surrounds each call of it."""
 
 
 _UNTIDY = re.compile(r"/[/.]")
@@ -51,10 +53,20 @@ def record_digest(record: Record, paths: tuple[list[str], list[str]] | None = No
     Args:
         paths: `paths_below`, where they are known.
     """
-    videos, images = paths_below(record) if paths is None else paths
-    turns = [[turn["from"], turn["value"]] for turn in record.conversations]
-    parts = [record.id, turns, videos, images, record.split]
+    return digest_of(record, clips_written(record, paths_below(record) if paths is None else paths))
+
+
+def clips_written(record: Record, paths: tuple[list[str], list[str]]) -> str:
+    """What `record_digest` writes of the clips of a record, which many records may have in common."""
+    return _written([*paths, record.split])[1:]
+
+
+def digest_of(record: Record, clips: str) -> int:
+    """`record_digest` of a record whose `clips_written` are known."""
+    turns = ", ".join([f"[{_quoted(turn['from'])}, {_quoted(turn['value'])}]" for turn in record.conversations])
     # Without numbers it stays what earlier commits have written down.
-    numbers = [record.coordinates, record.meta.get("width"), record.meta.get("height")]
-    text = _written([*parts, *numbers] if record.coordinates else parts)
+    if record.coordinates:
+        numbers = _written([record.coordinates, record.meta.get("width"), record.meta.get("height")])
+        clips = f"{clips[:-1]}, {numbers[1:]}"
+    text = f"[{_quoted(record.id)}, [{turns}], {clips}"
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

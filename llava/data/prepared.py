@@ -179,6 +179,9 @@ class Texts:
         start = int(self._ends[first - 1]) if first else 0
         ends = (self._ends[first : last + 1] - start).tolist()
         piece = self._text[start : start + ends[-1]].tobytes()
+        if piece.isascii():  # Then bytes are characters.
+            text = piece.decode("ascii")
+            return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         return [piece[a:b].decode("utf-8") for a, b in zip([0, *ends], ends, strict=False)]
 
     def filled(self) -> np.ndarray:

@@ -170,6 +170,14 @@ def plain_turns(conversation: Turns) -> list[dict[str, Any]]:
     return turns
 
 
+def plain_text(conversation: Turns) -> str:
+    """`join_turns` of `plain_turns`: the text that plain LM learns, with its placeholders."""
+    if any("<" in turn["value"] for turn in conversation[1:]):
+        return join_turns(plain_turns(conversation))
+    # No placeholder opens a later turn, so that none moves.
+    return join_turns([{"value": lay_out(turn["value"])} for turn in conversation])
+
+
 def expand_turns(conversation: Turns, spec: VideoSpec) -> list[dict[str, Any]]:
     """`plain_turns` with every placeholder replaced by its span: what `preprocess_plain_lm` takes."""
     return [{**turn, "value": expand_placeholders(turn["value"], spec)} for turn in plain_turns(conversation)]

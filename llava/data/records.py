@@ -124,7 +124,8 @@ class Reading:
                     found.append(("duplicate id", f"{record_id!r} is also the id of {first_seen[record_id]}"))
                 if record_id and self._owners.setdefault(record_id, origin) is not origin:
                     self.shared.add(record_id)
-                self.problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
+                if found:
+                    self.problems.extend(Problem(source, record_id, kind, message) for kind, message in found)
                 if record is not None:
                     yield record
 
@@ -183,11 +184,14 @@ def _parse(
     meta = meta or {}
     if half := half_character(str(raw.get("id"))):
         wrong.append(f"id: {half}")
-    paths = {}
+    paths: dict[str, tuple[str, ...]] = {}
     for kind, folder in (("video", origin.video_folder), ("image", origin.image_folder)):
         key, value = files_under(raw, kind)
-        files = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files):
+        if value is None:
+            paths[kind] = ()
+            continue
+        files = [value] if isinstance(value, str) else value
+        if not isinstance(files, list) or not all([isinstance(f, str) and f for f in files]):
             wrong.append(f"{key} must be a path or a list of paths, got {value!r:.80}")
             continue
         wrong += [f"{key}: {half}" for f in files if (half := half_character(f, is_path=True))]
@@ -198,18 +202,22 @@ def _parse(
         found.extend(("malformed", message) for message in wrong)
         return None
     unread = unread_keys(raw, paths)
-    found += [(UNREAD, message) for message, lost in unread if lost]
+    if unread:
+        found += [(UNREAD, message) for message, lost in unread if lost]
     files_of = {DEFAULT_VIDEO_TOKEN: len(paths["video"]), DEFAULT_IMAGE_TOKEN: len(paths["image"])}
     found += check_text(turns, files_of, reserved, is_chat)
     numbers, messages = check_variables(turns, raw.get("variables"), has_coordinates)
-    found += [(COORDINATES, message) for message in messages]
+    if messages:
+        found += [(COORDINATES, message) for message in messages]
     split = None
     if meta.get("split") is not None:
         split = _parse_split(meta["split"])
         if split is None:
             found.append(("bad split", f"expected two frame numbers [first, last], got {meta['split']!r:.80}"))
     turns = [turn if "<" not in turn["value"] else {**turn, "value": lay_out(turn["value"])} for turn in turns]
-    remarks = (*remarks_on(turns), *[(UNREAD, message) for message, lost in unread if not lost])
+    remarks = tuple(remarks_on(turns))
+    if unread:
+        remarks += tuple((UNREAD, message) for message, lost in unread if not lost)
     return Record(record_id, turns, paths["video"], paths["image"], split, meta, source, remarks, origin, numbers)
 
 

@@ -68,7 +68,12 @@ def count_sources(records: Sequence[Record]) -> list[SourceCount]:
 
 def words_of(record: Record) -> int:
     """Words of a record between white space."""
-    return sum(len(without_placeholders(turn["value"]).split()) for turn in record.conversations)
+    return sum(map(len, words_by_turn(record)))
+
+
+def words_by_turn(record: Record) -> list[list[str]]:
+    """The words between white space of each turn, without placeholders of files."""
+    return [without_placeholders(turn["value"]).split() for turn in record.conversations]
 
 
 def _count_of(origin: Source) -> SourceCount:

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from llava.data.chat_formats import PLAIN
 from llava.data.columns import RecordView
 from llava.data.coordinates import CoordinateTokens
 from llava.data.hashes import hash64
-from llava.data.prompt import compact
-from llava.data.records import Record
+from llava.data.records import MODALITIES, Record, modality_codes
+from llava.data.sources import words_by_turn
 from llava.data.text_format import PlainLM, TextFormat
+
+if TYPE_CHECKING:
+    from llava.data.token_table import TokenTable
 
 MAX_RECORDS = 5_000
 """Records that are counted, evenly spread: 0.2 s, and an entropy that is low by 0.05 nats at most."""
@@ -51,6 +54,7 @@ def count_targets(
     limit: int = MAX_RECORDS,
     text_format: TextFormat | None = None,
     numbers: Numbers = as_written,
+    prepared: TokenTable | None = None,
 ) -> dict[str, TargetCount]:
     """The targets of "captions" (of records with a video or image) and of "text"; in plain LM without a format.
 
@@ -58,26 +62,55 @@ def count_targets(
 
     Args:
         numbers: of a record, as it predicts them.
+        prepared: ids that `text_format` has given for the records, which are of a table then.
     """
     text_format = PlainLM(tokenizer) if text_format is None else text_format
-    chosen = records[:: max(1, math.ceil(len(records) / limit))]
+    step = max(1, math.ceil(len(records) / limit))
+    chosen = records[::step]
     no_word = {IGNORE_INDEX, tokenizer.eos_token_id, *text_format.end_ids}
+    if prepared is not None and prepared.holds(chosen.rows).all() and not chosen.with_coordinates().any():  # type: ignore[attr-defined]
+        shows = modality_codes(records)[::step] != MODALITIES.index("text")
+        return _count_prepared(chosen, shows, prepared, no_word, text_format.version)
     counts: dict[str, TargetCount] = {}
-    texts = [[{**turn, "value": compact(turn["value"])} for turn in r.conversations] for r in chosen]
     coordinates = CoordinateTokens.known(tokenizer)
-    for record, (ids, labels) in zip(chosen, text_format.encode(texts), strict=True):
+    for record, (ids, labels) in zip(chosen, text_format.encode([r.conversations for r in chosen]), strict=True):
         if coordinates is not None and record.coordinates:
             labels = coordinates.labels(torch.tensor(ids), torch.tensor(labels), numbers(record)).tolist()
         count = counts.setdefault("captions" if record.videos or record.images else "text", TargetCount())
         # Nothing stands before the first token, so it is no target.
         count.targets.update(label for label in labels[1:] if label != IGNORE_INDEX)
         count.written += sum(label not in no_word for label in labels)
-        count.words += sum(
-            len(without_placeholders(turn["value"]).split())
-            for turn in record.conversations
-            if text_format.version == PLAIN or turn["from"] in MODEL_ROLES
-        )
+        count.words += _supervised_words(record, text_format.version)
     return counts
+
+
+def _count_prepared(
+    records: Any, shows: np.ndarray, prepared: TokenTable, no_word: set[int], version: str
+) -> dict[str, TargetCount]:
+    """`count_targets` of records of a table without numbers, all of whose ids are held; `shows` (N,) bool says which
+    have a video or image.
+    """
+    counts = {}
+    for kind in (("text", "captions")[int(shows[place])] for place in np.sort(np.unique(shows, return_index=True)[1])):
+        places = np.flatnonzero(shows == (kind == "captions"))
+        labels, starts = prepared.labels(records.rows[places])
+        words = (
+            int(records.column("words")[places].sum())
+            if version == PLAIN
+            else sum(_supervised_words(record, version) for record in records.take(places))
+        )
+        written = int((~np.isin(labels, list(no_word))).sum())
+        labels[starts] = IGNORE_INDEX  # Nothing stands before the first token, so it is no target.
+        counts[kind] = TargetCount(Counter(labels[labels != IGNORE_INDEX].tolist()), words, written)
+    return counts
+
+
+def _supervised_words(record: Record, version: str) -> int:
+    return sum(
+        len(without_placeholders(turn["value"]).split())
+        for turn in record.conversations
+        if version == PLAIN or turn["from"] in MODEL_ROLES
+    )
 
 
 def entropy(counts: Mapping[int, int] | Iterable[int]) -> float:
@@ -99,6 +132,7 @@ def describe_targets(
     tokenizer: PreTrainedTokenizerBase,
     text_format: TextFormat | None = None,
     numbers: Numbers = as_written,
+    prepared: TokenTable | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What a run's record keeps of the targets of "captions" and of "text", as counted in at most about `MAX_RECORDS`
     records: how many `tokens` are targets, their unigram `entropy` in nats, how many of them are the tokenizer's
@@ -116,7 +150,9 @@ def describe_targets(
             "words": count.words,
             "tokens_per_word": count.written / count.words if count.words else None,
         }
-        for kind, count in count_targets(records, tokenizer, text_format=text_format, numbers=numbers).items()
+        for kind, count in count_targets(
+            records, tokenizer, text_format=text_format, numbers=numbers, prepared=prepared
+        ).items()
     }
 
 
@@ -134,6 +170,10 @@ def _said(records: Sequence[Record]) -> np.ndarray:
 
 def said_by(record: Record) -> int:
     """A hash of the words of a record and its numbers, without placeholders of files and the kind of white space."""
-    turns = (" ".join(without_placeholders(turn["value"]).split()) for turn in record.conversations)
-    words = " ".join(turns).strip()
+    return said_in(record, words_by_turn(record))
+
+
+def said_in(record: Record, turns: Sequence[Sequence[str]]) -> int:
+    """`said_by` of a record whose `words_by_turn` are known."""
+    words = " ".join([" ".join(turn) for turn in turns]).strip()
     return hash64(f"{words} {record.coordinates}" if record.coordinates else words)

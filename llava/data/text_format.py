@@ -19,6 +19,7 @@ from llava.data.prompt import (
     Turns,
     compact,
     join_turns,
+    plain_text,
     plain_turns,
     preprocess_plain_lm,
     tokenized,
@@ -110,7 +111,7 @@ class PlainLM:
         return {"input_ids": [torch.tensor(ids) for ids, _ in rows], "labels": [torch.tensor(row) for _, row in rows]}
 
     def encode(self, conversations: Sequence[Turns]) -> Iterator[tuple[list[int], list[int]]]:
-        texts = [join_turns(self.turns(c)) for c in conversations]
+        texts = [compact(plain_text(c)) for c in conversations]
         visual, end = _visual_ids(self.tokenizer), self.tokenizer.eos_token_id
         for tokens in tokenized(self.tokenizer, texts):
             ids = [*tokens, end]

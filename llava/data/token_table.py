@@ -21,7 +21,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX, VISUAL_TOKENS
-from llava.data.hashes import paths_below, record_digest
+from llava.data.hashes import clips_written, digest_of, paths_below
 from llava.data.prepared import Prepared, Writer, code_digest, prepared
 from llava.data.record_table import CODE, RecordTable
 from llava.data.records import Record
@@ -59,6 +59,13 @@ class TokenTable:
     def digests(self, rows: np.ndarray) -> np.ndarray:
         """(N,) uint64: `llava.data.hashes.record_digest` of each record."""
         return self.arrays["digest"][rows]
+
+    def labels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The compact labels (L,) int64 of records one after the other, and where each of them begins (N,)."""
+        lengths = self.lengths(rows)
+        starts = np.cumsum(lengths) - lengths
+        places = np.repeat(self._ends[rows] - lengths - starts, lengths) + np.arange(lengths.sum())
+        return np.where(self._targets[places], self._ids[places].astype(np.int64), IGNORE_INDEX), starts
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Compact `input_ids` and `labels` (L,) of a record, in memory of their own."""
@@ -125,7 +132,7 @@ def _write(
     visual = [i for token, i in known.items() if i is not None and tokenizer.convert_ids_to_tokens(i) == token]
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
     end = 0
-    below: dict[Any, Any] = {}
+    written: dict[Any, str] = {}
     with progress(total=len(records), desc="tokens", unit="record", disable=not show_progress) as bar:
         for start in range(0, max(len(records), 1), AT_ONCE):
             part = list(records[start : start + AT_ONCE])
@@ -134,18 +141,20 @@ def _write(
             writer.add("targets", targets, bool)
             writer.add("ends", end + np.cumsum(lengths), np.int64)
             writer.add("held", held, bool)
-            writer.add("digest", [_digest(record, below) for record in part], np.uint64)
+            writer.add("digest", [_digest(record, written) for record in part], np.uint64)
             end += len(ids)
             bar.update(len(part))
 
 
-def _digest(record: Record, below: dict[Any, Any]) -> int:
-    key = id(record.origin), record.videos, record.images
-    if key not in below:
-        if len(below) > 100_000:
-            below.clear()
-        below[key] = paths_below(record)
-    return record_digest(record, below[key])
+def _digest(record: Record, written: dict[Any, str]) -> int:
+    """`record_digest`; `written` keeps what it writes of the clips that were met before."""
+    key = id(record.origin), record.videos, record.images, record.split
+    clips = written.get(key)
+    if clips is None:
+        if len(written) > 100_000:
+            written.clear()
+        clips = written[key] = clips_written(record, paths_below(record))
+    return digest_of(record, clips)
 
 
 def _encoded(part: Sequence[Record], text_format: TextFormat) -> list[tuple[list[int], list[int]]]:

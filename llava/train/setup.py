@@ -84,7 +84,7 @@ def prepare(
         held_out = make_data(evaluation, settings, made, cache, text_format.preprocess, should_stop)
 
     def supervised(dataset: Any) -> dict[str, dict[str, Any]]:
-        return describe_targets(dataset.records, tokenizer, text_format, dataset.numbers)
+        return describe_targets(dataset.records, tokenizer, text_format, dataset.numbers, dataset.prepared)
 
     run_record = make_run_record(settings) if run_record is None else run_record
     resolved = training_args.to_dict()  # The data decides how often a run evaluates, where no flag does.

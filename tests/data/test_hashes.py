@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import PurePosixPath
@@ -42,3 +44,14 @@ def test_a_path_below_its_folder_is_what_pathlib_says():
         for parts in product(names, repeat=count):
             path = "/".join(parts)
             assert below(path, folder) == as_pathlib_says(path, folder), (path, folder)
+
+
+def test_a_digest_is_that_of_the_parts_as_json():
+    texts = ('Un "gatto"\\\n\t\x00\x7f', "Perché? \U0001f408", "\ud800", "/</ \u2028", "")
+    for text, split, numbers, meta in product(texts, (None, (1, 9)), ((), (1 / 3, 0.0)), ({}, {"width": 6.5})):
+        record = Record(text, talk(text, f"{text} x", text), (text, "b.mp4"), (), split, meta, "x", (), None, numbers)
+        turns = [[turn["from"], turn["value"]] for turn in record.conversations]
+        parts = [text, turns, *paths_below(record), split]
+        parts += [numbers, meta.get("width"), meta.get("height")] if numbers else []
+        written = json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        assert record_digest(record) == int.from_bytes(hashlib.sha256(written).digest()[:8], "big")

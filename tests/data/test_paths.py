@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from llava.data.paths import leaves_folder, place
@@ -21,3 +23,9 @@ def test_absolute_paths_and_parents_leave(path: str, leaves: bool) -> None:
 def test_a_path_lies_in_its_folder_or_in_the_working_directory() -> None:
     assert place("a/b.mp4", "clips") == "clips/a/b.mp4"
     assert place("a/b.mp4", "") == "a/b.mp4"
+
+
+@pytest.mark.parametrize("folder", ["/clips", "/clips/", "clips", ".", "/", "//", "a b/è"])
+@pytest.mark.parametrize("path", ["a.mp4", "a/b.mp4", "/a.mp4", "//a", "./a", "../a", ".", "è/ .mp4"])
+def test_a_place_is_what_the_system_joins(folder: str, path: str) -> None:
+    assert place(path, folder) == os.path.join(folder, path)

@@ -15,6 +15,7 @@ from llava.data.prompt import (
     join_turns,
     lay_out,
     mask_visual,
+    plain_text,
     plain_turns,
     tokenized,
     truncate,
@@ -22,6 +23,7 @@ from llava.data.prompt import (
     visual_token_ids,
 )
 from llava.model.builder import add_visual_tokens, load_language_model
+from tests.data.test_captions import talk
 
 
 def test_a_default_video_is_360_tokens_in_the_contract_order(tokenizer, build):
@@ -99,6 +101,15 @@ def test_a_placeholder_that_opens_a_later_turn_ends_the_one_before():
     assert [t["value"] for t in plain_turns(turns)] == ["<video> A?", "B.<video>", "C?<video>", "", "", "D."]
     assert [t["value"] for t in turns][:3] == ["<video>\nA?", "B. ", "<video>\nC?"]
     assert join_turns(plain_turns(turns)) == "<video> A? B.<video> C?<video> D."
+
+
+@pytest.mark.parametrize("first", ["", " ", "<video>", "<video>\nChi? ", "a <image> b", "< x"])
+@pytest.mark.parametrize(
+    "second", ["", "Un gatto. ", "<video>", "<image> \n<video> Un gatto.", "a < b", "Qui <video> "]
+)
+def test_the_text_of_turns_is_that_of_turns_that_are_laid_out_one_by_one(first, second):
+    for turns in (talk(first, second), talk(first, second, first, "Sì."), talk(first), talk(second, first, second)):
+        assert plain_text(turns) == join_turns(plain_turns(turns))
 
 
 def test_a_sample_does_not_copy_the_vocabulary(tokenizer, build, monkeypatch):

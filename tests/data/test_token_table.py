@@ -15,6 +15,7 @@ from llava.data.chat_formats import FORMATS, TOKENIZER, add_tokens
 from llava.data.columns import take
 from llava.data.dataset import LazySupervisedDataset, measure_lengths
 from llava.data.record_table import RecordTable, open_records
+from llava.data.target_words import count_targets
 from llava.data.text_format import PlainLM, text_format
 from llava.data.token_table import TokenTable, open_tokens, tokenizer_state
 from llava.train.checkpoint.resume import record_digests
@@ -43,7 +44,10 @@ def records(tmp_path: Path) -> RecordTable:
         files = {kind: [f"{kind}{n}.x" for n in range(text.count(f"<{kind}>"))] for kind in ("video", "image")}
         if i > len(CONVERSATIONS) - 3:
             files = {}
-        rows.append({"id": f"r{i}", "conversations": turns, **{kind: found for kind, found in files.items() if found}})
+        meta = {"meta": {"split": [0, i % 3]}} if i % 3 and "video" in files else {}
+        rows.append(
+            {"id": f"r{i}", "conversations": turns, **meta, **{kind: found for kind, found in files.items() if found}}
+        )
     (tmp_path / "data.json").write_text(json.dumps(rows))
     table = open_records(tmp_path / "cache", tmp_path / "data.json")[0]
     assert isinstance(table, RecordTable)
@@ -152,3 +156,28 @@ def test_rows_of_a_video_are_no_part_of_it(records, tmp_path):
             take(records, np.arange(9)), tokenizer, form.preprocess, 999, spec, text_format=form, prepared=prepared
         )
         assert len(dataset.tokens(1)[0]) == prepared.lengths(records.rows)[1] - 1 + spec.rows
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["as it is", "text alone"])
+@pytest.mark.parametrize("name", FORMS)
+def test_targets_counted_in_prepared_ids_are_those_of_the_text(records, tmp_path, name, as_text, monkeypatch):
+    tokenizer, form = form_of(name)
+    records = records.as_text() if as_text else records
+    prepared = open_tokens(tmp_path / "cache", records, tokenizer, form)
+    assert prepared is not None
+    held = records.take(np.flatnonzero(prepared.holds(records.rows)))
+    for some, limit in ((held, 100), (held.take(np.arange(len(held))[::-1]), 100), (held, 4)):
+        plain = count_targets(some, tokenizer, limit, form)
+        assert len(plain) == 2 - as_text and all(count.words > 3 for count in plain.values())
+        with monkeypatch.context() as patched:
+            patched.setattr(type(form), "encode", None)  # Nothing is tokenised.
+            fast = count_targets(some, tokenizer, limit, form, prepared=prepared)
+        assert fast == plain and list(fast) == list(plain)
+
+
+def test_where_some_ids_are_not_held_targets_are_counted_in_the_text(records, tmp_path):
+    tokenizer, form = form_of("plain")
+    prepared = open_tokens(tmp_path / "cache", records, tokenizer, form)
+    assert prepared is not None and not prepared.holds(records.rows).all()
+    counted = count_targets(records, tokenizer, 100, form, prepared=prepared)
+    assert counted == count_targets(records, tokenizer, 100, form)

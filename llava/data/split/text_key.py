@@ -11,7 +11,7 @@ from llava.data.records import Record
 
 def text_key(record: Record) -> str:
     """The key of a record without any clip: its words and numbers, so that equal texts stay together."""
-    words = "\n".join(turn["value"] for turn in record.conversations)
+    words = "\n".join([turn["value"] for turn in record.conversations])
     if record.coordinates:
         words += f"\n{record.coordinates}"
     return f"text:{hashlib.sha256(words.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"

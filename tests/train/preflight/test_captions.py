@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from llava.data.prompt import plain_lm_sample
 from llava.data.records import Record, load_records
 from llava.data.target_words import count_targets
+from llava.data.text_format import PlainLM
 from llava.train.preflight.captions import (
     captions_of,
     check_captions,
@@ -121,7 +122,7 @@ def test_targets_are_counted_as_they_are_trained_on(tokenizer, build):
     for words, some in (("captions", data), ("text", text)):
         expected = []
         for record in some:
-            turns = [{**t, "value": t["value"].replace("<video>", "<vid_start>")} for t in record.conversations]
+            turns = PlainLM(tokenizer).turns(record.conversations)
             _, labels = plain_lm_sample(turns, tokenizer, words == "captions")
             expected += [label for label in labels.tolist()[1:] if label != -100]
         assert sorted(counts[words].targets.elements()) == sorted(expected)
