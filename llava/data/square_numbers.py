@@ -17,11 +17,6 @@ from llava.data.records import Record
 from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in, places_of
 from llava.errors import UserError
 
-TIMED, MOST_FRAMES = 500, 129
-"""Records that are looked at, and frames of a clip at most, to tell which frames times were made for."""
-TIME_ERROR = 2e-4
-"""Of a time that was rounded: records may have three decimals or more."""
-
 
 def moved_numbers(
     record: Record, image_aspect_ratio: str | None, processor: ProcessorSpec | None = None
@@ -70,16 +65,8 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     """What is to be said where records have times of their clips, and the frames that are seen do not lie at them;
     empty for nothing.
     """
-    if spec is None:
+    if spec is None or spec.force_sample or spec.video_fps == 0:
         return ""
-    if spec.force_sample or spec.video_fps == 0:
-        made_for = frames_of(records)
-        if made_for < 2 or (spec.num_frames - 1) % (made_for - 1) == 0:
-            return ""
-        return (
-            f"records have their times at {made_for} frames of a clip, and {spec.num_frames} are seen (--num_frames), "
-            f"which lie elsewhere: --num_frames {made_for}, or make the records for {spec.num_frames}"
-        )
     timed = next((r for r in _numbered(records) if r.videos and _names(r, "<TEMP-")), None)
     if timed is None:
         return ""
@@ -88,27 +75,6 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
         f"--video_fps {spec.video_fps:g} may end up to {1 / spec.video_fps:g} s before that: frame i of n lies at "
         "i / (n - 1) with --force_sample True"
     )
-
-
-def frames_of(records: Sequence[Record]) -> int:
-    """The least number of frames whose times, `i / (n - 1)`, are all those of clips in the first `TIMED` records that
-    have some; 0 where times lie on no frames that are few, as those in seconds do, or too few were looked at to tell.
-    """
-    times: set[float] = set()
-    seen = 0
-    for record in _numbered(records):
-        names = placeholders_in("".join(turn["value"] for turn in record.conversations))
-        told = [v for name, v in zip(names, record.coordinates, strict=False) if name.startswith("<TEMP-")]
-        if record.videos and told:
-            times.update(told)
-            seen += 1
-        if seen == TIMED:
-            break
-    found = np.array(sorted(times))
-    for steps in range(1, min(MOST_FRAMES, len(found))):  # As many times at least as there are frames.
-        if np.abs(found * steps - np.rint(found * steps)).max() < TIME_ERROR * steps:
-            return steps + 1
-    return 0
 
 
 def other_shapes(records: Sequence[Record], sizes: Mapping[Clip, tuple[int, int]]) -> list[Problem]:

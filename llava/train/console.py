@@ -141,14 +141,13 @@ class LogLines(TrainerCallback):
         logger.info("%s", log_line(state.global_step, state.max_steps, logs, self.held_out, left, self.unit))
 
 
-def closing(folder: Path, state: Any, seconds: float, sees: bool, asked: bool = False) -> str:
+def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
     """What came of a run, where it is, and what to type next.
 
     Args:
         state: transformers' `TrainerState` at the end.
         seconds: that this process took.
         sees: whether the model takes videos.
-        asked: whether it answers questions, as a chat format has them.
     """
     history = state.log_history
     losses = [(entry["loss"], entry["step"]) for entry in history if "loss" in entry]
@@ -169,8 +168,7 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool, asked: bool = 
         rows.append(("report", f"{folder / REPORT_FILE}, to be opened in a browser"))
     typed = shlex.quote(str(folder))
     if sees:
-        question = ' --prompt "QUESTION"' if asked else ""
-        rows.append(("next", f"python -m llava.serve.cli --model-path {typed} --video CLIP.mp4{question}"))
+        rows.append(("next", f"python -m llava.serve.cli --model-path {typed} --video CLIP.mp4"))
     rows.append(("" if sees else "next", f"python -m llava.export {typed} OUT   makes a folder to share"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(("finished", *(f"  {name.ljust(width)}  {text}" for name, text in rows)))

@@ -15,7 +15,6 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from llava.config.flags import Settings
-from llava.data.chat_formats import PLAIN
 from llava.data.prompt import preprocess_plain_lm
 from llava.data.text_format import preprocess
 from llava.errors import UserError, run_command
@@ -107,8 +106,7 @@ def run_all(settings: Settings, stop: Stop) -> None:
         write_card(training_args.output_dir)
     sees = run.trainer.model.config.mm_hidden_size is not None
     took = time.monotonic() - start
-    asked = run.trainer.run_record["text_format"]["version"] != PLAIN
-    logger.info("%s", closing(Path(training_args.output_dir), run.trainer.state, took, sees, asked))
+    logger.info("%s", closing(Path(training_args.output_dir), run.trainer.state, took, sees))
 
 
 def evaluation_of_last_step(trainer: LlavaTrainer) -> dict[str, float]:

@@ -25,7 +25,7 @@ from llava.data.grounding.text import parse_box, parse_frame_boxes, parse_span
 from llava.data.problems import REMEDIES
 from llava.data.record_table import RecordTable, open_records
 from llava.data.records import Record, text_alone
-from llava.data.square_numbers import coordinate_problems, frames_of, loose_times, moved_numbers
+from llava.data.square_numbers import coordinate_problems, loose_times, moved_numbers
 from llava.data.target_words import count_targets
 from llava.data.text_format import text_format
 from llava.data.token_table import open_tokens
@@ -210,21 +210,8 @@ def test_numbers_that_have_no_place_in_the_picture_are_problems() -> None:
 def test_times_are_those_of_the_frames_that_are_seen(records: RecordTable) -> None:
     said = loose_times(records, SPEC)
     assert "'clip_tvg_0'" in said and "--video_fps 1 may end up to 1 s before" in said and "--force_sample True" in said
-    seen = replace(SPEC, force_sample=True, num_frames=CLIP.num_frames)
-    assert loose_times(records, seen) == loose_times(records, None) == ""
-    assert loose_times([r for r in records if r.images], SPEC) == loose_times(records, replace(seen, video_fps=0)) == ""
-
-
-def test_times_made_for_other_frames_are_told_by_themselves(records: RecordTable) -> None:
-    one = next(r for r in records if r.meta.get("task") == "TVG")
-    at = [replace(one, coordinates=(round(i / 9, 6), round((i + 2) / 9, 6))) for i in range(8)]
-    assert frames_of(at) == 10
-    said = loose_times(at, replace(SPEC, force_sample=True, num_frames=12))
-    assert "at 10 frames of a clip, and 12 are seen (--num_frames)" in said and "--num_frames 10" in said
-    for frames in (10, 19):  # Every second frame of 19 is one of 10.
-        assert loose_times(at, replace(SPEC, force_sample=True, num_frames=frames)) == ""
-    seconds = [replace(one, coordinates=(i / 97.3, (i + 2) / 97.3)) for i in range(40)]
-    assert frames_of(seconds) == frames_of(at[:1]) == frames_of([r for r in records if r.images]) == 0
+    assert loose_times(records, replace(SPEC, force_sample=True)) == loose_times(records, None) == ""
+    assert loose_times([r for r in records if r.images], SPEC) == loose_times(records, replace(SPEC, video_fps=0)) == ""
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -77,7 +77,6 @@ def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
     state.log_history += [{"eval_loss": 2.5, "eval_gain_video": 0.25, "step": 4}]
     (tmp_path / "alarms.jsonl").write_text("{}\n{}\n")
     (tmp_path / "report.html").touch()
-    assert '--video CLIP.mp4 --prompt "QUESTION"\n' in closing(tmp_path, state, 131.0, sees=True, asked=True)
     text = closing(tmp_path, state, 131.0, sees=False)
     assert "held-out loss  2.5 at the end; best 2.5 at step 4" in text and "alarms         2, in" in text
     assert "sight" not in text and f"{tmp_path}/report.html" in text and "llava.export" in text

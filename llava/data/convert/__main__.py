@@ -203,8 +203,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse(f"no record was written: {reason}", COMMAND)
     for split, count in tally.written.items():
         print(f"written: {part_path(output, split)}, {count:,} records")
-    if marked is not None:
-        print(f"questions: ours are in --questions {flags.questions}; events stay in the language of the source")
     print(f"next: {next_command(flags, tally) if marked is None else check_command(flags, next(iter(tally.written)))}")
     return 0
 

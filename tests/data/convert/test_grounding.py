@@ -96,7 +96,6 @@ def test_refcoco(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "[(W.10)(H.10)(W.30)(H.30)]" in question and answer == "the cat"
     assert records[0]["meta"]["width"] == 100 and records[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
     out = capsys.readouterr().out
-    assert "questions: ours are in --questions it; events stay in the language of the source\n" in out
     assert "RefCOCO (images with captions, annotations with bbox)" in out and "--mm_coordinates True" in out
     own = copy.deepcopy(REFCOCO)
     own["annotations"] = [{"id": 6, "bbox": [50, 25, 50, 25]}, {"id": 5, "bbox": [10, 5, 20, 10]}]
