@@ -24,7 +24,8 @@ from llava.config.video import VideoSpec
 from llava.data.convert.build import Tally, build, summary
 from llava.data.convert.clips import IMAGES, VIDEOS, ClipIndex
 from llava.data.convert.columns import Asked
-from llava.data.convert.grounding import MarkedSource, open_marked
+from llava.data.convert.fields import MarkedSource
+from llava.data.convert.grounding import open_marked
 from llava.data.convert.marked import Wanted, build_marked
 from llava.data.convert.rows import COMMAND
 from llava.data.convert.sniff import Opened, open_form
@@ -70,7 +71,10 @@ class ConvertFlags:
         metadata={"help": "Frames of a video that training sees; boxes are given at these."},
     )
     annotations: str | None = field(
-        default=None, metadata={"help": "Folder of VidOR's files, with the boxes of VidSTG."}
+        default=None,
+        metadata={
+            "help": "Folder of VidOR's files, with the boxes of VidSTG; instances.json, with those of RefCOCO's refs."
+        },
     )
     seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of the wordings of questions."})
     overwrite: bool = field(default=False, metadata={"help": "Replace files of an earlier conversion."})
