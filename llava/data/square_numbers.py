@@ -9,12 +9,12 @@ import numpy as np
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.columns import take
 from llava.data.features.store import Clip
-from llava.data.grounding.geometry import is_edge, is_other_shape, square_of
+from llava.data.grounding.geometry import cropped_box, is_edge, is_other_shape, square_of
 from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
-from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in, places_of
+from llava.data.variables import COORDINATES, axis_of, placeholders_in
 from llava.errors import UserError
 
 
@@ -121,13 +121,7 @@ def lost_box(record: Record, numbers: Sequence[float]) -> str:
     if not numbers:
         return ""
     text = "".join(turn["value"] for turn in record.conversations)
-    for place in places_of(BOX, text):
-        x1, y1, x2, y2 = numbers[place]
-        told = record.coordinates[place]
-        if (told[0] < told[2] and x2 <= x1) or (told[1] < told[3] and y2 <= y1):
-            box = [round(number, 3) for number in told]
-            return (
-                f"its box {box} is cropped away: leave the record out, or show the whole frame with "
-                "--image_aspect_ratio pad or square"
-            )
-    return ""
+    lost = cropped_box(text, record.coordinates, numbers)
+    return (
+        f"{lost}: leave the record out, or show the whole frame with --image_aspect_ratio pad or square" if lost else ""
+    )
