@@ -19,13 +19,17 @@ FOREIGN = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
 
 @dataclass(frozen=True)
 class MarkedSource:
-    """A source of annotations: its form, by what it is known, the tasks that it serves, and what it holds."""
+    """A source of annotations: its form, by what it is known, the tasks that it serves, and what it holds.
+
+    `asks` is the language of its own questions, where it has some.
+    """
 
     form: str
     why: str
     tasks: tuple[str, ...]
     items: Items
     is_image: bool = False
+    asks: str = ""
 
 
 def json_values(path: Path, encoding: str) -> list[tuple[str, Any]] | dict[str, Any] | None:

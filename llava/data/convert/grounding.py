@@ -94,7 +94,7 @@ def open_marked(
     if "video_path" in first and isinstance(first.get("meta"), dict) and "time_token" in first["meta"]:
         return MarkedSource(
             "ST-Align's benchmark", "video_path and meta.time_token", ("STVG", "SVG", "ELC"),
-            each(iter(rows), _st_align),
+            each(iter(rows), _st_align), asks="en",
         )  # fmt: skip
     return None
 

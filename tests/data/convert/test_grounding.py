@@ -100,6 +100,11 @@ def test_refcoco(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture
     assert records[0]["meta"]["width"] == 100 and records[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
     out = capsys.readouterr().out
     assert "RefCOCO (images with captions, annotations with bbox)" in out and "--mm_coordinates True" in out
+    assert (
+        "questions: in Italian (--questions it), whatever language the source is in; --questions en for English" in out
+    )
+    convert(REFCOCO, "--questions", "en", is_image=True)
+    assert "questions: in English (--questions en), whatever language" in capsys.readouterr().out
     own = copy.deepcopy(REFCOCO)
     own["annotations"] = [{"id": 6, "bbox": [50, 25, 50, 25]}, {"id": 5, "bbox": [10, 5, 20, 10]}]
     assert convert(own, "--tasks", "rec", is_image=True)[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
@@ -315,7 +320,7 @@ ST_ALIGN = [
 ]  # fmt: skip
 
 
-def test_st_align(convert: Convert, tmp_path: Path) -> None:
+def test_st_align(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = by_task(convert(ST_ALIGN))
     boxes = "<T.50>:[<W.20><H.20><W.40><H.80>] <T.75>:[<W.40><H.20><W.60><H.80>]"
     question, answer = spelled(found["STVG"], tmp_path)
@@ -330,6 +335,7 @@ def test_st_align(convert: Convert, tmp_path: Path) -> None:
     question, answer = spelled(found["ELC"], tmp_path)
     assert question.startswith("<video> Starts in (T.38), [(W.10)(H.20)(W.30)(H.80)]. When does it end? Please")
     assert answer == f"<T.75>, a man turns. {boxes}" and found["ELC"]["meta"]["split"] == [0, 8]
+    assert "questions: the source's own, in English; --questions has no effect" in capsys.readouterr().out
     lines = "\n".join(json.dumps(row) for row in ST_ALIGN)
     assert [r["id"] for r in convert(lines)] == [r["id"] for r in convert(ST_ALIGN)]
 
