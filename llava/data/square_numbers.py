@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +14,14 @@ from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
-from llava.data.variables import COORDINATES, axis_of, placeholders_in
+from llava.data.variables import COORDINATES, axis_of, frame_places, placeholders_in
 from llava.errors import UserError
+
+ROUNDED, WRITTEN = 1e-3, 2e-6
+"""By how much a time may differ from that of its frame, where frames do not lie nearer together than ten times this;
+and does in records that are made here, whose number of frames is told by it."""
+MOST_FRAMES = 513
+"""Below this that number is looked for."""
 
 
 def moved_numbers(
@@ -65,8 +71,10 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     """What is to be said where records have times of their clips, and the frames that are seen do not lie at them;
     empty for nothing.
     """
-    if spec is None or spec.force_sample or spec.video_fps == 0:
+    if spec is None:
         return ""
+    if spec.force_sample or spec.video_fps == 0:
+        return _other_frames(records, spec.num_frames)
     timed = next((r for r in _numbered(records) if r.videos and _names(r, "<TEMP-")), None)
     if timed is None:
         return ""
@@ -75,6 +83,31 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
         f"--video_fps {spec.video_fps:g} may end up to {1 / spec.video_fps:g} s before that: frame i of n lies at "
         "i / (n - 1) with --force_sample True"
     )
+
+
+def _other_frames(records: Sequence[Record], seen: int) -> str:
+    """What is said where boxes of frames stand at other times than those of the `seen` frames; empty for nothing."""
+    first, count, times = "", 0, set()
+    for record in _numbered(records):
+        text = "".join(turn["value"] for turn in record.conversations) if record.videos else ""
+        its = {record.coordinates[place] for place in frame_places(text)}
+        if its and not _are_of(its, seen, min(ROUNDED, 0.1 / max(seen - 1, 1))):
+            first, count, times = first or record.id, count + 1, times | its
+    if not times:
+        return ""
+    made = next((frames for frames in range(2, MOST_FRAMES) if _are_of(times, frames, WRITTEN)), None)
+    other = "no one number of frames" if made is None else f"{made} frames"
+    remedy = "" if made is None else f", or train with --num_frames {made}"
+    return (
+        f"{count} records (record {first!r} for one) have boxes at times of {other}, and --num_frames is {seen}: the "
+        f"model sees no frame there; convert or make the records again with --num_frames {seen}{remedy}"
+    )
+
+
+def _are_of(times: Collection[float], frames: int, off: float) -> bool:
+    """Whether times are those of so many frames, `i / (frames - 1)`, and .5 of one, but for `off`."""
+    steps = frames - 1
+    return all(abs(time - (round(time * steps) / steps if steps else 0.5)) <= off for time in times)
 
 
 def other_shapes(records: Sequence[Record], sizes: Mapping[Clip, tuple[int, int]]) -> list[Problem]:

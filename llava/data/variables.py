@@ -26,6 +26,7 @@ COORDINATES = "coordinates"
 
 _KEYS = {placeholder: key for key, placeholder in VARIABLES.items()}
 _PLACEHOLDER = re.compile("|".join(map(re.escape, COORDINATE_PLACEHOLDERS)))
+_FRAME = re.compile(rf"(?P<time><TEMP-(?:INPUT|OUTPUT)>(?=\s*:\s*\[))|{_PLACEHOLDER.pattern}")
 _KNOWN = frozenset((*COORDINATE_PLACEHOLDERS, *COORDINATE_TOKENS))
 _BRACKETS = re.compile(r"\[\s*\]|\{\s*\}")
 _WORD = re.compile(r"<(?:TEMP|HEIGHT|WIDTH)-(?:\d+|INPUT|OUTPUT)>")
@@ -145,6 +146,13 @@ def places_of(form: re.Pattern[str], text: str) -> Iterator[slice]:
     for found in form.finditer(text):
         first = len(placeholders_in(text[: found.start()]))
         yield slice(first, first + len(placeholders_in(found[0])))
+
+
+def frame_places(text: str) -> list[int]:
+    """Which of the numbers of a text are times of boxes of frames, `<TEMP-...>:[box]`."""
+    if ":" not in text:
+        return []
+    return [place for place, found in enumerate(_FRAME.finditer(text)) if found["time"]]
 
 
 def variables_of(text: str, numbers: Sequence[float]) -> dict[str, list[float]]:
