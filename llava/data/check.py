@@ -17,7 +17,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.config.commands import parse, refuse
 from llava.config.groups import CLIP_TIMEOUT, PROCESSES, DataFlags, FrameFlags, cpus
+from llava.config.known_flags import known_flags
+from llava.config.launch import OWN_DATA
 from llava.config.ranges import COUNT
+from llava.config.recipe import find_recipe, load_recipe
+from llava.config.stages import COORDINATES
 from llava.config.video import RESAMPLERS, VideoSpec, temporal_factor
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import PLAIN, add_tokens, resolve
@@ -62,9 +66,6 @@ PROG = "python -m llava.data.check"
 CHEAP_PIXELS = 30_000_000
 """Videos of up to so many pixels in all frames are always decoded from start to end, which takes 0.2 to 0.5 s: 10 s of
 320 x 240 at 30 frames per second are 23 million."""
-
-PARTS_WITH_COORDINATES = "mm_language_model,mm_mlp_adapter,mm_vision_resampler,mm_coordinates"
-"""What recipes for records without numbers train, and the coordinates, which those recipes would freeze."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,9 @@ def _next_command(data: DataFlags, has_numbers: bool) -> str:
     named = {"DATA_PATH": data.data_path, "VIDEO_FOLDER": data.video_folder, "IMAGE_FOLDER": data.image_folder}
     settings = [f"{name}={shlex.quote(str(value))}" for name, value in named.items() if value]
     if has_numbers:
-        settings += ["MM_COORDINATES=True", f"MM_TUNABLE_PARTS={PARTS_WITH_COORDINATES}"]
+        # The recipe is for records without numbers, and would freeze the coordinates.
+        trained = load_recipe(find_recipe(OWN_DATA), known_flags()).flags["mm_tunable_parts"]
+        settings += ["MM_COORDINATES=True", f"MM_TUNABLE_PARTS={trained},{COORDINATES}"]
     return " ".join([*settings, "bash train_italian_video.sh"])
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.data.columns import take
 from llava.data.features.store import Clip
-from llava.data.grounding.geometry import is_edge, is_other_shape, square_of
+from llava.data.grounding.geometry import cropped_box, is_edge, is_other_shape, square_of
 from llava.data.other_clips import clips_named
 from llava.data.problems import Problem
 from llava.data.record_table import RecordTable
 from llava.data.records import Record
-from llava.data.variables import BOX, COORDINATES, axis_of, placeholders_in, places_of
+from llava.data.variables import COORDINATES, axis_of, frame_places, placeholders_in
 from llava.errors import UserError
+
+ROUNDED, WRITTEN = 1e-3, 2e-6
+"""By how much a time may differ from that of its frame, where frames do not lie nearer together than ten times this;
+and does in records that are made here, whose number of frames is told by it."""
+MOST_FRAMES = 513
+"""Below this that number is looked for."""
 
 
 def moved_numbers(
@@ -65,8 +71,10 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
     """What is to be said where records have times of their clips, and the frames that are seen do not lie at them;
     empty for nothing.
     """
-    if spec is None or spec.force_sample or spec.video_fps == 0:
+    if spec is None:
         return ""
+    if spec.force_sample or spec.video_fps == 0:
+        return _other_frames(records, spec.num_frames)
     timed = next((r for r in _numbered(records) if r.videos and _names(r, "<TEMP-")), None)
     if timed is None:
         return ""
@@ -75,6 +83,31 @@ def loose_times(records: Sequence[Record], spec: VideoSpec | None) -> str:
         f"--video_fps {spec.video_fps:g} may end up to {1 / spec.video_fps:g} s before that: frame i of n lies at "
         "i / (n - 1) with --force_sample True"
     )
+
+
+def _other_frames(records: Sequence[Record], seen: int) -> str:
+    """What is said where boxes of frames stand at other times than those of the `seen` frames; empty for nothing."""
+    first, count, times = "", 0, set()
+    for record in _numbered(records):
+        text = "".join(turn["value"] for turn in record.conversations) if record.videos else ""
+        its = {record.coordinates[place] for place in frame_places(text)}
+        if its and not _are_of(its, seen, min(ROUNDED, 0.1 / max(seen - 1, 1))):
+            first, count, times = first or record.id, count + 1, times | its
+    if not times:
+        return ""
+    made = next((frames for frames in range(2, MOST_FRAMES) if _are_of(times, frames, WRITTEN)), None)
+    other = "no one number of frames" if made is None else f"{made} frames"
+    remedy = "" if made is None else f", or train with --num_frames {made}"
+    return (
+        f"{count} records (record {first!r} for one) have boxes at times of {other}, and --num_frames is {seen}: the "
+        f"model sees no frame there; convert or make the records again with --num_frames {seen}{remedy}"
+    )
+
+
+def _are_of(times: Collection[float], frames: int, off: float) -> bool:
+    """Whether times are those of so many frames, `i / (frames - 1)`, and .5 of one, but for `off`."""
+    steps = frames - 1
+    return all(abs(time - (round(time * steps) / steps if steps else 0.5)) <= off for time in times)
 
 
 def other_shapes(records: Sequence[Record], sizes: Mapping[Clip, tuple[int, int]]) -> list[Problem]:
@@ -121,13 +154,7 @@ def lost_box(record: Record, numbers: Sequence[float]) -> str:
     if not numbers:
         return ""
     text = "".join(turn["value"] for turn in record.conversations)
-    for place in places_of(BOX, text):
-        x1, y1, x2, y2 = numbers[place]
-        told = record.coordinates[place]
-        if (told[0] < told[2] and x2 <= x1) or (told[1] < told[3] and y2 <= y1):
-            box = [round(number, 3) for number in told]
-            return (
-                f"its box {box} is cropped away: leave the record out, or show the whole frame with "
-                "--image_aspect_ratio pad or square"
-            )
-    return ""
+    lost = cropped_box(text, record.coordinates, numbers)
+    return (
+        f"{lost}: leave the record out, or show the whole frame with --image_aspect_ratio pad or square" if lost else ""
+    )

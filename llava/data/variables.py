@@ -26,6 +26,7 @@ COORDINATES = "coordinates"
 
 _KEYS = {placeholder: key for key, placeholder in VARIABLES.items()}
 _PLACEHOLDER = re.compile("|".join(map(re.escape, COORDINATE_PLACEHOLDERS)))
+_FRAME = re.compile(rf"(?P<time><TEMP-(?:INPUT|OUTPUT)>(?=\s*:\s*\[))|{_PLACEHOLDER.pattern}")
 _KNOWN = frozenset((*COORDINATE_PLACEHOLDERS, *COORDINATE_TOKENS))
 _BRACKETS = re.compile(r"\[\s*\]|\{\s*\}")
 _WORD = re.compile(r"<(?:TEMP|HEIGHT|WIDTH)-(?:\d+|INPUT|OUTPUT)>")
@@ -77,12 +78,15 @@ def check_variables(
     return (), ["variables hold numbers, and there is no --mm_coordinates True"] if has_some else []
 
 
-def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[tuple[float, ...], list[str]]:
+def read_variables(
+    turns: Sequence[Mapping[str, str]], variables: Any, has_roles: bool = True
+) -> tuple[tuple[float, ...], list[str]]:
     """The numbers of a conversation in reading order, and what is wrong with them or their places.
 
     Args:
         turns: `{"from", "value"}`.
         variables: as the record has them; None for none.
+        has_roles: whether the turns say who wrote them, so that it is known which ask and which answer.
     """
     if variables is not None and not isinstance(variables, dict):
         return (), [f"variables must be an object of lists of numbers, got {type(variables).__name__}"]
@@ -92,10 +96,11 @@ def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[
         for key in variables
         if key not in VARIABLES
     ]
-    queues: dict[str, list[float]] = {}
+    queues: dict[str, Sequence[float]] = {}
     for key, placeholder in VARIABLES.items():
-        values = variables.get(key) or []
-        if not isinstance(values, list):
+        values = variables.get(key)
+        values = [] if values is None else values
+        if not isinstance(values, (list, tuple)):
             wrong.append(f"{key} must be a list of numbers, got {values!r:.60}")
             continue
         for place, value in enumerate(values):
@@ -114,7 +119,7 @@ def read_variables(turns: Sequence[Mapping[str, str]], variables: Any) -> tuple[
     if word := next(unknown, ""):
         wrong.append(f"{word} is no coordinate: they are {COORDINATE_TOKENS[0]} to {COORDINATE_TOKENS[99]} and so on")
     for turn, name in found:
-        if is_asked(name) != (turn["from"] in MODEL_ROLES):
+        if has_roles and is_asked(name) != (turn["from"] in MODEL_ROLES):
             where, other = ("a question", "INPUT") if is_asked(name) else ("an answer", "OUTPUT")
             wrong.append(f"{name} in {where}: what is told is INPUT, what is asked for is OUTPUT; write {other}")
             break
@@ -141,6 +146,13 @@ def places_of(form: re.Pattern[str], text: str) -> Iterator[slice]:
     for found in form.finditer(text):
         first = len(placeholders_in(text[: found.start()]))
         yield slice(first, first + len(placeholders_in(found[0])))
+
+
+def frame_places(text: str) -> list[int]:
+    """Which of the numbers of a text are times of boxes of frames, `<TEMP-...>:[box]`."""
+    if ":" not in text:
+        return []
+    return [place for place, found in enumerate(_FRAME.finditer(text)) if found["time"]]
 
 
 def variables_of(text: str, numbers: Sequence[float]) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import FeatureCache
 from llava.data.features.quantised import dequantised
 from llava.data.records import DatasetError, Record
-from llava.data.square_numbers import loose_times, moved_numbers
+from llava.data.square_numbers import loose_times
 from llava.data.variables import fill
 from llava.errors import UserError, fitted, run_command, show
 from llava.eval.caption_scores import choose_metrics
@@ -24,7 +24,7 @@ from llava.eval.captioning import MARGIN_TOKENS, Caption, Captioner
 from llava.eval.controls import other_samples
 from llava.eval.coordinate_choice import CHOICES, MEDIAN
 from llava.eval.data import device_of, read_for_evaluation, record_files, trained_on
-from llava.eval.grounding_answers import MEASURES, Truth, other_than_answer, read_answer, truth_of
+from llava.eval.grounding_answers import MEASURES, Truth, other_than_answer, read_answer, truth_and_numbers
 from llava.eval.grounding_scores import frame_grid
 from llava.eval.grounding_table import Asked, examples_of, format_tasks, rows_of, scores_of
 from llava.eval.references import answer_of, longest_reference
@@ -170,8 +170,8 @@ def truths_of(
             others += 1
             continue
         try:
-            truth = truth_of(record, *square)
-            if wrong := other_than_answer(record, truth, moved_numbers(record, *square)):
+            truth, numbers = truth_and_numbers(record, *square)
+            if wrong := other_than_answer(record, truth, numbers):
                 raise UserError(wrong)
         except UserError as error:
             bad.append(str(error))

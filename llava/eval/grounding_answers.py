@@ -100,7 +100,14 @@ class Answer:
 
 
 def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec | None) -> Truth:
-    """The truth of a record, in the square that a tower with these settings sees.
+    """The truth alone that `truth_and_numbers` gives, which also says what is raised."""
+    return truth_and_numbers(record, image_aspect_ratio, processor)[0]
+
+
+def truth_and_numbers(
+    record: Record, image_aspect_ratio: str, processor: ProcessorSpec | None
+) -> tuple[Truth, tuple[float, ...]]:
+    """The truth of a record and its numbers, in the square that a tower with these settings sees.
 
     Raises:
         ValueError: naming the record, when it lacks the task or what the task is scored by, or a number of it is none
@@ -135,7 +142,7 @@ def truth_of(record: Record, image_aspect_ratio: str, processor: ProcessorSpec |
     if is_lost or len(boxes) < len(given.get("boxes") or {}) or len(found.listed) < len(phrases):
         raise UserError(_say(record, f"its box is not in the picture that --image_aspect_ratio {image_aspect_ratio} "
                                      "leaves of the frame"))  # fmt: skip
-    return found
+    return found, told
 
 
 def _wrong_truth(given: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ Letters in shapes: B texts, L positions, V videos, I images, T frames, H and W o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers.processing_utils import ProcessorMixin
 from llava.config.video import ProcessorSpec, VideoSpec
 from llava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from llava.data.chat_formats import PLAIN
+from llava.data.coordinates import NO_COORDINATE, CoordinateTokens
 from llava.data.prompt import MARKERS, Spans, Turns, compact, lay_out, pad_token_id, tokenized, visual_token_ids
 from llava.data.text_format import PLAIN_RECORD, TextFormat, format_of
 from llava.data.turns import FROM
@@ -32,6 +34,7 @@ from llava.data.video.select import spread_evenly
 from llava.data.video.transforms import frames_to_pixels
 from llava.errors import UserError
 from llava.model.padding import Padding
+from llava.model.told_numbers import Told, told_numbers
 
 
 class VisionCausalLMProcessor(ProcessorMixin):
@@ -68,16 +71,17 @@ class VisionCausalLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos"]
+        return ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "coordinates"]
 
     def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Any = None,
+        variables: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Ids, mask and pixel values of a batch.
+        """Ids, mask, pixel values and coordinates of a batch.
 
         Args:
             images: paths, PIL images or arrays (H, W, 3) uint8; one or a list, in reading order over the texts.
@@ -85,17 +89,22 @@ class VisionCausalLMProcessor(ProcessorMixin):
                 put before them, when there are as many as texts.
             videos: paths, arrays (T, H, W, 3) uint8, or lists of PIL images; one or a list. Of a file the frames that
                 training takes are read; of frames, `num_frames` evenly spread ones are taken.
+            variables: the numbers at coordinate placeholders of a text (`<TEMP-INPUT>`), as a record has them: lists by
+                LLaVA-ST's keys, in reading order, from 0 to 1 of the clip and of the frame; of several texts a list of
+                these.
             kwargs: `padding`, `padding_side`, `truncation`, `max_length` and `return_tensors`, as in transformers but
                 for the defaults: tensors of PyTorch, padded to the longest text, on the left for generation; and
                 `return_offsets_mapping`, of texts without placeholders.
 
         Returns:
             `input_ids` and `attention_mask` (B, L), `pixel_values` (I, 3, S, S), `pixel_values_videos`
-            (V, T, 3, S, S), the last two where there are any; `offset_mapping` (B, L, 2) where it is asked for.
+            (V, T, 3, S, S), the last two where there are any; `coordinates` float32 (B, L) where the texts have
+            numbers, which are moved as the pixels are, and -1 elsewhere; `offset_mapping` (B, L, 2) where it is asked
+            for.
 
         Raises:
             ValueError: when placeholders and files are not the same number, for no text at all, for what is neither
-                path nor pixels, and where `max_length` would cut a video or image.
+                path nor pixels, where `max_length` would cut a video or image, and from `told_numbers`.
             TypeError: naming other arguments, which would have no effect.
             VideoError: naming a file that cannot be read.
         """
@@ -114,12 +123,13 @@ class VisionCausalLMProcessor(ProcessorMixin):
                     f"{found} {placeholder} in the text and {len(given)} given: each stands once in a text, in order"
                 )
         form = self.format
+        told = told_numbers([[{"value": t}] for t in texts], variables, self.tokenizer, has_roles=False)
         if form.version == PLAIN:
             ids = [form.prompt([{"from": "human", "value": t}]) for t in texts]
         else:  # Rendered by `apply_chat_template`, whose white space is the format's.
             ids = list(tokenized(form.tokenizer, [compact(t) for t in texts]))
         offsets = [self._offsets(t) for t in given_texts] if options.return_offsets_mapping else None
-        return self._batch(ids, images, videos, options, offsets)
+        return self._batch(ids, images, videos, options, told, offsets)
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text without placeholders stands in it, (first, last + 1)."""
@@ -137,14 +147,16 @@ class VisionCausalLMProcessor(ProcessorMixin):
         Args:
             conversation: turns of `role` and `content`; content is a text or a list of `{"type": "text", "text": ...}`,
                 `{"type": "video", "video" | "path" | "url": PATH}` and `{"type": "image", ...}`.
-            kwargs: `tokenize` (False), `return_dict` (True), and those of `__call__`, as in transformers, also within
-                `processor_kwargs`; `add_generation_prompt` and `continue_final_message` where they say the same.
+            kwargs: `tokenize` (False), `return_dict` (True), `variables` (with `tokenize=True`) and the others of
+                `__call__`, as in transformers, also within `processor_kwargs`; `add_generation_prompt` and
+                `continue_final_message` where they say the same.
 
         Returns:
             The text; with `tokenize=True` what `__call__` returns, or its ids with `return_dict=False`.
 
         Raises:
-            ValueError: for `add_generation_prompt=False` where the last turn is not to be continued.
+            ValueError: for `add_generation_prompt=False` where the last turn is not to be continued, for `variables`
+                without `tokenize`, and from `told_numbers`.
             TypeError: naming other arguments, which would have no effect.
         """
         if chat_template is not None:
@@ -153,17 +165,20 @@ class VisionCausalLMProcessor(ProcessorMixin):
         parts = [_turns(c) for c in (conversation if many else [conversation])]
         form = self.format
         tokenize, as_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", True)
-        goes_on = kwargs.pop("continue_final_message", False)
+        goes_on, variables = kwargs.pop("continue_final_message", False), kwargs.pop("variables", None)
         if not kwargs.pop("add_generation_prompt", True) and not goes_on:
             raise UserError("add_generation_prompt=False: a prompt ends where the model goes on; leave it out")
         inner = kwargs.pop("processor_kwargs", None) or {}
         options = Padding.of({**kwargs, **inner}, f"{type(self).__name__}.apply_chat_template")
         ids = [form.prompt(turns) for turns, _, _ in parts]
         if not tokenize:
+            if variables is not None:
+                raise UserError("variables go with tokenize=True, or to the processor with the text that this gives")
             texts = [_with_placeholders(self.tokenizer.decode(i, skip_special_tokens=False)) for i in ids]
             return texts if many else texts[0]
         images, videos = ([item for part in parts for item in part[which]] for which in (1, 2))
-        batch = self._batch(ids, images, videos, options)
+        told = told_numbers([turns for turns, _, _ in parts], variables, self.tokenizer, has_roles=True)
+        batch = self._batch(ids, images, videos, options, told)
         return batch if as_dict else batch["input_ids"]
 
     def post_process_image_text_to_text(self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any):
@@ -176,6 +191,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
         images: Sequence[Any],
         videos: Sequence[Any],
         options: Padding,
+        told: Sequence[Told],
         offsets: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> BatchFeature:
         spans = Spans.of(self.tokenizer, self.spec)
@@ -187,12 +203,39 @@ class VisionCausalLMProcessor(ProcessorMixin):
             own = [[(0, 0)] * (len(w) - len(o)) + list(o) for w, o in zip(whole, offsets, strict=True)]
             data["offset_mapping"] = options.filled([o[: len(r)] for o, r in zip(own, rows, strict=True)], (0, 0))
         aspect = self.spec.image_aspect_ratio
+        sizes: dict[str, list[tuple[int, int]]] = {DEFAULT_IMAGE_TOKEN: [], DEFAULT_VIDEO_TOKEN: []}
+
+        def pixels(frames: np.ndarray, kind: str) -> torch.Tensor:
+            sizes[kind].append((frames.shape[-2], frames.shape[-3]))
+            return frames_to_pixels(frames, self.pixels, aspect)
+
         if images:
-            data["pixel_values"] = torch.cat([frames_to_pixels(image_frame(i), self.pixels, aspect) for i in images])
+            data["pixel_values"] = torch.cat([pixels(image_frame(i), DEFAULT_IMAGE_TOKEN) for i in images])
         if videos:
-            shown = [frames_to_pixels(video_frames(v, self.spec), self.pixels, aspect) for v in videos]
+            shown = [pixels(video_frames(v, self.spec), DEFAULT_VIDEO_TOKEN) for v in videos]
             data["pixel_values_videos"] = torch.stack(shown)
+        if any(one.numbers for one in told):
+            numbers = [n[: len(r)] for n, r in zip(self._numbers(whole, told, sizes), rows, strict=True)]
+            filled = options.filled(numbers, NO_COORDINATE)
+            data["coordinates"] = filled if options.return_tensors is None else np.asarray(filled, np.float32)
         return BatchFeature(data, tensor_type=options.return_tensors)
+
+    def _numbers(
+        self, rows: Sequence[Sequence[int]], told: Sequence[Told], sizes: Mapping[str, Sequence[tuple[int, int]]]
+    ) -> Iterator[list[float]]:
+        """Of each row of ids the numbers at its coordinate placeholders, and `NO_COORDINATE` elsewhere.
+
+        Args:
+            sizes: (width, height) of the images and of the videos, in reading order over the texts.
+        """
+        tokens, left = CoordinateTokens.of(self.tokenizer), {kind: iter(its) for kind, its in sizes.items()}
+        for place, (row, one) in enumerate(zip(rows, told, strict=True)):
+            shown = [size for kind, its in left.items() for size in islice(its, one.text.count(kind))]
+            try:
+                numbers = one.moved(shown, self.spec.image_aspect_ratio, self.pixels)
+            except UserError as error:
+                raise UserError(f"text {place}: {error}") from error
+            yield tokens.numbers(torch.tensor(row), numbers).tolist()
 
 
 def image_frame(image: Any) -> np.ndarray:

@@ -14,15 +14,23 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llava.config.flags import Settings, TrainingArguments
-from llava.constants import ALARMS_FILE, REPORT_FILE
+from llava.constants import ALARMS_FILE, PLACEHOLDERS, REPORT_FILE
+from llava.data.captions import MODEL_ROLES
+from llava.data.coordinates import spell
+from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import distinct_clips
+from llava.data.prompt import join_turns
 from llava.data.records import Record
+from llava.data.variables import fill
 from llava.eval.controls import CONTROLS_FILE
+from llava.eval.references import answer_of
 from llava.eval.statistics import LEAST_CLUSTERS
 from llava.train.checkpoint.files import list_checkpoints
 
 logger = logging.getLogger(__name__)
 
+LOOKED = 100
+"""Records that are looked at for a question to repeat."""
 QUIET_SECONDS = 30.0
 """After so long without a line a run says at which step it is."""
 
@@ -141,13 +149,14 @@ class LogLines(TrainerCallback):
         logger.info("%s", log_line(state.global_step, state.max_steps, logs, self.held_out, left, self.unit))
 
 
-def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
+def closing(folder: Path, state: Any, seconds: float, sees: bool, asked: tuple[str, str] | None = None) -> str:
     """What came of a run, where it is, and what to type next.
 
     Args:
         state: transformers' `TrainerState` at the end.
         seconds: that this process took.
         sees: whether the model takes videos.
+        asked: of `example_question`.
     """
     history = state.log_history
     losses = [(entry["loss"], entry["step"]) for entry in history if "loss" in entry]
@@ -168,10 +177,28 @@ def closing(folder: Path, state: Any, seconds: float, sees: bool) -> str:
         rows.append(("report", f"{folder / REPORT_FILE}, to be opened in a browser"))
     typed = shlex.quote(str(folder))
     if sees:
-        rows.append(("next", f"python -m llava.serve.cli --model-path {typed} --video CLIP.mp4"))
+        shown = "CLIP.mp4" if asked is None else f"{shlex.quote(asked[0])} --prompt {shlex.quote(asked[1])}"
+        rows.append(("next", f"python -m llava.serve.cli --model-path {typed} --video {shown}"))
     rows.append(("" if sees else "next", f"python -m llava.export {typed} OUT   makes a folder to share"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(("finished", *(f"  {name.ljust(width)}  {text}" for name, text in rows)))
+
+
+def example_question(dataset: LazySupervisedDataset) -> tuple[str, str] | None:
+    """A file and a question about it, as `llava.serve.cli` takes them: of the first record that has one; None where
+    records are captions, or none of the first `LOOKED` asks about one file.
+    """
+    for place in range(min(len(dataset.records), LOOKED)):
+        record = dataset.records[place]
+        files, turns = (*record.videos, *record.images), record.conversations[: answer_of(record)]
+        if len(files) != 1 or any(turn["from"] in (*MODEL_ROLES, "system") for turn in turns):
+            continue
+        text = join_turns(fill(turns, dataset.numbers(record), spell))
+        for placeholder in PLACEHOLDERS:
+            text = text.replace(placeholder, " ")
+        if words := " ".join(text.split()):
+            return files[0], words
+    return None
 
 
 def _sight(history: Sequence[Mapping[str, Any]], controls: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,14 @@ def has_tables(model_args: ModelArguments) -> bool:
     return isinstance(values, dict) and bool(values.get("mm_coordinates"))
 
 
-def flag_problems(model_args: ModelArguments, training_args: TrainingArguments) -> list[str]:
-    """What is wrong with `--mm_coordinates`, which is set here where nobody named it."""
+def flag_problems(
+    model_args: ModelArguments, training_args: TrainingArguments, by_stage: Collection[str] = ()
+) -> list[str]:
+    """What is wrong with `--mm_coordinates`, which is set here where nobody named it.
+
+    Args:
+        by_stage: flags that `--stage` has set, and nobody has given.
+    """
     there = has_tables(model_args)
     if model_args.mm_coordinates is None:
         model_args.mm_coordinates = there
@@ -45,10 +51,12 @@ def flag_problems(model_args: ModelArguments, training_args: TrainingArguments) 
     if COORDINATE_PART in named and not model_args.mm_coordinates:
         problems.append(f"--mm_tunable_parts names {COORDINATE_PART}, but there is no --mm_coordinates True")
     if not there and model_args.mm_coordinates and model_args.mm_tunable_parts and COORDINATE_PART not in named:
-        problems.append(
-            "--mm_coordinates True gives the model fresh tables, which --mm_tunable_parts, of the command or of its "
-            f"recipe, freezes: give --mm_tunable_parts {','.join((*named, COORDINATE_PART))}"
-        )
+        more = f"--mm_tunable_parts {','.join((*named, COORDINATE_PART))}"
+        who, remedy = "--mm_tunable_parts, of the command or of its recipe, freezes", f"give {more}"
+        if "mm_tunable_parts" in by_stage:
+            who = f"--stage {model_args.stage} freezes, since it trains {','.join(named)} alone"
+            remedy = f"leave --mm_coordinates to --stage 2, which adds them, or give {more}"
+        problems.append(f"--mm_coordinates True gives the model fresh tables, which {who}: {remedy}")
     if model_args.mm_coordinates and training_args.fsdp and (training_args.bf16 or training_args.fp16):
         problems.append(
             "--mm_coordinates True --fsdp in half precision: FSDP rounds the numbers that a batch brings to it: use "

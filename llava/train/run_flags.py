@@ -88,7 +88,7 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
             _made(kind, values) for kind in (ModelArguments, DataArguments, TrainingArguments)
         )
         training_args.recipe_values = recipe
-        problems += flag_problems(model_args, data_args, training_args, pending)
+        problems += flag_problems(model_args, data_args, training_args, pending, stage.values)
     except LIBRARY_ERRORS as error:
         if isinstance(error, UserError):
             raise
@@ -232,11 +232,12 @@ def flag_problems(
     data_args: DataArguments,
     training_args: TrainingArguments,
     pending: Collection[str] = (),
+    by_stage: Collection[str] = (),
 ) -> list[str]:
-    """What is wrong with the flags, as far as they alone can tell."""
+    """What is wrong with the flags, as far as they alone can tell; `by_stage` are those that `--stage` has set."""
     problems = path_flag_problems(model_args, data_args, pending)
     problems += format_problems(model_args, data_args)
-    problems += coordinates.flag_problems(model_args, training_args)
+    problems += coordinates.flag_problems(model_args, training_args, by_stage)
     for name, value, known in (
         ("on_bad_sample", data_args.on_bad_sample, ("stop", "skip")),
         ("vision_precision", model_args.vision_precision, PRECISIONS),

@@ -25,7 +25,7 @@ from llava.train.checkpoint.finished import is_finished
 from llava.train.checkpoint.frame_changes import report_frame_changes
 from llava.train.checkpoint.lock import only_run
 from llava.train.checkpoint.stop import Stop
-from llava.train.console import closing
+from llava.train.console import closing, example_question
 from llava.train.preflight.run import note_not_run, run_preflight
 from llava.train.run_data import report_sources
 from llava.train.setup import prepare
@@ -106,7 +106,9 @@ def run_all(settings: Settings, stop: Stop) -> None:
         write_card(training_args.output_dir)
     sees = run.trainer.model.config.mm_hidden_size is not None
     took = time.monotonic() - start
-    logger.info("%s", closing(Path(training_args.output_dir), run.trainer.state, took, sees))
+    trainer = run.trainer
+    asked = example_question(trainer.eval_dataset or trainer.train_dataset) if sees else None
+    logger.info("%s", closing(Path(training_args.output_dir), trainer.state, took, sees, asked))
 
 
 def evaluation_of_last_step(trainer: LlavaTrainer) -> dict[str, float]:

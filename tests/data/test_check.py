@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from llava.config.video import VIDEO_DECODERS, VideoSpec
@@ -386,3 +387,19 @@ def test_numbers_are_checked_with_the_frames_that_they_are_of(
     assert checked(placed, unsized, more=[*model, "--image_aspect_ratio", "square"])[0] == 0
     code, output = checked(placed, more=model[:2])
     assert code == 1 and "and there is no --mm_coordinates True" in output
+
+
+def test_the_next_command_trains_what_its_recipe_does_and_the_coordinates(
+    assets: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = record("timed", "{<TEMP-OUTPUT><TEMP-OUTPUT>}", "clip0.mp4") | {
+        "variables": {"temporal_output_locations": [0.0, 1.0]}
+    }
+    argv = flags(assets.clips, write_records(tmp_path, timed))
+    parts = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "italian.yaml").read_text())["mm_tunable_parts"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    for trained in (parts, "mm_vision_resampler"):
+        assert check.main(argv) == 0
+        assert f" MM_TUNABLE_PARTS={trained},mm_coordinates bash train_italian" in capsys.readouterr().out
+        (tmp_path / "recipes" / "italian.yaml").write_text("mm_tunable_parts: mm_vision_resampler\n")

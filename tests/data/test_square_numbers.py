@@ -210,8 +210,30 @@ def test_numbers_that_have_no_place_in_the_picture_are_problems() -> None:
 def test_times_are_those_of_the_frames_that_are_seen(records: RecordTable) -> None:
     said = loose_times(records, SPEC)
     assert "'clip_tvg_0'" in said and "--video_fps 1 may end up to 1 s before" in said and "--force_sample True" in said
-    assert loose_times(records, replace(SPEC, force_sample=True)) == loose_times(records, None) == ""
-    assert loose_times([r for r in records if r.images], SPEC) == loose_times(records, replace(SPEC, video_fps=0)) == ""
+    ten = replace(SPEC, num_frames=10)
+    assert loose_times(records, replace(ten, force_sample=True)) == loose_times(records, None) == ""
+    assert loose_times([r for r in records if r.images], SPEC) == loose_times(records, replace(ten, video_fps=0)) == ""
+
+
+def test_boxes_at_other_times_than_those_of_the_frames_that_are_seen_are_told_with_both_numbers(
+    records: RecordTable,
+) -> None:
+    """Those of the clip are at frames 4 and 5 of ten."""
+    spec = replace(SPEC, num_frames=8, force_sample=True)
+    for taken in (records, list(records)):
+        said = loose_times(taken, spec)
+        assert said.startswith("3 records (record 'clip_stvg_0' for one) have boxes at times of 10 frames, and")
+        assert "--num_frames is 8" in said and "again with --num_frames 8, or train with --num_frames 10" in said
+    for shown in (10, 19, 28):
+        assert loose_times(records, replace(spec, num_frames=shown)) == "", "every frame of ten is one of these"
+    times = [r for r in records if "<TEMP-" in str(r.conversations) and "HEIGHT" not in str(r.conversations)]
+    assert times and loose_times(times, spec) == "", "spans may begin and end between frames"
+    stvg = next(r for r in records if r.id == "clip_stvg_0")
+    rounded = replace(stvg, coordinates=tuple(round(number, 3) for number in stvg.coordinates))
+    assert loose_times([rounded], replace(spec, num_frames=10)) == ""
+    anywhere = replace(stvg, coordinates=(*stvg.coordinates[:2], 0.444444, *stvg.coordinates[3:7], 0.5017))
+    anywhere = replace(anywhere, coordinates=(*anywhere.coordinates, *stvg.coordinates[8:]))
+    assert "at times of no one number of frames, and --num_frames is 8" in loose_times([anywhere], spec)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llava.data.variables import (
     VARIABLES,
     coordinate_word,
     fill,
+    frame_places,
     placeholders_in,
     read_variables,
     variables_of,
@@ -91,6 +92,13 @@ def test_told_and_asked_are_not_exchanged() -> None:
     assert read_variables(talk("Quando?", "<TEMP-OUTPUT>"), asked)[1] == []
     assert "<TEMP-INPUT> in an answer" in read_variables(talk("Quando?", "<TEMP-INPUT>"), told)[1][0]
     assert "<TEMP-OUTPUT> in a question" in read_variables(talk("Da <TEMP-OUTPUT>?", "Sì."), asked)[1][0]
+
+
+def test_times_of_boxes_of_frames_are_found_among_the_numbers() -> None:
+    box = "[<WIDTH-OUTPUT><HEIGHT-OUTPUT><WIDTH-OUTPUT><HEIGHT-OUTPUT>]"
+    text = f"<TEMP-INPUT>: {{<TEMP-OUTPUT><TEMP-OUTPUT>}} <TEMP-OUTPUT>:{box} <TEMP-OUTPUT> : {box} <TEMP-010>:{box}"
+    assert frame_places(text) == [3, 8]
+    assert frame_places("Un gatto: dorme.") == frame_places(box) == []
 
 
 def test_words_that_stand_for_coordinates() -> None:

@@ -17,6 +17,7 @@ from llava.data.coordinates import coordinate_token
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import extract_features, open_cache
 from llava.data.grounding.annotation import Annotation, Event
+from llava.data.grounding.geometry import Square
 from llava.data.grounding.tasks import records_of
 from llava.data.json_records import DatasetError
 from llava.data.prompt import pad_token_id
@@ -24,7 +25,7 @@ from llava.data.records import load_records
 from llava.data.variables import axis_of, fill, read_variables
 from llava.errors import UserError
 from llava.eval.captioning import Caption, Captioner
-from llava.eval.grounding import Asker, main
+from llava.eval.grounding import Asker, main, truths_of
 from llava.eval.grounding_answers import MEASURES
 from llava.model.builder import add_coordinate_tokens, load_pretrained_model
 from llava.report.page import write_report
@@ -311,3 +312,15 @@ def test_a_model_without_coordinates_is_refused(assets, saved, tmp_path):
     path = make_records(tmp_path, ("TVG",))
     with pytest.raises(UserError, match=r"trained without coordinates .* name a run that was trained with them"):
         main([str(saved), "--data_path", str(path), *seen(assets, tmp_path)])
+
+
+def test_the_numbers_of_a_record_are_moved_once_before_it_is_asked(assets, build, tokenizer, tmp_path, monkeypatch):
+    path = make_records(tmp_path, ("REC", "TVG", "STVG"))
+    model = build(spec=SPEC)
+    add_coordinate_tokens(tokenizer, model)
+    captioner = Captioner(tokenizer, model)
+    records, _ = load_records(path, tmp_path, assets.clips, reserved=())
+    moved, numbers = [], Square.numbers
+    monkeypatch.setattr(Square, "numbers", lambda *given: moved.append(given) or numbers(*given))
+    assert len(truths_of(records, captioner, "stop")[0]) == len(records) == 3 * CLIPS
+    assert len(moved) == 2 * CLIPS, "times stay as they are"

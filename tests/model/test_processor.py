@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from transformers import AutoProcessor
 
 from llava.constants import VISUAL_TOKENS
 from llava.data.chat_formats import add_tokens, template_of
+from llava.data.coordinates import register
 from llava.data.video import frames_to_pixels, read_frames, read_image
 from llava.eval.captioning import Captioner
+from llava.model.builder import add_coordinate_tokens
 from llava.model.processor import VisionCausalLMProcessor, video_frames
 from tests.conftest import PROCESSOR, SPEC, colour_frames
 
@@ -142,3 +145,115 @@ def test_a_line_break_after_a_placeholder_is_layout_in_messages_too(tokenizer):
     parts = [{"type": "image", "image": image}, {"type": "text", "text": "\nDove?"}]
     ids = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=True)["input_ids"]
     assert torch.equal(ids, processor(text=first, images=image)["input_ids"])
+
+
+WHEN = {"temporal_input_locations": [0.2, 0.5]}
+ASKED = "<video> Che succede in {<TEMP-INPUT><TEMP-INPUT>}?"
+WHERE = {"spatial_width_input_locations": [0.1, 0.4], "spatial_height_input_locations": [0.2, 0.9]}
+BOX = "[<WIDTH-INPUT><HEIGHT-INPUT><WIDTH-INPUT><HEIGHT-INPUT>]"
+
+
+@pytest.fixture
+def placed(build, tokenizer, tmp_path):
+    """A model with coordinates, and the folder in which it lies with its tokenizer."""
+    model = build()
+    add_coordinate_tokens(tokenizer, model)
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    return model, tmp_path / "run"
+
+
+def told(batch, row=0):
+    """The numbers of a row, rounded, in reading order."""
+    return [round(n, 4) for n in batch["coordinates"][row].tolist() if n >= 0]
+
+
+def test_numbers_stand_at_their_placeholders_and_reach_the_model(placed):
+    model, folder = placed
+    processor, frames = AutoProcessor.from_pretrained(folder), colour_frames(1, SPEC.num_frames)
+    inputs = processor(text=ASKED, videos=frames, variables=WHEN)
+    places = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<TEMP-INPUT>")
+    assert torch.equal(inputs["coordinates"] >= 0, places) and told(inputs) == [0.2, 0.5]
+    assert inputs["coordinates"].dtype == torch.float32 and bool((inputs["coordinates"][~places] == -1).all())
+    later = processor(text=ASKED, videos=frames, variables={"temporal_input_locations": (0.2, 0.9)})
+    first, second = (model(**batch).logits[:, -1] for batch in (inputs, later))
+    assert not torch.equal(first, second)
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
+    assert "coordinates" not in processor(text="<video> Un", videos=frames)
+    content = [{"type": "video", "video": frames}, {"type": "text", "text": ASKED.removeprefix("<video> ")}]
+    said = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, variables=WHEN)
+    assert all(torch.equal(said[name], inputs[name]) for name in inputs)
+
+
+def test_numbers_of_a_batch_are_padded_and_cut_with_its_ids(placed):
+    processor = AutoProcessor.from_pretrained(placed[1])
+    texts = [ASKED.removeprefix("<video> "), "Un gatto nero dorme e poi corre in {<TEMP-INPUT><TEMP-INPUT>}", "Un"]
+    later = {"temporal_input_locations": [0.0, 1.0]}
+    batch = processor(text=texts, variables=[WHEN, later, None])
+    assert [told(batch, row) for row in range(3)] == [[0.2, 0.5], [0.0, 1.0], []]
+    assert batch["coordinates"].shape == batch["input_ids"].shape
+    where = (batch["coordinates"][1] >= 0).nonzero().flatten() - (batch["attention_mask"][1] == 0).sum()
+    cut = processor(text=texts[1], variables=later, truncation=True, max_length=int(where[1]), return_tensors=None)
+    assert cut["coordinates"] == [[-1.0] * int(where[0]) + [0.0]]
+
+
+def test_boxes_are_moved_as_the_pixels_are(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(list(VISUAL_TOKENS), special_tokens=True)
+    register(tokenizer)
+
+    def process(aspect, images, text=f"<image> Chi sta in {BOX}?", variables=WHERE):
+        spec = replace(SPEC, image_aspect_ratio=aspect).to_dict()
+        processor = VisionCausalLMProcessor(tokenizer, spec, PROCESSOR.to_dict())
+        return told(processor(text=text, images=images, variables=variables))
+
+    wide, narrow = np.zeros((50, 100, 3), np.uint8), np.zeros((100, 50, 3), np.uint8)
+    assert process("square", wide) == [0.1, 0.2, 0.4, 0.9]
+    assert process("pad", wide) == [0.1, 0.35, 0.4, 0.7], "half of the square is black, above and below"
+    assert process("pad", narrow) == [0.3, 0.2, 0.45, 0.9]
+    assert process("pad", None, text=f"Chi sta in {BOX}?") == [0.1, 0.2, 0.4, 0.9], "nothing is shown"
+    assert process("pad", [wide, narrow], "<image> <image> {<TEMP-INPUT><TEMP-INPUT>}", WHEN) == [0.2, 0.5]
+    with pytest.raises(ValueError, match="text 0: its pictures are of 100 x 50 and of 50 x 100 pixels"):
+        process("pad", [wide, narrow], text=f"<image> <image> {BOX}")
+    left = {**WHERE, "spatial_width_input_locations": [0.0, 0.1]}
+    with pytest.raises(ValueError, match=r"text 0: its box \[0.0, 0.2, 0.1, 0.9\] is cropped away"):
+        process("crop", wide, variables=left)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (None, r"text 0: 2 <TEMP-INPUT> in the text, but 0 numbers \(few\) under temporal_input_locations"),
+        ({"temporal_input_locations": [0.2]}, r"but 1 numbers \(few\)"),
+        ({"temporal_input_locations": [0.2, 0.3, 0.4]}, r"but 3 numbers \(many\)"),
+        ({"temporal_input_locations": [0.2, 1.5]}, r"temporal_input_locations\[1\] is 1.5, which is not from 0 to 1"),
+        ({"temporal_input_locations": [0.2, float("nan")]}, "must be a number from 0 to 1, got nan"),
+        ({"temporal_input_locations": [0.2, float("inf")]}, "is inf, which is not from 0 to 1"),
+        ({"temporal_input_locations": [0.5, 0.2]}, "a span .* ends before it begins"),
+        ({"temporal_input_locations": np.array([0.2, 0.5])}, "must be a list of numbers"),
+        ({"times": [0.2, 0.5]}, "variables has a key 'times'"),
+        ([WHEN, WHEN], "expected a list of 1 objects, one for each text, got 2"),
+        ("0.2", "expected a list of 1 objects, one for each text, got a str"),
+    ],
+)
+def test_wrong_numbers_are_named(placed, variables, message):
+    with pytest.raises(ValueError, match=message):
+        AutoProcessor.from_pretrained(placed[1])(text=ASKED.removeprefix("<video> "), variables=variables)
+
+
+def test_numbers_have_their_place(placed):
+    processor = AutoProcessor.from_pretrained(placed[1])
+    messages = [{"role": "user", "content": ASKED.removeprefix("<video> ")}]
+    with pytest.raises(ValueError, match="variables go with tokenize=True"):
+        processor.apply_chat_template(messages, variables=WHEN)
+    messages[0]["content"] = "Quando? {<TEMP-OUTPUT><TEMP-OUTPUT>}"
+    with pytest.raises(ValueError, match="<TEMP-OUTPUT> in a question: what is told is INPUT"):
+        processor.apply_chat_template(messages, tokenize=True, variables={"temporal_output_locations": [0.2, 0.5]})
+
+
+def test_a_model_without_coordinates_takes_no_numbers(saved):
+    processor = AutoProcessor.from_pretrained(saved)
+    with pytest.raises(ValueError, match="variables: this model was trained without coordinates"):
+        processor(text="Un gatto", variables=WHEN)
+    with pytest.raises(ValueError, match="<TEMP-INPUT> in the text: this model was trained without coordinates"):
+        processor(text="Un gatto in <TEMP-INPUT>")

@@ -11,6 +11,7 @@ import pytest
 
 from llava.eval.captioning import Captioner
 from llava.model.builder import add_coordinate_tokens
+from llava.model.processor import VisionCausalLMProcessor
 from llava.model.remote_code import flattened, remote_code
 
 ALONE = """
@@ -32,7 +33,11 @@ same = bool((second(**inputs, use_cache=False).logits == model(**inputs).logits)
 options = {"model": folder, "trust_remote_code": True}
 words = pipeline("text-generation", **options)("Un gatto", max_new_tokens=3, do_sample=False)
 seen = pipeline("image-text-to-text", **options)(Image.new("RGB", (60, 40)), text="<image> Un", max_new_tokens=3)
-print(json.dumps({"ids": ids, "same": same, "module": type(second).__module__,
+asked = "<video> Che succede in {<TEMP-INPUT><TEMP-INPUT>}?"
+asked = processor(videos=clip, text=asked, variables={"temporal_input_locations": [0.2, 0.5]})
+told = [round(number, 4) for number in asked["coordinates"][0].tolist() if number >= 0]
+answer = model.generate(**asked, max_new_tokens=4, do_sample=False)[0, asked["input_ids"].shape[1]:].tolist()
+print(json.dumps({"told": told, "answer": answer, "ids": ids, "same": same, "module": type(second).__module__,
                   "words": words[0]["generated_text"], "seen": seen[0]["generated_text"]}))
 """
 
@@ -55,8 +60,20 @@ def test_a_checkpoint_opens_where_the_package_is_not(build, tokenizer, assets, t
     here.coordinate_choice = "argmax"
     assert tokenizer.decode(said["ids"], skip_special_tokens=True).strip() == here([clip], max_new_tokens=8)[0]
     assert said["same"] and said["module"].startswith("transformers_modules.again")
+    assert said["told"] == [0.2, 0.5] and said["answer"] == _answered(here, clip)
     assert said["words"].startswith("Un gatto") and "Un" in said["seen"]
     assert str(assets.tower.parent) not in (tmp_path / "run" / "config.json").read_text()
+
+
+def _answered(captioner, clip):
+    """What the model writes of the same question here."""
+    processor = VisionCausalLMProcessor(
+        captioner.tokenizer, captioner.model.config.video_spec, captioner.model.config.mm_processor
+    )
+    text = "<video> Che succede in {<TEMP-INPUT><TEMP-INPUT>}?"
+    inputs = processor(videos=clip, text=text, variables={"temporal_input_locations": [0.2, 0.5]})
+    ids = captioner.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 def test_the_entry_names_the_class(build):

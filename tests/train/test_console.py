@@ -8,8 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from llava.data.coordinates import register
+from llava.data.records import Record
+from llava.eval.captioning import check_prompt
 from llava.train import console
-from llava.train.console import LogLines, closing, duration, log_line, plan, planned_steps
+from llava.train.console import LogLines, closing, duration, example_question, log_line, plan, planned_steps
+from tests.conftest import make_tokenizer
 from tests.train.runs import train
 
 
@@ -68,6 +72,8 @@ def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
     state = SimpleNamespace(global_step=4, epoch=1.0, log_history=[{"loss": 3.0, "step": 2}, {"loss": 3.5, "step": 4}])
     text = closing(tmp_path / "a b", state, 131.0, sees=True)
     assert f"--model-path '{tmp_path}/a b' --video" in text and f"llava.export '{tmp_path}/a b' OUT" in text
+    text = closing(tmp_path, state, 131.0, True, ("a b/clip.mp4", "Dov'è?"))
+    assert "--video 'a b/clip.mp4' --prompt 'Dov'" in text
     text = closing(tmp_path, state, 131.0, sees=True)
     assert "time           2:11, 4 steps, 1 times over the data" in text
     assert "loss           3.5 at the end; best 3 at step 2" in text
@@ -87,6 +93,30 @@ def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
         (tmp_path / "controls.jsonl").write_text(f"{{}}\n{json.dumps(line)}\n")
         wanted = f"{sight} [+0.125, +0.5] nats more with another clip's video ({clips} held-out clips{few})"
         assert wanted in closing(tmp_path, state, 1.0, sees=True)
+
+
+def test_the_question_that_is_repeated_is_one_that_the_cli_takes():
+    def asks(question, answer="Un gatto.", **files):
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        meta, numbers = {"width": 64, "height": 64}, files.pop("numbers", ())
+        shown = {"videos": (), "images": ()} | files
+        return Record("r", turns, shown["videos"], shown["images"], None, meta, "r[0]", coordinates=numbers)
+
+    def found(*records):
+        return example_question(SimpleNamespace(records=records, numbers=lambda record: record.coordinates))
+
+    told = asks("<video>\nChe cosa succede in {<TEMP-INPUT><TEMP-INPUT>}?", videos=("c.mp4",), numbers=(0.2, 0.5, 0.7))
+    assert found(told) == ("c.mp4", "Che cosa succede in {<TEMP-020><TEMP-049>}?")
+    caption, two = asks("<video>", videos=("a.mp4",)), asks("<video><video> Chi?", videos=("a.mp4", "b.mp4"))
+    picture = asks("<image> Chi?", images=("a.png",))
+    assert found(caption, two) is None and found(caption, two, picture) == ("a.png", "Chi?")
+    for _, prompt in (found(told), found(picture)):
+        check_prompt(prompt, register_all(make_tokenizer()))
+
+
+def register_all(tokenizer):
+    register(tokenizer)
+    return tokenizer
 
 
 def test_a_run_says_plan_lines_and_end_and_no_library_says_anything(assets, tmp_path, capfd, caplog):

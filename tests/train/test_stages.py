@@ -106,3 +106,17 @@ def test_what_the_command_gives_wins(assets, tmp_path, caplog):
 def test_there_must_be_adapters_to_merge(assets, stages, tmp_path):
     with pytest.raises(ValueError, match="has no LoRA adapters"):
         train(assets, tmp_path, model_name_or_path=stages / "1", merge_lora=True, max_steps=1, model_max_length=96)
+
+
+def test_what_a_stage_freezes_is_not_said_of_a_flag_that_nobody_gave(assets, tmp_path):
+    with pytest.raises(ValueError, match="fresh tables") as said:
+        parse_arguments(flags(assets, tmp_path, stage=1, mm_coordinates=True, **QUIET))
+    parts = "mm_vision_resampler,mm_embeddings"
+    assert f"which --stage 1 freezes, since it trains {parts} alone: leave --mm_coordinates to --stage 2" in str(
+        said.value
+    )
+    assert f"or give --mm_tunable_parts {parts},mm_coordinates" in str(said.value)
+    assert "of the command" not in str(said.value)
+    own = {"mm_tunable_parts": "mm_vision_resampler"}
+    with pytest.raises(ValueError, match="which --mm_tunable_parts, of the command or of its recipe, freezes"):
+        parse_arguments(flags(assets, tmp_path, stage=1, mm_coordinates=True, **QUIET, **own))

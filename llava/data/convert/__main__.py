@@ -24,12 +24,13 @@ from llava.config.video import VideoSpec
 from llava.data.convert.build import Tally, build, summary
 from llava.data.convert.clips import IMAGES, VIDEOS, ClipIndex
 from llava.data.convert.columns import Asked
-from llava.data.convert.grounding import MarkedSource, open_marked
+from llava.data.convert.fields import MarkedSource
+from llava.data.convert.grounding import open_marked
 from llava.data.convert.marked import Wanted, build_marked
 from llava.data.convert.rows import COMMAND
 from llava.data.convert.sniff import Opened, open_form
 from llava.data.convert.write import Writer, part_path, write_lists
-from llava.data.grounding.prompts import PROMPTS
+from llava.data.grounding.prompts import LANGUAGES, PROMPTS
 from llava.data.json_records import DatasetError
 from llava.data.mixture import DEFAULT_SEED
 from llava.errors import UserError, run_command, show
@@ -70,7 +71,10 @@ class ConvertFlags:
         metadata={"help": "Frames of a video that training sees; boxes are given at these."},
     )
     annotations: str | None = field(
-        default=None, metadata={"help": "Folder of VidOR's files, with the boxes of VidSTG."}
+        default=None,
+        metadata={
+            "help": "Folder of VidOR's files, with the boxes of VidSTG; instances.json, with those of RefCOCO's refs."
+        },
     )
     seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of the wordings of questions."})
     overwrite: bool = field(default=False, metadata={"help": "Replace files of an earlier conversion."})
@@ -143,6 +147,14 @@ def records_of(
         yield from build(rows, index, tally, flags.asked().code, opened.is_image)
 
 
+def language_of(questions: str, marked: MarkedSource) -> str:
+    """In which language annotations are asked about, and how another is chosen."""
+    if marked.asks:
+        return f"the source's own, in {LANGUAGES[marked.asks]}; --questions has no effect"
+    others = " or ".join(f"--questions {code} for {name}" for code, name in LANGUAGES.items() if code != questions)
+    return f"in {LANGUAGES[questions]} (--questions {questions}), whatever language the source is in; {others}"
+
+
 def check_command(flags: ConvertFlags, split: str) -> str:
     """A look at every file, with the frames at which boxes are given."""
     folder = "--image_folder" if flags.image_folder else "--video_folder"
@@ -179,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         marked = open_marked(flags.source, flags.encoding, flags.asked().code, flags.annotations)
         opened = marked or open_form(flags.source, flags.asked(), flags.encoding, flags.header)
         print(f"{show(flags.source)}: {opened.form} ({opened.why})")
+        if marked is not None:
+            print(f"questions: {language_of(flags.questions, marked)}")
         if isinstance(opened, Opened):
             if opened.columns is not None:
                 print(f"columns: {opened.columns}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.config.video import ProcessorSpec
-from llava.data.variables import axis_of
+from llava.data.variables import BOX, axis_of, places_of
 from llava.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -108,6 +108,20 @@ def square_of(meta: Mapping[str, Any], image_aspect_ratio: str, processor: Proce
             "use --image_aspect_ratio square"
         )
     return Square.of(int(size[0]), int(size[1]), image_aspect_ratio, processor)  # type: ignore[arg-type]
+
+
+def cropped_box(text: str, told: Sequence[float], moved: Sequence[float]) -> str:
+    """What is said of the first box of a text that lies outside its picture, which has no width or height there; empty
+    for none.
+
+    Args:
+        told, moved: the numbers at the text's coordinate placeholders, and those in the square.
+    """
+    for place in places_of(BOX, text):
+        its, (x1, y1, x2, y2) = told[place], moved[place]
+        if (its[0] < its[2] and x2 <= x1) or (its[1] < its[3] and y2 <= y1):
+            return f"its box {[round(number, 3) for number in its]} is cropped away"
+    return ""
 
 
 def truth_in_square(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+LANGUAGES = {"it": "Italian", "en": "English"}
+"""The languages of `PROMPTS`, by their names."""
+
 PROMPTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "it": {
         "REC": (

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,9 +100,115 @@ def test_refcoco(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture
     assert records[0]["meta"]["width"] == 100 and records[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
     out = capsys.readouterr().out
     assert "RefCOCO (images with captions, annotations with bbox)" in out and "--mm_coordinates True" in out
+    assert (
+        "questions: in Italian (--questions it), whatever language the source is in; --questions en for English" in out
+    )
+    convert(REFCOCO, "--questions", "en", is_image=True)
+    assert "questions: in English (--questions en), whatever language" in capsys.readouterr().out
     own = copy.deepcopy(REFCOCO)
     own["annotations"] = [{"id": 6, "bbox": [50, 25, 50, 25]}, {"id": 5, "bbox": [10, 5, 20, 10]}]
     assert convert(own, "--tasks", "rec", is_image=True)[0]["meta"]["truth"]["box"] == [0.1, 0.1, 0.3, 0.3]
+
+
+def instances(**changes: Any) -> dict[str, Any]:
+    """RefCOCO's boxes as COCO has them, all images of the data set being the one that is there but the last."""
+    content = {
+        "images": [
+            {"id": 581857, "file_name": "coco_1.jpg", "width": 100, "height": 50},
+            {"id": 7, "file_name": "gone.jpg", "width": 100, "height": 50},
+        ],
+        "annotations": [
+            {"id": 1719310, "image_id": 581857, "bbox": [10, 5, 20, 10], "category_id": 1},
+            {"id": 2, "image_id": 581857, "bbox": [50.0, 25.0, 50.0, 25.0], "category_id": 1},
+            {"id": 3, "image_id": 7, "bbox": [0, 0, 5, 5], "category_id": 1},
+        ],
+    }
+    return {**content, **changes}
+
+
+def ref(ann_id: int, split: str, *phrases: str, image_id: int = 581857) -> dict[str, Any]:
+    sentences = [
+        {"sent_id": n, "sent": text, "raw": text.upper(), "tokens": text.split()} for n, text in enumerate(phrases)
+    ]
+    return {"ref_id": ann_id, "ann_id": ann_id, "image_id": image_id, "split": split, "sentences": sentences,
+            "file_name": f"coco_1_{ann_id}.jpg", "category_id": 1}  # fmt: skip
+
+
+REFS = [ref(1719310, "train", "the cat", "left cat"), ref(2, "testA", "the dog"), ref(3, "val", "a bird", image_id=7)]
+
+
+def test_refcoco_as_it_is_distributed(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "instances.json").write_text(json.dumps(instances()))
+    source = tmp_path / "refs(unc).json"
+    source.write_text(json.dumps(REFS))
+    argv = [str(source), "--output", str(tmp_path / "ref.json"), "--image_folder", str(tmp_path / "images")]
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((50, 100, 3), np.uint8)).save(tmp_path / "images" / "coco_1.jpg")
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "RefCOCO's own files (refs with ref_id, boxes of " in out and "instances.json" in out
+    train, test = (json.loads((tmp_path / f"ref_{name}.json").read_text()) for name in ("train", "testA"))
+    assert [r["meta"]["task"] for r in train] == ["REC", "REG"] * 2 and len(test) == 2
+    assert [r["meta"]["event"] for r in train] == ["the cat", "the cat", "left cat", "left cat"]
+    assert {r["image"] for r in train + test} == {"coco_1.jpg"}
+    assert spelled(train[0], tmp_path)[1] == "[<W.10><H.10><W.30><H.30>]"
+    assert spelled(test[0], tmp_path)[1] == "[<W.50><H.50><W1.00><H1.00>]"
+    assert not (tmp_path / "ref_val.json").exists()
+    assert (tmp_path / "ref.missing.txt").read_text() == "gone.jpg\tno such file\t1 captions\n"
+    # From JSON lines, with the boxes elsewhere; sentences as people wrote them where nobody has cleaned them.
+    (tmp_path / "instances.json").rename(tmp_path / "boxes.json")
+    raw = ref(2, "val", "the dog")
+    del raw["sentences"][0]["sent"]
+    source.write_text("\n".join(json.dumps(row) for row in (REFS[0], raw)))
+    assert main([*argv, "--overwrite", "--annotations", str(tmp_path / "boxes.json")]) == 0
+    assert json.loads((tmp_path / "ref_val.json").read_text())[0]["meta"]["event"] == "THE DOG"
+
+
+@pytest.mark.parametrize(("row", "boxes", "said"), [
+    (ref(9, "val", "a"), {}, "].sentences[0]: wrong annotation: ann_id: there is no annotation 9 in instances.json"),
+    (ref(3, "val", "a"), {}, "image_id: 581857, and annotation 3 in instances.json is of image 7"),
+    (ref(2, "val", "a"), {"images": []}, "image_id: there is no image 581857 in instances.json"),
+    (ref(2, "val"), {}, "[0]: wrong annotation: sentences: expected a list of objects with sent or raw"),
+    (ref(2, "", "a"), {}, "split: expected a text, got ''"),
+    ({**ref(2, "val"), "sentences": [{"sent": ""}]}, {}, "sent: expected a text, got ''"),
+    (ref(2, "val", "a"), {"annotations": [{"id": 2, "image_id": 581857, "bbox": [90, 5, 95, 10]}]}, "is no box within"),
+])  # fmt: skip
+def test_a_wrong_ref_is_named(
+    convert: Convert, tmp_path: Path, row: dict[str, Any], boxes: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "instances.json").write_text(json.dumps(instances(**boxes)))
+    with pytest.raises(SystemExit):
+        convert([row], is_image=True)
+    assert said in (tmp_path / "out.left_out.txt").read_text()
+
+
+def test_refs_without_their_boxes_and_pickles_are_refused_with_the_remedy(
+    convert: Convert, tmp_path: Path, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(source: Any) -> str:
+        with pytest.raises(SystemExit):
+            convert(source, is_image=True)
+        return capsys.readouterr().err
+
+    said = refused(REFS)
+    assert f"there is no {tmp_path / 'instances.json'}" in said and "--annotations FILE" in said
+    assert "holds boxes without phrases, as RefCOCO's instances.json" in refused(instances())
+    (tmp_path / "instances.json").write_text("[]")
+    assert "expected an object with images and annotations" in refused(REFS)
+    (tmp_path / "instances.json").write_text(json.dumps(instances()))
+    pickled = tmp_path / "refs(unc).p"
+    for protocol in (0, 2):  # RefCOCO's own are of Python 2, whose pickles are text.
+        pickled.write_bytes(pickle.dumps(REFS, protocol=protocol))
+        flags = ["--image_folder", str(media), "--overwrite"]
+        with pytest.raises(SystemExit):
+            main([str(pickled), "--output", str(tmp_path / "p.json"), *flags])
+        said = capsys.readouterr().err
+        assert "is a pickle, as RefCOCO's refs(unc).p, and reading one may run any program" in said
+        command = next(line.strip() for line in said.splitlines() if "pickle.load" in line)
+        subprocess.run(shlex.split(command.replace("python ", f"{sys.executable} ", 1)), check=True)
+        assert json.loads(pickled.with_suffix(".json").read_text()) == REFS
+        assert main([str(pickled.with_suffix(".json")), "--output", str(tmp_path / "p.json"), *flags]) == 0
+        pickled.with_suffix(".json").unlink()
 
 
 def test_an_image_that_is_turned_after_it_was_annotated_is_left_out(
@@ -211,7 +320,7 @@ ST_ALIGN = [
 ]  # fmt: skip
 
 
-def test_st_align(convert: Convert, tmp_path: Path) -> None:
+def test_st_align(convert: Convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = by_task(convert(ST_ALIGN))
     boxes = "<T.50>:[<W.20><H.20><W.40><H.80>] <T.75>:[<W.40><H.20><W.60><H.80>]"
     question, answer = spelled(found["STVG"], tmp_path)
@@ -226,6 +335,7 @@ def test_st_align(convert: Convert, tmp_path: Path) -> None:
     question, answer = spelled(found["ELC"], tmp_path)
     assert question.startswith("<video> Starts in (T.38), [(W.10)(H.20)(W.30)(H.80)]. When does it end? Please")
     assert answer == f"<T.75>, a man turns. {boxes}" and found["ELC"]["meta"]["split"] == [0, 8]
+    assert "questions: the source's own, in English; --questions has no effect" in capsys.readouterr().out
     lines = "\n".join(json.dumps(row) for row in ST_ALIGN)
     assert [r["id"] for r in convert(lines)] == [r["id"] for r in convert(ST_ALIGN)]
 
@@ -290,10 +400,6 @@ def test_what_else_is_refused(convert: Convert, tmp_path: Path, capsys: pytest.C
 
     assert "whose boxes are in VidOR's files: name their folder with --annotations DIR" in refused(VIDSTG)
     assert "holds no .json file of VidOR" in refused(VIDSTG, "--annotations", str(tmp_path / "none"))
-    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([{"ref_id": 1, "sentences": []}], protocol=2))
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "refs(unc).p"), "--output", str(tmp_path / "p.json"), "--image_folder", str(tmp_path)])
-    assert "is a pickle, as RefCOCO's refs(unc).p: reading one may run any program" in capsys.readouterr().err
     assert "--tasks TVG: this form serves REC, REG" in refused(REFCOCO, "--tasks", "REC,TVG", is_image=True)
     assert "--text_only: where and when" in refused(HC_STVG, "--text_only")
     assert "no record was written" in refused("AO8RW 3.0 9.0##a person sits.\n")
