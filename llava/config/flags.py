@@ -110,6 +110,14 @@ class ModelArguments:
             "and their tables, which train as mm_coordinates. Default: as the checkpoint has them."
         },
     )
+    mm_coordinates_in_vision: bool | None = field(
+        default=None,
+        metadata={"help": "Patches are given their time and place. Default: as the checkpoint, else True."},
+    )
+    mm_coordinates_reparameterized: bool | None = field(
+        default=None,
+        metadata={"help": "Neighbouring rows of the tables learn together. Default: as the checkpoint, else True."},
+    )
     stage: str | None = field(
         default=None,
         metadata={

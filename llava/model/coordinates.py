@@ -82,13 +82,15 @@ class CoordinateTables(nn.Module):
     Args:
         width: D.
         ids: of every coordinate token and placeholder, by name, in any order and any place of the vocabulary.
+        reparameterized: whether a row's gradient reaches its neighbours; what the tables hold is the same either way.
     """
 
     token_ids: torch.Tensor
     index_of: torch.Tensor
 
-    def __init__(self, width: int, ids: Mapping[str, int]) -> None:
+    def __init__(self, width: int, ids: Mapping[str, int], reparameterized: bool = True) -> None:
         super().__init__()
+        self.reparameterized = reparameterized
         self.names = (*COORDINATE_TOKENS, *COORDINATE_PLACEHOLDERS)
         lacks = [name for name in self.names if name not in ids]
         if lacks:
@@ -131,7 +133,9 @@ class CoordinateTables(nn.Module):
         spread over processes are together within this call alone.
         """
         tables = torch.stack([getattr(self, name) for name in TABLES])
-        return _NeighboursLearn.apply(tables).unflatten(0, (2, len(COORDINATE_AXES)))
+        if self.reparameterized:
+            tables = _NeighboursLearn.apply(tables)
+        return tables.unflatten(0, (2, len(COORDINATE_AXES)))
 
     def _index(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, L) as places among tokens and then placeholders; -1 for all others, `IGNORE_INDEX` among them."""

@@ -84,7 +84,9 @@ class LlavaMetaForCausalLM:
                     f"{type(self).__name__}: coordinates are read and written in one width, but its embeddings are "
                     f"{width} wide and its head reads {out}: use another language model"
                 )
-            self.coordinates = CoordinateTables(width, self.config.coordinate_token_ids or {})
+            self.coordinates = CoordinateTables(
+                width, self.config.coordinate_token_ids or {}, self.config.mm_coordinates_reparameterized
+            )
 
     def initialize_vision_modules(
         self,
@@ -218,7 +220,7 @@ class LlavaMetaForCausalLM:
             features = flat.unflatten(0, pixels.shape[:2])
         parameter = next(self.mm_projector.parameters(), None)
         patches = self.mm_projector(features if parameter is None else features.to(parameter.dtype))
-        if self.coordinates is not None:
+        if self.coordinates is not None and self.config.mm_coordinates_in_vision:
             rows, columns = self.config.mm_patch_grid
             patches = self.coordinates.patches(patches, (rows, columns))
         return patches

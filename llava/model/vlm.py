@@ -71,6 +71,8 @@ class VisionConfig:
     visual_token_ids: dict | None = None
     lora: dict | None = None
     mm_coordinates: bool = False
+    mm_coordinates_in_vision: bool = True
+    mm_coordinates_reparameterized: bool = True
     coordinate_token_ids: dict | None = None
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

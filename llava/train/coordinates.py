@@ -18,30 +18,41 @@ from llava.model.vlm import VisionCausalLM
 
 logger = logging.getLogger(__name__)
 
+SWITCHES = ("mm_coordinates_in_vision", "mm_coordinates_reparameterized")
+"""Ingredients that a run may leave out, to see what each is worth; flags and fields of the config."""
 
-def has_tables(model_args: ModelArguments) -> bool:
-    """Whether the folder that a run starts from has coordinates that it keeps; of a hub name the flag alone tells."""
+
+def kept(model_args: ModelArguments) -> dict[str, Any]:
+    """The config of the folder that a run starts from, if it has coordinates that the run keeps; of a hub name the
+    flags alone tell.
+    """
     if model_args.from_scratch or not model_args.model_name_or_path:
-        return False
+        return {}
     try:
         values = json.loads((Path(model_args.model_name_or_path) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # Whoever loads the model says what is wrong with it.
-    return isinstance(values, dict) and bool(values.get("mm_coordinates"))
+        return {}  # Whoever loads the model says what is wrong with it.
+    return values if isinstance(values, dict) and values.get("mm_coordinates") else {}
 
 
 def flag_problems(
     model_args: ModelArguments, training_args: TrainingArguments, by_stage: Collection[str] = ()
 ) -> list[str]:
-    """What is wrong with `--mm_coordinates`, which is set here where nobody named it.
+    """What is wrong with `--mm_coordinates` and its switches, which are set here where nobody named them.
 
     Args:
         by_stage: flags that `--stage` has set, and nobody has given.
     """
-    there = has_tables(model_args)
+    config = kept(model_args)
+    there = bool(config)
     if model_args.mm_coordinates is None:
         model_args.mm_coordinates = there
     problems = []
+    for name in SWITCHES:
+        if getattr(model_args, name) is None:
+            setattr(model_args, name, config.get(name, True))
+        elif getattr(model_args, name) is False and not model_args.mm_coordinates:
+            problems.append(f"--{name} False, but there is no --mm_coordinates True: leave it out")
     if there and not model_args.mm_coordinates:
         problems.append(
             f"--mm_coordinates False: {model_args.model_name_or_path} was trained with coordinates, which cannot be "
@@ -65,23 +76,34 @@ def flag_problems(
     return problems
 
 
-def give_coordinates(model: VisionCausalLM, tokenizer: PreTrainedTokenizerBase, wanted: bool, name: str) -> None:
+def give_coordinates(
+    model: VisionCausalLM, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments, name: str
+) -> None:
     """Tokens and tables where the flags ask for them; after the visual tokens.
 
     Args:
         name: the flag that names the model, for the message.
 
     Raises:
-        ValueError: when the model has coordinates that the flags do not.
+        ValueError: when the model has coordinates that the flags do not, or was trained with other `SWITCHES`.
     """
-    if model.coordinates is not None and not wanted:
+    fresh, config = model.coordinates is None, model.config
+    if not fresh and not model_args.mm_coordinates:
         raise UserError(f"{name} was trained with coordinates: add --mm_coordinates True")
-    if wanted:
-        fresh = model.coordinates is None
-        ids = add_coordinate_tokens(tokenizer, model)
-        logger.info(
-            "coordinates: %d tokens from id %d on, %s tables", len(ids), min(ids.values()), "fresh" if fresh else "its"
-        )
+    if not model_args.mm_coordinates:
+        return
+    asked = {switch: bool(getattr(model_args, switch)) for switch in SWITCHES}
+    if fresh:
+        config.update(asked)
+    other = [switch for switch in SWITCHES if getattr(config, switch) != asked[switch]]
+    if other:
+        trained = " ".join(f"--{switch} {getattr(config, switch)}" for switch in other)
+        raise UserError(f"{name} was trained with {trained}: give the same, or start from a model without coordinates")
+    ids = add_coordinate_tokens(tokenizer, model)
+    logger.info(
+        "coordinates: %d tokens from id %d on, %s tables%s", len(ids), min(ids.values()), "fresh" if fresh else "its",
+        "".join(f", {switch} False" for switch in SWITCHES if not asked[switch]),
+    )  # fmt: skip
 
 
 def unread_tables(model: Any, texts: Iterable[str]) -> dict[str, str]:
@@ -91,7 +113,7 @@ def unread_tables(model: Any, texts: Iterable[str]) -> dict[str, str]:
     Args:
         texts: of the records; no further than until each axis was seen.
     """
-    if model.coordinates is None or model.mm_projector is not None:
+    if model.coordinates is None or (model.mm_projector is not None and model.config.mm_coordinates_in_vision):
         return {}
     unseen = dict(zip(COORDINATE_AXES, COORDINATE_GROUPS["coordinates input"], strict=True))
     for text in texts:

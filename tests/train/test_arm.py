@@ -172,7 +172,7 @@ def test_a_run_that_goes_on_stays_in_its_arm(arm, change, assets, data, tmp_path
     options = {"data_path": data, "save_strategy": "steps", "save_steps": 1, "preflight": "off", "controls": False}
     train(assets, tmp_path / "run", max_steps=1, **options | ARMS[arm])
     options |= {"resume_from_checkpoint": True, "confirm_changes": True, "max_steps": 2}
-    with pytest.raises(UserError, match=rf"--{next(iter(change))} *: was .*\(cannot change: a run that was shown both"):
+    with pytest.raises(UserError, match=rf"--{next(iter(change))} *: was .*\(cannot change: a run that had both"):
         train(assets, tmp_path / "run", **options | ARMS[arm] | change)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from llava.data.json_records import DatasetError
 from llava.model.builder import add_coordinate_tokens, load_language_model, set_trainable
 from llava.model.coordinates import CoordinateTables
+from llava.train.checkpoint.resume import changed_flags
 from llava.train.optimizer import make_optimizer
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
 from tests.conftest import CAPTIONS, record
@@ -126,6 +127,54 @@ def test_a_run_resumes_bit_for_bit(assets, data, tmp_path):
         grounded(assets, data, parts, **common | {"resume_from_checkpoint": True, "mm_coordinates": False})
 
 
+@pytest.mark.parametrize("switch", ["mm_coordinates_in_vision", "mm_coordinates_reparameterized"])
+def test_a_run_without_an_ingredient_stays_without_it(assets, data, tmp_path, switch, caplog):
+    run, other = tmp_path / "run", {"mm_coordinates_in_vision", "mm_coordinates_reparameterized"} - {switch}
+    common = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    with caplog.at_level("INFO"):
+        grounded(assets, data, run, **common, **{switch: False})
+    assert f"fresh tables, {switch} False" in caplog.text
+    bad = [c for c in checks(run) if c["status"] in ("FAIL", "warning") and c["check"] != "text form"]
+    assert bad == [] and alarms(run) == []
+    flags = json.loads((run / "llava_run.json").read_text())["flags"]
+    config = json.loads((run / "config.json").read_text())
+    assert flags[switch] is False and config[switch] is False and flags[other.pop()] is True
+    shutil.rmtree(run / "checkpoint-2")
+    common |= {"resume_from_checkpoint": True, "preflight": "off", "confirm_changes": True}
+    for value in (None, True):
+        with pytest.raises(ValueError, match=rf"--{switch}: was False, is True \(cannot change: a run that had both"):
+            grounded(assets, data, run, **common, **{switch: value})
+    grounded(assets, data, run, **common, **{switch: False})
+    # The next run keeps it without being told, and cannot change it.
+    follows = {"model_name_or_path": run, "mm_coordinates": None, "max_steps": 1, "preflight": "off"}
+    grounded(assets, data, tmp_path / "next", **follows)
+    assert json.loads((tmp_path / "next" / "config.json").read_text())[switch] is False
+    with pytest.raises(ValueError, match=f"was trained with --{switch} False: give the same"):
+        grounded(assets, data, tmp_path / "third", **follows, **{switch: True})
+
+
+def test_a_record_from_before_the_switches_had_everything():
+    whole = {"mm_coordinates": True, "mm_coordinates_in_vision": True, "mm_coordinates_reparameterized": True}
+    off = {"mm_coordinates_in_vision": False}
+    assert changed_flags({"flags": {"mm_coordinates": True}}, whole) == {}
+    assert changed_flags({"flags": {"mm_coordinates": True}}, whole | off) == {next(iter(off)): (True, False)}
+    assert changed_flags({"flags": {}}, whole | {"mm_coordinates": False}) == {}
+
+
+def test_what_no_record_reads_is_said_where_patches_have_no_places(assets, data, tmp_path):
+    """Nothing else would give those tables a gradient."""
+    run = tmp_path / "run"
+    text = data.read_text().replace("<HEIGHT-OUTPUT>", "").replace("spatial_height_output_locations", "unused")
+    records = json.loads(text)
+    for made in records:
+        del made["variables"]["unused"]
+    data.write_text(json.dumps(records))
+    grounded(assets, data, run, max_steps=1, mm_coordinates_in_vision=False)
+    (trains,) = [c for c in checks(run) if c["check"] == "what trains"]
+    assert "coordinates that no record tells or asks for (HEIGHT)" in trains["finding"]
+    assert [c for c in checks(run) if c["status"] in ("FAIL", "warning") and c["check"] != "text form"] == []
+
+
 def test_hard_targets_are_noticed(assets, data, tmp_path, monkeypatch):
     soft = CoordinateTables.soft_targets
 
@@ -144,6 +193,7 @@ def test_hard_targets_are_noticed(assets, data, tmp_path, monkeypatch):
         ({"mm_tunable_parts": "mm_language_model"}, "give --mm_tunable_parts mm_language_model,mm_coordinates"),
         ({"mm_coordinates": False, "mm_tunable_parts": "mm_coordinates"}, "there is no --mm_coordinates True"),
         ({"mm_tunable_parts": "mm_language_model", "mm_coordinates_lr": 1e-3}, "mm_coordinates does not train"),
+        ({"mm_coordinates": False, "mm_coordinates_in_vision": False}, "in_vision False, but there is no --mm_coord"),
     ],
 )
 def test_flags_that_disagree_are_named(assets, data, tmp_path, options, message):

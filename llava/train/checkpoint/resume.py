@@ -23,6 +23,7 @@ from llava.data.text_start import NONE
 from llava.errors import FileIsThere, MissingFile, UserError
 from llava.train.checkpoint.files import checkpoint_problems, clear_leftovers, list_checkpoints, newest_valid
 from llava.train.checkpoint.resumable import DIGESTS_FILE, PROGRESS_FILE
+from llava.train.coordinates import SWITCHES as COORDINATE_SWITCHES
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ OPTIMIZER_FLAGS = {
 """Their values lie in the optimiser's saved state, which would go on with the old ones without a word."""
 STEP_FLAGS = ("max_steps", "num_train_epochs")
 """How long a run trains; one that is finished may train longer."""
-ARM_FLAGS = {"other_clips", "blind_share", "text_only"}
+ARM_FLAGS = {"other_clips", "blind_share", "text_only", *COORDINATE_SWITCHES}
 """They decide which arm of an experiment a run is."""
 STATE_FLAGS = {
     *({f.name for f in fields(ModelArguments)} - {"model_name_or_path", "from_scratch", "attn_implementation",
@@ -204,9 +205,9 @@ def check_resume(checkpoint: str, run_record: dict[str, Any], training_args: Tra
 
 def changed_flags(before: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The flags by whose value a run is another one, with the value in its record and now, where they differ."""
-    # Earlier runs had one format, no LoRA, no coordinates and one way to show clips, and no flags for them.
+    # Earlier runs had one format, no LoRA, no or whole coordinates and one way to show clips, and no flags for them.
     old = {"version": PLAIN, "lora_enable": False, "other_clips": None, "blind_share": 0.0, "mm_coordinates": False,
-           **before["flags"]}  # fmt: skip
+           **dict.fromkeys(COORDINATE_SWITCHES, True), **before["flags"]}  # fmt: skip
     # What stood before the first word, whoever decided it; left out, the flag means the same again.
     old["text_start"] = (before.get("text_format") or {}).get("start", NONE)
     new = {**flags, "text_start": flags.get("text_start") or old["text_start"]}
@@ -253,7 +254,7 @@ def _why_not(name: str) -> str:
     if name in OPTIMIZER_FLAGS:
         return " (cannot change: the optimiser's saved state holds the old value)"
     if name in ARM_FLAGS:
-        return " (cannot change: a run that was shown both is of no arm, and no comparison)"
+        return " (cannot change: a run that had both is of no arm, and no comparison)"
     return " (cannot change: the saved weights and states would not fit)" if name in STATE_FLAGS else ""
 
 

@@ -5,6 +5,7 @@ embeddings: tied and not, scaled, with a soft cap.
 from __future__ import annotations
 
 import copy
+import json
 from functools import cache
 
 import pytest
@@ -84,7 +85,7 @@ def batch_of(family: Family) -> dict:
     return DataCollatorForSupervisedDataset(family.tokenizer.eos_token_id)(samples(family))
 
 
-def plain_logits(model, batch: dict) -> torch.Tensor:
+def plain_logits(model, batch: dict, places: bool = True) -> torch.Tensor:
     """With every coordinate looked up one by one, in a plain model of the class whose head has the tables' rows."""
     model = copy.deepcopy(model)
     tables, names = model.coordinates, {i: n for n, i in model.config.coordinate_token_ids.items()}
@@ -105,7 +106,7 @@ def plain_logits(model, batch: dict) -> torch.Tensor:
                     found[v, t, p] += resized[at]
             return found
 
-        model._project = project
+        model._project = project if places else patches
         embeds, _ = model.prepare_inputs_labels_for_multimodal_video(
             batch["input_ids"], pixel_values_videos=batch["pixel_values_videos"], num_videos=batch["num_videos"]
         )
@@ -279,6 +280,77 @@ def test_a_checkpoint_opens_bit_for_bit(grounded, name, tmp_path):
     assert torch.equal(family.model.coordinates.index_of, again.coordinates.index_of)
     batch = batch_of(family)
     assert torch.equal(family.model(**batch).logits, again(**batch).logits)
+
+
+SWITCHES = ("mm_coordinates_in_vision", "mm_coordinates_reparameterized")
+
+
+def without(family: Family, switch: str) -> torch.nn.Module:
+    """The model of the same weights whose config says that it does without one ingredient."""
+    config = copy.deepcopy(family.model.config)
+    assert getattr(config, switch) is True
+    setattr(config, switch, False)
+    model = type(family.model)(config)
+    model.vision_tower = copy.deepcopy(family.model.vision_tower)
+    model.load_state_dict(family.model.state_dict())
+    set_trainable(model, PARTS)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+def test_patches_may_be_left_without_places(grounded, name):
+    """What is computed is then that of a model whose numbers are read and written alone, and batches of words still
+    give the tables their gradient of zeros."""
+    family = grounded(name)
+    model, batch = without(family, SWITCHES[0]), batch_of(family)
+    found = model(**batch)
+    expected = plain_logits(model, batch, places=False)
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(found.logits[real], expected[real], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found.logits[real], family.model(**batch).logits[real], atol=1e-3)
+    text = {k: v[1:2, :3] for k, v in batch.items() if k in ("input_ids", "labels")}
+    model.train()(**text).loss.backward()
+    assert all(p.grad is not None for p in model.coordinates.parameters())
+    model.zero_grad()
+    clip = {k: batch[k][:1] for k in ("pixel_values_videos", "num_videos", "input_ids", "labels", "coordinates")}
+    model(**clip).loss.backward()
+    tables = dict(model.coordinates.named_parameters())
+    assert not tables["spatial_width_input_embeddings"].grad.any(), "nothing in this sample reads a width"
+    assert tables["temporal_input_embeddings"].grad.any()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+def test_tables_may_learn_row_by_row(grounded, name):
+    """The same values; the gradient with neighbours is the own one plus halves of those beside it."""
+    family = grounded(name)
+    alone, together, batch = without(family, SWITCHES[1]), family.copy(), batch_of(family)
+    losses = [model(**batch).loss for model in (alone, together)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    places = torch.arange(100.0)
+    halves = 0.5 ** (places[:, None] - places).abs()
+    for (name, own), table in zip(alone.coordinates.named_parameters(), together.coordinates.parameters(), strict=True):
+        scale = float(table.grad.abs().max())
+        torch.testing.assert_close(own.grad + halves @ own.grad, table.grad, rtol=1e-4, atol=1e-5 * scale)
+        assert not torch.allclose(own.grad, table.grad, rtol=0.1, atol=1e-5 * scale), name
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_checkpoint_keeps_what_it_does_without(grounded, switch, tmp_path):
+    """And one from before the switches, whose config does not name them, has everything."""
+    family = grounded("gpt2")
+    model, batch = without(family, switch), batch_of(family)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert getattr(again.config, switch) is False
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert again.coordinates.reparameterized is (switch == SWITCHES[0])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in SWITCHES}))
+    older = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert older.coordinates.reparameterized
+    assert torch.equal(older(**batch).logits, family.model(**batch).logits)
 
 
 def training_batch(family: Family) -> dict:
