@@ -110,6 +110,10 @@ class ModelArguments:
             "and their tables, which train as mm_coordinates. Default: as the checkpoint has them."
         },
     )
+    mm_coordinates_pretrained: str | None = field(
+        default=None,
+        metadata={"help": "A .bin or .safetensors with the six tables of coordinates, by LLaVA-ST's names as here."},
+    )
     stage: str | None = field(
         default=None,
         metadata={

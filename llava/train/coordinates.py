@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.flags import ModelArguments, TrainingArguments
 from llava.constants import COORDINATE_AXES
 from llava.errors import UserError
+from llava.model.adapter import COORDINATES as TABLES
+from llava.model.adapter import load_coordinates
 from llava.model.builder import COORDINATE_GROUPS, COORDINATE_PART, add_coordinate_tokens
 from llava.model.vlm import VisionCausalLM
 
@@ -57,6 +59,11 @@ def flag_problems(
             who = f"--stage {model_args.stage} freezes, since it trains {','.join(named)} alone"
             remedy = f"leave --mm_coordinates to --stage 2, which adds them, or give {more}"
         problems.append(f"--mm_coordinates True gives the model fresh tables, which {who}: {remedy}")
+    if (tables := model_args.mm_coordinates_pretrained) is not None:
+        if not Path(tables).is_file():
+            problems.append(f"{TABLES} {tables}: no such file")
+        if not model_args.mm_coordinates:
+            problems.append(f"{TABLES} {tables} has tables of coordinates, but there is no --mm_coordinates True")
     if model_args.mm_coordinates and training_args.fsdp and (training_args.bf16 or training_args.fp16):
         problems.append(
             "--mm_coordinates True --fsdp in half precision: FSDP rounds the numbers that a batch brings to it: use "
@@ -65,14 +72,17 @@ def flag_problems(
     return problems
 
 
-def give_coordinates(model: VisionCausalLM, tokenizer: PreTrainedTokenizerBase, wanted: bool, name: str) -> None:
+def give_coordinates(
+    model: VisionCausalLM, tokenizer: PreTrainedTokenizerBase, wanted: bool, name: str, tables: str | None = None
+) -> None:
     """Tokens and tables where the flags ask for them; after the visual tokens.
 
     Args:
         name: the flag that names the model, for the message.
+        tables: a file of tables to begin with.
 
     Raises:
-        ValueError: when the model has coordinates that the flags do not.
+        ValueError: when the model has coordinates that the flags do not, and from `load_coordinates`.
     """
     if model.coordinates is not None and not wanted:
         raise UserError(f"{name} was trained with coordinates: add --mm_coordinates True")
@@ -82,6 +92,8 @@ def give_coordinates(model: VisionCausalLM, tokenizer: PreTrainedTokenizerBase, 
         logger.info(
             "coordinates: %d tokens from id %d on, %s tables", len(ids), min(ids.values()), "fresh" if fresh else "its"
         )
+        if tables is not None:
+            logger.info("%s", load_coordinates(model, tables))
 
 
 def unread_tables(model: Any, texts: Iterable[str]) -> dict[str, str]:

@@ -115,7 +115,7 @@ def make_model(
                 "lower it, or make a model with more positions"
             )
         add_visual_tokens(tokenizer, model)
-        give_coordinates(model, tokenizer, bool(model_args.mm_coordinates), name)
+        give_coordinates(model, tokenizer, bool(model_args.mm_coordinates), name, model_args.mm_coordinates_pretrained)
         if model_args.vision_tower is not None:
             give_vision(model, settings)
         elif model.config.mm_hidden_size is not None:
