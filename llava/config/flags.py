@@ -118,6 +118,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Neighbouring rows of the tables learn together. Default: as the checkpoint, else True."},
     )
+    mm_coordinates_pretrained: str | None = field(
+        default=None,
+        metadata={"help": "A .bin or .safetensors with the six tables of coordinates, by LLaVA-ST's names as here."},
+    )
     stage: str | None = field(
         default=None,
         metadata={

@@ -34,7 +34,9 @@ VISION_FLAGS = frozenset({
     "image_folder", "pretrain_mm_mlp_adapter",
 })  # fmt: skip
 """Besides all that begin with `mm_`: the flags that a run on text alone does without."""
-OF_THE_TEXT = ("mm_coordinates", "mm_coordinates_lr", "mm_coordinates_reparameterized")
+OF_THE_TEXT = (
+    "mm_coordinates", "mm_coordinates_lr", "mm_coordinates_reparameterized", "mm_coordinates_pretrained",
+)  # fmt: skip
 """Of those that begin with `mm_`, the ones that it keeps."""
 REPLACES = {
     "warmup_ratio": "warmup_steps",

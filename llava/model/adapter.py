@@ -1,10 +1,11 @@
-"""Weights of projector and resampler from a file of their own, by LLaVA's flags: `--pretrain_mm_mlp_adapter` for the
-projector, or both, and `--mm_perceiver_pretrained` for the resampler alone.
+"""Weights of parts from a file of their own, by LLaVA's flags: `--pretrain_mm_mlp_adapter` for the projector, or both,
+and `--mm_perceiver_pretrained` for the resampler alone; and by `--mm_coordinates_pretrained` tables of coordinates.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from llava.errors import UserError
+from llava.model.coordinates import TABLES
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_resampler.llava_st import from_llava_st
 
 PARTS = {"mm_projector": "projector", "vision_resampler": "resampler"}
 ADAPTER, RESAMPLER = "--pretrain_mm_mlp_adapter", "--mm_perceiver_pretrained"
+COORDINATES = "--mm_coordinates_pretrained"
+TABLE = re.compile(rf"(?:^|\.)({'|'.join(TABLES)})(?:\.weight)?$")
+"""A table of coordinates: a parameter here, and the weight of an Embedding or a Linear without bias in LLaVA-ST."""
 MOST_PROBLEMS = 12
 
 
@@ -91,6 +96,41 @@ def load_resampler(model: LlavaMetaForCausalLM, path: str) -> str:
         )
     model.vision_resampler.load_state_dict(found)
     return f"loaded from {path}: {len(found)} weights of the resampler"
+
+
+def coordinate_tables(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tables of coordinates (100, D) among weights, by their names here, which are LLaVA-ST's; names may have
+    anything in front.
+
+    Raises:
+        ValueError: for two weights of one table that differ.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        if match := TABLE.search(name):
+            if match[1] in found and not torch.equal(found[match[1]], value):
+                raise UserError(f"{name} and another weight are two of one table, and differ: which one is meant?")
+            found[match[1]] = value
+    return found
+
+
+def load_coordinates(model: LlavaMetaForCausalLM, path: str) -> str:
+    """Copies the six tables of a file into the coordinates of `model`, and returns a line that says so.
+
+    Names are those here or LLaVA-ST's, with anything in front; other weights of the file are left alone.
+
+    Raises:
+        ValueError: naming the file and every table that is missing, of another shape or not finite.
+    """
+    assert model.coordinates is not None
+    found = coordinate_tables(read_weights(path, COORDINATES))
+    if problems := differences("coordinates", found, model.coordinates.state_dict()):
+        raise UserError(
+            f"{COORDINATES} {path} does not fit this model: {_listed(problems)}. It must come from a model of the same "
+            "width that was trained with coordinates"
+        )
+    model.coordinates.load_state_dict(found)
+    return f"loaded from {path}: {len(found)} tables of coordinates"
 
 
 def read_weights(path: str, flag: str = ADAPTER) -> dict[str, torch.Tensor]:

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from llava.config.flags import ModelArguments, TrainingArguments
 from llava.constants import COORDINATE_AXES
 from llava.errors import UserError
+from llava.model.adapter import COORDINATES as TABLES
+from llava.model.adapter import load_coordinates
 from llava.model.builder import COORDINATE_GROUPS, COORDINATE_PART, add_coordinate_tokens
 from llava.model.vlm import VisionCausalLM
 
@@ -68,6 +70,11 @@ def flag_problems(
             who = f"--stage {model_args.stage} freezes, since it trains {','.join(named)} alone"
             remedy = f"leave --mm_coordinates to --stage 2, which adds them, or give {more}"
         problems.append(f"--mm_coordinates True gives the model fresh tables, which {who}: {remedy}")
+    if (tables := model_args.mm_coordinates_pretrained) is not None:
+        if not Path(tables).is_file():
+            problems.append(f"{TABLES} {tables}: no such file")
+        if not model_args.mm_coordinates:
+            problems.append(f"{TABLES} {tables} has tables of coordinates, but there is no --mm_coordinates True")
     if model_args.mm_coordinates and training_args.fsdp and (training_args.bf16 or training_args.fp16):
         problems.append(
             "--mm_coordinates True --fsdp in half precision: FSDP rounds the numbers that a batch brings to it: use "
@@ -85,7 +92,8 @@ def give_coordinates(
         name: the flag that names the model, for the message.
 
     Raises:
-        ValueError: when the model has coordinates that the flags do not, or was trained with other `SWITCHES`.
+        ValueError: when the model has coordinates that the flags do not, or was trained with other `SWITCHES`; and from
+            `load_coordinates`.
     """
     fresh, config = model.coordinates is None, model.config
     if not fresh and not model_args.mm_coordinates:
@@ -104,6 +112,8 @@ def give_coordinates(
         "coordinates: %d tokens from id %d on, %s tables%s", len(ids), min(ids.values()), "fresh" if fresh else "its",
         "".join(f", {switch} False" for switch in SWITCHES if not asked[switch]),
     )  # fmt: skip
+    if model_args.mm_coordinates_pretrained is not None:
+        logger.info("%s", load_coordinates(model, model_args.mm_coordinates_pretrained))
 
 
 def unread_tables(model: Any, texts: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from llava.commands.convert_weights import main
 from llava.config.video import VideoSpec
-from llava.model.adapter import load_resampler
+from llava.data.coordinates import NAMES
+from llava.model.adapter import load_coordinates, load_resampler
+from llava.model.coordinates import TABLES, CoordinateTables
 from llava.model.multimodal_resampler.builder import build_resampler
 from llava.model.multimodal_resampler.llava_st import from_llava_st
 
@@ -74,13 +76,57 @@ def test_a_checkpoint_of_llava_st_gives_its_values(checkpoint, golden, tmp_path,
     out = tmp_path / "stp.safetensors"
     assert main([str(checkpoint), str(out), "--heads", "4"]) == 0
     said, number = capsys.readouterr().out, len(Model().state_dict())
-    assert f"{number} weights of the three packers, for a language model of width 24" in said
+    assert f"{number} weights of the three packers, and no tables of coordinates, for a language model of wid" in said
     flags = "--mm_resampler_type stp --mm_perceiver_width 32 --mm_perceiver_heads 4 --mm_perceiver_pretrained"
     assert f"{flags} {out}\n" in said and len(load_file(out)) == number
     model = Model()
     assert "weights of the resampler" in load_resampler(model, str(out))
     expected = torch.cat([golden["stp.fast"].flatten(0, 1), golden["stp.slow"].flatten(0, 1)])
     torch.testing.assert_close(model.vision_resampler(golden["stp.input"][None])[0], expected, rtol=0, atol=1e-5)
+
+
+def add_tables(folder, width=24, **change):
+    """LLaVA-ST's tables beside its other weights, as a checkpoint of a later stage has them."""
+    tables = {f"model.{name}.weight": torch.randn(100, width) for name in TABLES} | change
+    save_file({name: value for name, value in tables.items() if value is not None}, folder / "z.safetensors")
+    return {name.split(".")[1]: value for name, value in tables.items()}
+
+
+def test_tables_of_coordinates_are_converted_and_loaded(checkpoint, tmp_path, capsys):
+    tables, out = add_tables(checkpoint), tmp_path / "stp.safetensors"
+    assert main([str(checkpoint), str(out), "--heads", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "and 6 tables of coordinates" in said
+    assert f"--mm_perceiver_pretrained {out} --mm_coordinates True --mm_coordinates_pretrained {out}\n" in said
+    model = Model()
+    model.coordinates = CoordinateTables(24, {name: i for i, name in enumerate(NAMES)})
+    # Both parts of one file, and LLaVA-ST's own file of the tables.
+    assert "weights of the resampler" in load_resampler(model, str(out))
+    for path in (out, checkpoint / "z.safetensors"):
+        assert load_coordinates(model, str(path)) == f"loaded from {path}: 6 tables of coordinates"
+        assert all(torch.equal(getattr(model.coordinates, name), value) for name, value in tables.items())
+        torch.nn.init.zeros_(model.coordinates.temporal_input_embeddings)
+    model.coordinates = CoordinateTables(32, {name: i for i, name in enumerate(NAMES)})
+    with pytest.raises(ValueError, match=r"temporal_input_embeddings has shape \(100, 24\), expected \(100, 32\)"):
+        load_coordinates(model, str(out))
+    with pytest.raises(ValueError, match="does not fit this model: coordinates.temporal_input_embeddings is missing"):
+        load_coordinates(model, str(checkpoint / "model-00001-of-00002.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("width", "change", "words"),
+    [
+        (24, {f"model.{TABLES[1]}.weight": None}, f"coordinates.{TABLES[1]} is missing"),
+        (32, {}, r"has shape \(100, 32\), expected \(100, 24\)"),
+        (24, {f"model.{TABLES[0]}.weight": torch.full((100, 24), torch.inf)}, "has values that are not finite"),
+        (24, {f"base_model.model.{TABLES[0]}.weight": torch.ones(100, 24)}, "two of one table, and differ"),
+    ],
+)
+def test_what_are_no_tables_is_named(checkpoint, tmp_path, width, change, words):
+    add_tables(checkpoint, width, **change)
+    with pytest.raises(ValueError, match=words):
+        main([str(checkpoint), str(tmp_path / "out.safetensors"), "--heads", "4"])
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])

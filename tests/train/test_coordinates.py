@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava.data.json_records import DatasetError
 from llava.model.builder import add_coordinate_tokens, load_language_model, set_trainable
-from llava.model.coordinates import CoordinateTables
+from llava.model.coordinates import TABLES, CoordinateTables
 from llava.train.checkpoint.resume import changed_flags
 from llava.train.optimizer import make_optimizer
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
@@ -74,6 +74,23 @@ def test_a_run_is_silent(assets, data, tmp_path, caplog):
         grounded(assets, data, tmp_path / "third", **follows | {"mm_coordinates": False})
     model = load_language_model(str(tmp_path / "run"), from_scratch=True)
     assert model.coordinates is None and not model.config.mm_coordinates
+
+
+def test_a_run_begins_with_the_tables_of_a_file(assets, data, tmp_path, caplog):
+    """By LLaVA-ST's names; the rate is so small that they stay."""
+    tables = {f"model.{name}.weight": torch.randn(100, 32) for name in TABLES}
+    path = tmp_path / "tables.safetensors"
+    save_file(tables, path)
+    quick = {"max_steps": 1, "preflight": "off", "learning_rate": 1e-9}
+    with caplog.at_level("INFO"):
+        grounded(assets, data, tmp_path / "run", mm_coordinates_pretrained=path, **quick)
+    assert f"loaded from {path}: 6 tables of coordinates" in caplog.text
+    own = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.allclose(own[f"coordinates.{n}"], tables[f"model.{n}.weight"], atol=1e-7) for n in TABLES)
+    with pytest.raises(ValueError, match="tables.safetensors has tables of coordinates, but there is no --mm_coord"):
+        grounded(assets, data, tmp_path / "b", mm_coordinates_pretrained=path, mm_coordinates=None)
+    with pytest.raises(ValueError, match="--mm_coordinates_pretrained no.bin: no such file"):
+        grounded(assets, data, tmp_path / "b", mm_coordinates_pretrained="no.bin")
 
 
 def test_a_run_on_text_alone_has_them_too_and_says_which_table_is_idle(assets, data, tmp_path, caplog):
