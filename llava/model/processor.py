@@ -78,6 +78,7 @@ class VisionCausalLMProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Any = None,
+        *,
         variables: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -165,10 +166,11 @@ class VisionCausalLMProcessor(ProcessorMixin):
         parts = [_turns(c) for c in (conversation if many else [conversation])]
         form = self.format
         tokenize, as_dict = kwargs.pop("tokenize", False), kwargs.pop("return_dict", True)
-        goes_on, variables = kwargs.pop("continue_final_message", False), kwargs.pop("variables", None)
+        goes_on = kwargs.pop("continue_final_message", False)
         if not kwargs.pop("add_generation_prompt", True) and not goes_on:
             raise UserError("add_generation_prompt=False: a prompt ends where the model goes on; leave it out")
-        inner = kwargs.pop("processor_kwargs", None) or {}
+        inner = dict(kwargs.pop("processor_kwargs", None) or {})
+        variables = kwargs.pop("variables", inner.pop("variables", None))
         options = Padding.of({**kwargs, **inner}, f"{type(self).__name__}.apply_chat_template")
         ids = [form.prompt(turns) for turns, _, _ in parts]
         if not tokenize:

@@ -181,8 +181,9 @@ def test_numbers_stand_at_their_placeholders_and_reach_the_model(placed):
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
     assert "coordinates" not in processor(text="<video> Un", videos=frames)
     content = [{"type": "video", "video": frames}, {"type": "text", "text": ASKED.removeprefix("<video> ")}]
-    said = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, variables=WHEN)
-    assert all(torch.equal(said[name], inputs[name]) for name in inputs)
+    for given in ({"variables": WHEN}, {"processor_kwargs": {"variables": WHEN}}):
+        said = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, **given)
+        assert all(torch.equal(said[name], inputs[name]) for name in inputs)
 
 
 def test_numbers_of_a_batch_are_padded_and_cut_with_its_ids(placed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from llava.data.json_records import DatasetError
 from llava.model.builder import add_coordinate_tokens, load_language_model, set_trainable
 from llava.model.coordinates import TABLES, CoordinateTables
+from llava.serve import cli
 from llava.train.checkpoint.resume import changed_flags
 from llava.train.optimizer import make_optimizer
 from llava.train.preflight.run import PREFLIGHT_FILE, PreflightError
@@ -50,7 +52,7 @@ def grounded(assets: SimpleNamespace, data: Path, output: Path, **options) -> li
     return train(assets, output, **defaults | {"feature_cache": data.parent / "cache"} | options)
 
 
-def test_a_run_is_silent(assets, data, tmp_path, caplog):
+def test_a_run_is_silent(assets, data, tmp_path, caplog, capsys):
     with caplog.at_level("INFO"):
         grounded(assets, data, tmp_path / "run", pad_to_multiple_of=8)
     bad = [c for c in checks(tmp_path / "run") if c["status"] in ("FAIL", "warning") and c["check"] != "text form"]
@@ -62,6 +64,11 @@ def test_a_run_is_silent(assets, data, tmp_path, caplog):
     assert {"mm_coordinates"} <= {row["part"] for row in recorded["parameters"] if row["trainable"]}
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["mm_coordinates"] and len(config["coordinate_token_ids"]) == 306
+    # What is suggested at the end works as it stands there.
+    (line,) = [line for said in caplog.messages for line in said.splitlines() if "llava.serve.cli" in line]
+    capsys.readouterr()
+    assert cli.main([*shlex.split(line.partition("llava.serve.cli")[2]), "--max_new_tokens", "2"]) == 0
+    assert "--prompt 'da <TEMP-000>'" in line and capsys.readouterr().out.startswith(f"{assets.clips / 'clip0.mp4'}\t")
     # The next run keeps them without being told, and what it lacks is said.
     own = load_file(tmp_path / "run" / "model.safetensors")
     follows = {"model_name_or_path": tmp_path / "run", "mm_coordinates": None, "max_steps": 1, "preflight": "off"}

@@ -51,7 +51,7 @@ def of_mdetr(content: Mapping[str, Any], where: str) -> MarkedSource | None:
     """
     first = next((image for image in content["images"] if isinstance(image, dict)), {})
     boxed = next((a for a in content["annotations"] if isinstance(a, dict)), {})
-    if "bbox" in boxed and not {"caption"} & {*first, *boxed}:
+    if "bbox" in boxed and "caption" not in first and not any(isinstance(value, str) for value in boxed.values()):
         raise DatasetError(
             f"{show(where)}: holds boxes without phrases, as RefCOCO's {INSTANCES}: give its refs, as JSON, as"
             " the source"

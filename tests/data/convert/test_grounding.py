@@ -193,6 +193,9 @@ def test_refs_without_their_boxes_and_pickles_are_refused_with_the_remedy(
     said = refused(REFS)
     assert f"there is no {tmp_path / 'instances.json'}" in said and "--annotations FILE" in said
     assert "holds boxes without phrases, as RefCOCO's instances.json" in refused(instances())
+    named = instances(annotations=[{"id": 1, "image_id": 581857, "bbox": [1, 1, 5, 5], "phrase": "the cat"}])
+    (record,) = convert(named, "--caption_column", "phrase", is_image=True)
+    assert record["conversations"][-1]["value"] == "the cat", "captions of images, which happen to have boxes"
     (tmp_path / "instances.json").write_text("[]")
     assert "expected an object with images and annotations" in refused(REFS)
     (tmp_path / "instances.json").write_text(json.dumps(instances()))
