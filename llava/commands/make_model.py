@@ -41,7 +41,7 @@ from llava.config.commands import parse, refuse
 from llava.config.groups import DEFAULT_SEED
 from llava.config.ranges import COUNT, SEED, Range
 from llava.config.video import ProcessorSpec
-from llava.constants import PLACEHOLDERS
+from llava.data.captions import without_placeholders
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
 from llava.data.variables import without_coordinates
@@ -70,9 +70,7 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop", seed
         reserved = (*reserved_tokens(None), PAD)
         records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True, seed=seed)
         for record in apply_policy(records, problems, on_bad_sample):
-            text = join_turns(record.conversations)
-            for placeholder in PLACEHOLDERS:
-                text = text.replace(placeholder, " ")
+            text = without_placeholders(join_turns(record.conversations), " ")
             text = without_coordinates(text)  # They are tokens of their own, whatever the vocabulary.
             captions.append(" ".join(text.split()))
     return captions

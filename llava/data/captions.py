@@ -134,12 +134,12 @@ def _misplaced(turns: Sequence[Mapping[str, str]], text: str, is_chat: bool) -> 
     return found
 
 
-def without_placeholders(text: str) -> str:
-    """The text without any placeholder."""
+def without_placeholders(text: str, instead: str = "") -> str:
+    """The text with `instead` for every placeholder."""
     if "<" not in text:
         return text
     for placeholder in PLACEHOLDERS:
-        text = text.replace(placeholder, "")
+        text = text.replace(placeholder, instead)
     return text
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import IGNORE_INDEX
-from llava.data.captions import MODEL_ROLES, without_placeholders
+from llava.data.captions import MODEL_ROLES
 from llava.data.chat_formats import PLAIN
 from llava.data.columns import RecordView
 from llava.data.coordinates import CoordinateTokens
@@ -107,8 +107,8 @@ def _count_prepared(
 
 def _supervised_words(record: Record, version: str) -> int:
     return sum(
-        len(without_placeholders(turn["value"]).split())
-        for turn in record.conversations
+        len(words)
+        for turn, words in zip(record.conversations, words_by_turn(record), strict=True)
         if version == PLAIN or turn["from"] in MODEL_ROLES
     )
 

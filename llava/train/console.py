@@ -14,8 +14,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llava.config.flags import Settings, TrainingArguments
-from llava.constants import ALARMS_FILE, PLACEHOLDERS, REPORT_FILE
-from llava.data.captions import MODEL_ROLES
+from llava.constants import ALARMS_FILE, REPORT_FILE
+from llava.data.captions import MODEL_ROLES, without_placeholders
 from llava.data.coordinates import spell
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.features.extract import distinct_clips
@@ -193,9 +193,7 @@ def example_question(dataset: LazySupervisedDataset) -> tuple[str, str] | None:
         files, turns = (*record.videos, *record.images), record.conversations[: answer_of(record)]
         if len(files) != 1 or any(turn["from"] in (*MODEL_ROLES, "system") for turn in turns):
             continue
-        text = join_turns(fill(turns, dataset.numbers(record), spell))
-        for placeholder in PLACEHOLDERS:
-            text = text.replace(placeholder, " ")
+        text = without_placeholders(join_turns(fill(turns, dataset.numbers(record), spell)), " ")
         if words := " ".join(text.split()):
             return files[0], words
     return None

@@ -38,7 +38,7 @@ def parts_of(clip: str) -> list[str]:
 def folder_of(clip: str, folder: str = "") -> str:
     """The folder that a clip lies in, as its source names it; empty where it names none, as an address does."""
     parts = [] if "://" in clip else parts_of(clip)[:-1]
-    return _composed((parts or folder.strip("/").split("/"))[-1])
+    return composed((parts or folder.strip("/").split("/"))[-1])
 
 
 def names_of(clip: str, folder: str = "", start: float | None = None, end: float | None = None) -> Iterator[str]:
@@ -96,7 +96,7 @@ class ClipIndex:
                     self.count += 1
                     for index, keys in ((self._paths, {path, os.path.splitext(path)[0]}), (self._names, {name, stem})):
                         for key in keys:
-                            index.setdefault(_composed(key), []).append(path)
+                            index.setdefault(composed(key), []).append(path)
 
     def find(
         self, clip: str, folder: str = "", start: float | None = None, end: float | None = None
@@ -107,7 +107,7 @@ class ClipIndex:
         than the source says is not the clip.
         """
         for name in names_of(clip, folder, start, end):
-            if found := self._paths.get(_composed(name)) or self._named(name, folder_of(clip, folder)):
+            if found := self._paths.get(composed(name)) or self._named(name, folder_of(clip, folder)):
                 whole = start is None or end is None or re.sub(r"\.\w+$", "", name).endswith(_tails(start, end))
                 return found, None if whole else (start, end)  # type: ignore[return-value]
         stem = os.path.splitext(clip)[0] if os.path.splitext(clip)[1].lower() in VIDEOS else clip
@@ -119,12 +119,12 @@ class ClipIndex:
 
     def _named(self, name: str, folder: str) -> list[str]:
         """The files of a name that lie in a folder of this name, or in any where it is empty."""
-        found = self._names.get(_composed(name), [])
-        return [path for path in found if not folder or _composed(os.path.dirname(path)).split("/")[-1] == folder]
+        found = self._names.get(composed(name), [])
+        return [path for path in found if not folder or composed(os.path.dirname(path)).split("/")[-1] == folder]
 
     def elsewhere(self, clip: str) -> list[str]:
         """The files that are called like a clip, in whatever folder."""
-        return self._names.get(_composed(parts_of(clip)[-1]), [])
+        return self._names.get(composed(parts_of(clip)[-1]), [])
 
     def files(self) -> list[str]:
         """All files, below the folder."""
@@ -135,7 +135,7 @@ def _tails(start: float, end: float) -> tuple[str, str]:
     return f"_{start:g}_{end:g}", f"_{int(start):06d}_{int(end):06d}"
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import html
 import os
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava.data.convert.clips import VIDEOS
+from llava.data.convert.clips import VIDEOS, composed
 from llava.data.convert.columns import Asked, is_language, language_code
 from llava.data.convert.rows import UNREADABLE, Fault, Read, Row, read_text
 from llava.data.json_records import DatasetError
@@ -66,7 +65,7 @@ def read_folder(folder: Path, asked: Asked, encoding: str) -> Iterator[Read]:
     one of its segment. `a.it.srt` is of `a`, in Italian, unless a clip is called `a.it`.
     """
     clips = {
-        unicodedata.normalize("NFC", p.relative_to(folder).with_suffix("").as_posix())
+        composed(p.relative_to(folder).with_suffix("").as_posix())
         for p in folder.rglob("*")
         if p.suffix.lower() in VIDEOS
     }
@@ -74,7 +73,7 @@ def read_folder(folder: Path, asked: Asked, encoding: str) -> Iterator[Read]:
         name = path.relative_to(folder).with_suffix("").as_posix()
         language = ""
         stem, suffix = os.path.splitext(name)
-        if unicodedata.normalize("NFC", name) not in clips and suffix.lower() not in VIDEOS and is_language(suffix[1:]):
+        if composed(name) not in clips and suffix.lower() not in VIDEOS and is_language(suffix[1:]):
             name, language = stem, language_code(suffix[1:])
         try:
             text = read_text(path, encoding)

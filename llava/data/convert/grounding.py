@@ -171,8 +171,8 @@ def _vidstg(files: Mapping[str, Path]) -> Callable[[str, Any], Iterator[Marked]]
                     )
                     if len(found) != 1:
                         raise UserError(f"{key}.target_id: {len(found)} boxes of object {target} in frame {frame}")
-                    corners = found[0].get("bbox")
-                    boxes[frame] = [float(field(corners, side)) for side in ("xmin", "ymin", "xmax", "ymax")]
+                    box = found[0].get("bbox")
+                    boxes[frame] = [float(field(box, side)) for side in ("xmin", "ymin", "xmax", "ymax")]
                 yield Marked(
                     place, clip, field(query, "description", str), size, boxes, event, segment=segment,
                     num_frames=total, is_question=key == "questions",

@@ -13,8 +13,7 @@ from statistics import median
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import PLACEHOLDERS
-from llava.data.captions import MODEL_ROLES
+from llava.data.captions import MODEL_ROLES, without_placeholders
 from llava.data.coordinates import spell
 from llava.data.prompt import tokenized
 from llava.data.records import Record
@@ -75,10 +74,7 @@ def captions_of(records: Sequence[Record], limit: int = MAX_RECORDS) -> list[Cap
         turns: dict[bool, list[str]] = {True: [], False: []}
         spelled = fill(record.conversations, record.coordinates, spell) if record.coordinates else record.conversations
         for turn in spelled:
-            text = turn["value"]
-            if "<" in text:
-                for placeholder in PLACEHOLDERS:
-                    text = text.replace(placeholder, " ")
+            text = without_placeholders(turn["value"], " ")
             turns[turn["from"] in MODEL_ROLES].append(BLANKS.sub(" ", text).strip(" "))
         clip = (record.videos, record.images, record.split) if record.videos or record.images else record.id
         found.append(Caption(record.id, " ".join(turns[True]).strip(" "), " ".join(turns[False]).strip(" "), clip))
