@@ -134,4 +134,11 @@ FLAGS = [
         plant=code.made_model(code.heavy_dropout),
         flags={**LONG, "learning_rate": 1e-3},
     ),
+    Fault(
+        "nearly everything dropped, before the first step",
+        "flags",
+        "warned",
+        r"dropout: .*drops 95%",
+        plant=code.made_model(code.heavy_dropout),
+    ),
 ]

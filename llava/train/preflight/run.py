@@ -165,6 +165,7 @@ def _check_model(trainer: LlavaTrainer, parts: Sequence[str], exempt: Mapping[st
     if not any(f.status == "FAIL" for f in findings):
         findings.append(_check_layout(trainer))
     model.train()
+    findings.append(on_training.check_dropout(model))
     if passes:
         wanted = on_training.expected_to_train(model, parts, exempt)
 

@@ -27,6 +27,10 @@ LOWEST_AREA = 0.2
 """Share of its learning rate that a schedule should give on the mean of the run's steps."""
 SLOWEST = 1e-3
 """Learning rate of a part, as a share of the largest, that looks like a slip."""
+DROPOUT = 0.5
+"""The largest probability of dropout that is in use: more than this leaves less than half of what a layer says."""
+DROPOUT_NAMES = ("dropout", "dropout_p", "dropout_rate", "pdrop", "drop_prob", "layerdrop")
+"""How attributes end in which modules of transformers keep a probability of dropout."""
 OVERFIT_STEPS = 100
 OVERFIT_SHARE = 0.5
 """Share of the first loss that an over-fitted batch must come below."""
@@ -93,6 +97,44 @@ def check_lora(model: nn.Module, flags: Mapping[str, Any]) -> list[Finding]:
     own = sum(p.numel() for layer in layers.values() for n, p in layer.named_parameters() if ".default." in n)
     words = f"{len(layers)} layers have adapters ({own:,} parameters) beside {base - own:,} of the language model"
     return [Finding("LoRA", "ok", f"{words}; {has}")]
+
+
+def check_dropout(model: nn.Module) -> Finding:
+    """How much is dropped in training, of a model in training mode; all of it, and nothing behind it can learn."""
+    found = dropouts(model)
+    most = max(found.values(), default=0.0)
+    if most <= DROPOUT:
+        return Finding("dropout", "ok", f"at most {_percent(most)}" if most else "none")
+    named = [name for name, share in found.items() if share == most]
+    above = sum(share > DROPOUT for share in found.values())
+    words = f"{named[0]} drops {_percent(most)} of what it is given"
+    words += f", and {above - 1} more, each more than {DROPOUT:.0%}" if above > 1 else ""
+    remedy = (
+        "lower it (0 to 0.1 is usual): in the config.json of --model_name_or_path (keys that end in pdrop or dropout), "
+        "by llava-make-model --dropout where the model is made, that of adapters by --lora_dropout"
+    )
+    return Finding("dropout", "FAIL" if most >= 1 else "warning", words, remedy)
+
+
+def _percent(share: float) -> str:
+    """With three digits: 99.6 % is not all."""
+    return f"{100 * share:.3g}%"
+
+
+def dropouts(model: nn.Module) -> dict[str, float]:
+    """The probability of each dropout of the modules that are in training mode, by its place: those of torch, and the
+    numbers that others keep for it (`attention_dropout`, `drop_prob`).
+    """
+    found: dict[str, float] = {}
+    for place, module in model.named_modules():
+        if not module.training:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            found[place] = float(module.p)
+            continue
+        own = {name: value for name, value in vars(module).items() if name.endswith(DROPOUT_NAMES)}
+        found |= {f"{place}.{name}": float(value) for name, value in own.items() if type(value) in (int, float)}
+    return found
 
 
 @dataclass(frozen=True)

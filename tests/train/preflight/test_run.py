@@ -13,7 +13,7 @@ from llava.train.preflight import model as preflight_model
 from llava.train.preflight import run as preflight
 from llava.train.preflight.run import PreflightError
 from llava.train.preflight.run import main as preflight_main
-from llava.train.preflight.training import check_trainable
+from llava.train.preflight.training import check_dropout, check_trainable, dropouts
 from llava.train.train import main
 from tests.conftest import record
 from tests.train.runs import flags, losses, train
@@ -38,7 +38,7 @@ def test_a_sound_run_passes_and_is_not_changed(assets, tmp_path, experiment):
     assert result["passed"] and {c["status"] for c in result["checks"]} == {"ok"}
     checks = {c["check"] for c in result["checks"]}
     kind = "video" if experiment == 2 else "text"
-    assert {f"labels, {kind}", f"over-fit, {kind}", "optimiser", "gradients, embeddings"} <= checks
+    assert {f"labels, {kind}", f"over-fit, {kind}", "optimiser", "gradients, embeddings", "dropout"} <= checks
 
 
 def test_mixed_modalities_are_each_checked(assets, tmp_path):
@@ -199,6 +199,23 @@ def test_a_frozen_vocabulary_is_not_blamed_on_other_parts(build):
     assert "vocabulary cannot learn" in found["what trains, embeddings"].finding
     assert "vocabulary" not in found["what trains, resampler slow"].finding
     assert "tied" not in found["what trains, resampler slow"].remedy
+
+
+def test_dropout_of_more_than_half_is_named(build):
+    model = build().train()
+    assert check_dropout(model).status == "ok" and "transformer.h.0.attn.attn_dropout" in dropouts(model)
+    for share, status in ((0.5, "ok"), (0.504, "warning"), (0.996, "warning"), (1.0, "FAIL")):
+        model.transformer.h[0].mlp.dropout.p = share
+        assert check_dropout(model).status == status and f"{100 * share:g}%" in check_dropout(model).finding
+    found = check_dropout(model)
+    assert found.finding.startswith("transformer.h.0.mlp.dropout drops 100%") and "--dropout" in found.remedy
+    model.transformer.h[0].attn.attention_dropout = 0.7  # As Llama keeps it, and asks a function for it.
+    assert dropouts(model)["transformer.h.0.attn.attention_dropout"] == 0.7
+    model.transformer.h[0].attn.drop_prob = 1
+    assert dropouts(model)["transformer.h.0.attn.drop_prob"] == 1.0
+    del model.transformer.h[0].attn.drop_prob
+    assert "and 1 more, each more than 50%" in check_dropout(model).finding
+    assert dropouts(model.eval()) == {}, "nothing is dropped of a module that is not in training mode"
 
 
 def test_one_clip_that_a_lone_record_names_twice_is_not_two_that_are_alike():
