@@ -58,6 +58,7 @@ SOUND = [
     sound("images", data=images),
     sound("text alone", experiment=1, flags={"max_steps": 60, "learning_rate": 1e-2}),
     sound("video, images and text", data=of_all_kinds, flags={"max_steps": 20}),
+    sound("longer than the patience with a plateau", flags={"max_steps": 260, "logging_steps": 10, "learning_rate": 1e-3}),
     sound("pre-flight in full", flags={"preflight": "full", "learning_rate": 1e-2}),
     *([sound("real clips", prepare=real, flags={"max_steps": 20})] if REAL_CLIPS.is_dir() else []),
 ]  # fmt: skip

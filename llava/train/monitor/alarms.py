@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from llava.train.monitor.first_steps import MOST_POINTS, SkippedSteps, rise
@@ -34,6 +35,8 @@ FALLING, FALLING_PATIENCE = 0.95, 3
 long: a GPT-2 of 4 x 128 on real captions needs 180 steps at a learning rate of 5e-4, and 500 at 1e-4."""
 SMOOTHING = 0.95
 """What a step leaves of the smoothed loss before it: 20 steps are its memory."""
+LAST_STEPS = 20
+"""The end of a run is judged by these, too, since what is smoothed lags behind a loss that falls."""
 LEAST_ENTROPY = 0.5
 """Nats below which a smoothed loss cannot be told from the entropy: targets that are nearly all the same token."""
 SILENT = 3
@@ -62,6 +65,7 @@ class Observation:
             the change of the weights over the norm of the weights; it belongs to the learning rate of the same step.
         waited: share of the time since the last observation that went into waiting for data, over `waited_steps` that
             took `waited_window` seconds.
+        is_last: whether the run ends with this step.
     """
 
     step: int
@@ -78,6 +82,7 @@ class Observation:
     waited: float = 0.0
     waited_steps: int = 0
     waited_window: float = 0.0
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class AlarmRules:
         self.curve: list[tuple[float, float]] = []
         self.lowest: dict[str, float] = {}
         self.smoothed: dict[str, list[tuple[int, float]]] = {}
+        self.recent: dict[str, list[tuple[int, float]]] = {}
+        """Losses of the last `LAST_STEPS` at least, each over the steps since the one before."""
         self.spikes = Spikes()
         self.silent: dict[tuple[str, str], int] = {}
         self.starved = 0
@@ -134,6 +141,7 @@ class AlarmRules:
             "curve": self.curve,
             "lowest": self.lowest,
             "smoothed": self.smoothed,
+            "last_steps": self.recent,
             **self.spikes.state(),
             "start": self.start,
             "skipped": [self.skipped.lowest if self.skipped.lowest < math.inf else None, self.skipped.steps],
@@ -147,6 +155,7 @@ class AlarmRules:
         least = state["lowest"]
         self.lowest = dict(least) if isinstance(least, Mapping) else dict.fromkeys(("captions", "text"), least)
         self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
+        self.recent = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("last_steps", {}).items()}
         self.spikes.restore(state)
         self.start = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("start", {}).items()}
         lowest, self.skipped.steps = state.get("skipped", [None, []])
@@ -211,9 +220,14 @@ class AlarmRules:
             last, before = curve[-1] if curve else (seen.step, loss)
             kept = SMOOTHING ** max(seen.step - last, 0)
             curve.append((seen.step, kept * before + (1 - kept) * loss))
-            said = self._stuck(words, seen.step, loss)
+            recent = self.recent.setdefault(words, [])
+            recent.append((seen.step, loss))
+            while len(recent) > 2 and recent[1][0] <= seen.step - LAST_STEPS:
+                del recent[0]
+            said, falls = self._stuck(words, seen.step, loss, seen.is_last)
             if said:
-                remedy = (
+                remedy = "train longer, since it still fell; and " if falls else ""
+                remedy += (
                     "look whether the vocabulary (embeddings, tied to the head) trains and gets a gradient, and "
                     "whether learning rate, weight decay and dropout are what you mean; python -m "
                     "llava.train.preflight checks the first two."
@@ -252,27 +266,33 @@ class AlarmRules:
         remedy = "something replaces or skips the optimiser's step: the run takes fewer steps than it counts."
         return [("skipped steps", Alarm(seen.step, "skipped steps", message, remedy))]
 
-    def _stuck(self, words: str, step: int, loss: float) -> str:
-        """What is to be said of a loss that shows nothing learned; empty when it does, or when it is too early."""
+    def _stuck(self, words: str, step: int, loss: float, is_last: bool) -> tuple[str, bool]:
+        """What is to be said of a loss that shows nothing learned, and whether it still falls; empty when it shows
+        something, or when it is too early. At the end of a run there is nothing left to wait for.
+        """
         if step >= max(PATIENCE, self.warmup_steps) and self.lowest[words] >= PLATEAU * self.chance:
             return (
                 f"after {step} steps the loss of {words} is {loss:.2f}, still at ln(vocabulary) = {self.chance:.2f}: "
                 "the model guesses."
-            )
+            ), False
         curve, entropy = self.smoothed[words], self.entropies.get(words, 0.0)
         smoothed, patience = curve[-1][1], max(COLLAPSE_PATIENCE, self.warmup_steps)
         waited = step >= FALLING_PATIENCE * patience
         if waited:
             del curve[:-1]  # What it fell from is asked no more.
-        if step < patience or entropy < LEAST_ENTROPY or smoothed < COLLAPSE * entropy:
-            return ""
+        reached = min(smoothed, _mean_of_last_steps(self.recent[words])) if is_last else smoothed
+        if step < patience or entropy < LEAST_ENTROPY or reached < COLLAPSE * entropy:
+            return "", False
         earlier = next((value for s, value in reversed(curve) if s <= step / 2), math.inf)
-        if not waited and smoothed < FALLING * earlier:
-            return ""
+        falls = not waited and smoothed < FALLING * earlier
+        if falls and not is_last:
+            return "", True
+        of = "smoothed" if reached == smoothed else f"mean of {LAST_STEPS} steps"
         return (
-            f"after {step} steps the loss of {words} is {smoothed:.2f} (smoothed), not below their unigram entropy of "
-            f"{entropy:.2f}: the model knows at most how frequent each word is, and nothing of what stands before it."
-        )
+            f"after {step} steps{', at the end of the run,' if is_last else ''} the loss of {words} is {reached:.2f} "
+            f"({of}), not below their unigram entropy of {entropy:.2f}: the model knows at most how frequent each word "
+            "is, and nothing of what stands before it."
+        ), falls
 
     def _left_behind(self, seen: Observation) -> list[tuple[str, Alarm]]:
         """The total falls by far more than the caption loss: on a log scale, more than twice as far."""
@@ -320,6 +340,12 @@ def blind(step: int, gain: Sequence[float | None], clips: str = "evaluation clip
         "resampler with those of the language model (--mm_projector_lr, --mm_vision_resampler_lr)."
     )
     return Alarm(step, "blind", message, remedy)
+
+
+def _mean_of_last_steps(losses: Sequence[tuple[int, float]]) -> float:
+    """Of (step, mean loss since the one before) from the one that the last `LAST_STEPS` begin after."""
+    spans = [(s - before, loss) for (before, _), (s, loss) in pairwise(losses)]
+    return sum(n * loss for n, loss in spans) / sum(n for n, _ in spans) if spans else losses[-1][1]
 
 
 def _takes_part(group: str, seen: Observation) -> bool:

@@ -1,7 +1,8 @@
 """What a run tells about itself while it trains: losses by modality, gradients and updates by group, speed, alarms.
 
 Sums are kept on the device and read only at the steps that are measured: each of the first 20, where most faults
-show, and after that those that are logged. Loss and gradient norm of every step are read then too, for spikes.
+show, then those that are logged, and two at the end, 20 steps apart. Loss and gradient norm of every step are read
+then too, for spikes.
 
 Letters in shapes: B batch, L positions.
 """
@@ -25,7 +26,7 @@ from transformers import TrainerCallback
 
 from llava.constants import ALARMS_FILE, FILLER_ID, IGNORE_INDEX
 from llava.model.builder import parameter_groups, part_of
-from llava.train.monitor.alarms import WAITING_SECONDS, WAITING_STEPS, Alarm, AlarmRules, Observation
+from llava.train.monitor.alarms import LAST_STEPS, WAITING_SECONDS, WAITING_STEPS, Alarm, AlarmRules, Observation
 from llava.train.monitor.spikes import SPIKE_STEPS
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ class RunMonitor(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step + 1
-        self.measuring = step <= FIRST_STEPS or step % self.every == 0 or step == self.last_step
+        self.measuring = step <= FIRST_STEPS or step % self.every == 0
+        self.measuring |= step in (self.last_step - LAST_STEPS, self.last_step)
         self.settled = state.global_step >= SETTLING_STEPS
         self.step_sums, self.step_ids, self.grad_norm = [], [], None
         self.step_start = time.perf_counter()
@@ -249,6 +251,7 @@ class RunMonitor(TrainerCallback):
             waited=waited / max(waited + trained, 1e-9),
             waited_steps=int(steps),
             waited_window=waited + trained,
+            is_last=step == self.last_step,
         )
 
     def metrics(self) -> dict[str, float]:

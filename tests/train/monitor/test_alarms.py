@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,53 @@ def test_a_slow_run_that_still_falls_is_waited_for():
     assert kinds(AlarmRules(1000, entropies={"captions": 3.6}), at(lambda s: 3 + 3.5 * 0.999**s, 900)) == [
         (600, "plateau")
     ]
+
+
+def test_at_the_end_of_a_run_nothing_is_waited_for():
+    """A loss that falls too slowly to come below the entropy within the run; one that is below it; a short run."""
+
+    def found(level, steps=260, **options):
+        observations = [replace(seen, is_last=seen.step == steps) for seen in at(level, steps)]
+        rules = AlarmRules(1000, entropies={"captions": 3.6}, **options)
+        return [a for seen in observations for a in rules.update(seen)]
+
+    (alarm,) = found(lambda step: 3.9 + 3 * math.exp(-step / 100))
+    assert (alarm.step, alarm.kind) == (260, "plateau")
+    assert "at the end of the run" in alarm.message and alarm.remedy.startswith("train longer")
+    (alarm,) = found(lambda step: 3.6)
+    assert alarm.step == 200 and "end of the run" not in alarm.message and "longer" not in alarm.remedy
+    assert found(lambda step: 3.9 + 3 * math.exp(-step / 100), warmup_steps=270) == []
+    assert found(lambda step: 6.5, steps=190) == found(lambda step: 3 + 3 * math.exp(-step / 60)) == []
+
+
+def test_the_end_is_judged_by_what_is_smoothed_or_by_the_last_steps():
+    """What is smoothed lags behind a loss that falls, and holds what came before a loss that rises."""
+
+    def ends(last, before=3.7, steps=300, every=1):
+        """A loss that falls slowly to `before`, and is `last(step)` in the last 20 steps."""
+        rules = AlarmRules(1000, entropies={"captions": 3.6})  # 97 % of it are 3.49.
+        for seen in at(lambda s: last(s) if s > steps - 20 else before + 3 * math.exp(-s / 80), steps, every=every,
+                       noise=0.0):  # fmt: skip
+            rules = _through_json(rules)
+            alarms = rules.update(replace(seen, is_last=seen.step == steps))
+        return alarms, rules.smoothed["captions"][-1][1]
+
+    for every in (1, 10, 20):
+        alarms, smoothed = ends(lambda _: 3.45, every=every)
+        assert alarms == [] and smoothed > 3.5, "the last 20 steps are below"
+    alarms, smoothed = ends(lambda _: 3.5, before=3.3)
+    assert alarms == [] and smoothed < 3.49, "what is smoothed is below"
+    (alarm,), _ = ends(lambda _: 3.55)
+    assert (alarm.step, alarm.kind) == (300, "plateau") and "3.55 (mean of 20 steps)" in alarm.message
+    # One lucky batch at the end is not 20 steps.
+    assert [a.kind for a in ends(lambda s: 3.0 if s == 300 else 3.7)[0]] == ["plateau"]
+
+
+def _through_json(rules):
+    """The rules of a run that stopped and went on."""
+    again = AlarmRules(1000, entropies=rules.entropies)
+    again.restore(json.loads(json.dumps(rules.state())))
+    return again
 
 
 def test_a_run_that_collapses_later_is_a_plateau():

@@ -140,6 +140,27 @@ def test_a_spike_between_logged_steps_is_seen(build, tmp_path, logging_steps, ke
     assert "the gradient norm is 70" in monitor.alarms[1].message
 
 
+@pytest.mark.parametrize(("first", "slowness", "said"), [(6.5, 95, []), (5.4, 200, [(300, "plateau")])])
+def test_the_end_is_judged_by_the_last_steps_of_a_run_that_never_logs(build, tmp_path, first, slowness, said):
+    """A loss that comes below the entropy in the last steps alone: the mean since the first 20 steps is far above. And
+    one that falls and does not come below it.
+    """
+    monitor = RunMonitor(build(), tmp_path, lambda sums: sums, lambda *_: None, entropies={"captions": 3.6})
+    state = SimpleNamespace(max_steps=300, logging_steps=10_000, global_step=0)
+    monitor.on_train_begin(SimpleNamespace(get_warmup_steps=lambda _: 0, device=torch.device("cpu")), state, None)
+    one, last = torch.ones(1, dtype=torch.long), 0.0
+    batch = {"labels": torch.tensor([[-100, 3, 4]]), "attention_mask": torch.ones(1, 3), "num_videos": one,
+             "num_images": 0 * one, "sample_ids": ["a"]}  # fmt: skip
+    for step in range(1, 301):
+        monitor.on_step_begin(None, state, None)
+        monitor.add_batch(torch.full((1, 2), first - step / slowness), batch)
+        state.global_step = step
+        monitor.on_step_end(None, state, None)
+        last = monitor.observed_loss
+    assert [(a.step, a.kind) for a in monitor.alarms] == said
+    assert last == pytest.approx(first - 290.5 / slowness, abs=1e-3)
+
+
 def test_weights_that_do_not_move_sound_an_alarm(assets, tmp_path, monkeypatch):
     """The optimiser holds them and does not change them."""
     create = LlavaTrainer.create_optimizer
