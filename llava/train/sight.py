@@ -26,7 +26,8 @@ from llava.eval.controls import (
     format_controls,
 )
 from llava.train.checkpoint.sharding import weights_are_spread
-from llava.train.monitor.alarms import PATIENCE, blind
+from llava.train.monitor.alarms import PATIENCE
+from llava.train.monitor.blindness import blind, still_falls
 from llava.train.monitor.run_monitor import keep_until
 
 if TYPE_CHECKING:
@@ -89,7 +90,10 @@ def measure(trainer: LlavaTrainer, dataset: Any, prefix: str) -> dict[str, float
     # Nobody asked for a measurement on training clips: a trial of a few steps has nothing to be blamed for.
     is_judged = (prefix == "eval" or step >= PATIENCE) and trainer.train_dataset.others is None
     if trainer.monitor is not None and is_judged and step >= trainer.state.max_steps > 0:
-        alarm = blind(step, summary["gains"]["video"]["per_caption"], clips)
+        history = trainer.state.log_history
+        losses = [(line["step"], line["caption_loss"]) for line in history if "caption_loss" in line]
+        gain, count = summary["gains"]["video"]["per_caption"], summary["clips"]
+        alarm = blind(step, gain, count, clips, still_falls(losses, step))
         if alarm is not None and alarm.kind not in {a.kind for a in trainer.monitor.alarms}:
             trainer.monitor.sound(alarm)
     gains = {f"{prefix}_gain_{gain}": units["per_caption"][0] for gain, units in summary["gains"].items()}

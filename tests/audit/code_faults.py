@@ -133,6 +133,17 @@ def first_video_for_all(patch: Patch) -> None:
     patch.setattr(LlavaGPT2ForCausalLM, "encode_videos", shared)
 
 
+def same_rows_for_all(patch: Patch) -> None:
+    """Whatever the clip, the language model is given the same rows."""
+    encode = LlavaGPT2ForCausalLM.encode_videos
+
+    def same(self, *args, **kwargs):
+        rows = encode(self, *args, **kwargs)
+        return torch.ones_like(rows) + 0 * rows
+
+    patch.setattr(LlavaGPT2ForCausalLM, "encode_videos", same)
+
+
 def videos_rolled_in_training(patch: Patch) -> None:
     """In training alone, every sample sees the video of the next one."""
     encode = LlavaGPT2ForCausalLM.encode_videos

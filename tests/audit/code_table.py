@@ -6,6 +6,7 @@ import torch
 
 from tests.audit import code_faults as code
 from tests.audit.running import PAST_PREFLIGHT, Fault
+from tests.audit.sound import two_held_out
 
 CODE = [
     # Labels
@@ -194,6 +195,32 @@ CODE = [
         r"(?i)sample|own video",
         plant=code.videos_rolled_in_training,
         quick=True,
+    ),
+    Fault(
+        "after pre-flight, all videos are the same rows",
+        "code",
+        "end",
+        r"blind: .*6 training clips.*does not depend on the video",
+        plant=code.same_rows_for_all,
+        flags={"preflight": "off", "max_steps": 60, "learning_rate": 1e-2},
+        quick=True,
+    ),
+    Fault(
+        "after pre-flight, all videos are the same rows, and two clips are held out",
+        "code",
+        "end",
+        r"blind: .*2 evaluation clips.*does not depend on the video",
+        plant=code.same_rows_for_all,
+        prepare=two_held_out,
+        flags={"preflight": "off"},
+    ),
+    Fault(
+        "after pre-flight, training never shows a sample its own video",
+        "code",
+        "end",
+        r"blind: .*less likely|blind: .*includes 0",
+        plant=code.videos_rolled_in_training,
+        flags={"preflight": "off", "max_steps": 180, "learning_rate": 1e-2, "per_device_train_batch_size": 6},
     ),
     Fault("blind in training, seeing in evaluation", "code", "refused", r"(?i)train", plant=code.blind_in_training),
     Fault(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import torch
 
 from llava.data.features.content import ContentHashes
 from llava.data.records import Record
 from llava.train.sight import measured_on
+from tests.audit.sound import two_held_out
 from tests.conftest import CAPTIONS, record
 from tests.data.features.changed import change_features
 from tests.train.runs import train
@@ -46,9 +48,19 @@ def test_captions_of_wrong_clips_do_not_pass_for_sound(assets, tmp_path, caplog)
 
 def test_a_run_that_does_not_see_its_training_clips_is_blind(assets, tmp_path, monkeypatch):
     change_features(monkeypatch, lambda cache, path, features: torch.ones_like(features))
-    train(assets, tmp_path / "run", preflight="off", max_steps=50)
+    train(assets, tmp_path / "run", preflight="off", max_steps=50, learning_rate=1e-2)
     (alarm,) = [a for a in lines(tmp_path / "run" / "alarms.jsonl") if a["kind"] == "blind"]
-    assert "on training clips" in alarm["message"]
+    assert "on 6 training clips" in alarm["message"] and "does not depend on the video" in alarm["message"]
+    assert "So far: the caption loss still falls" in alarm["message"]
+
+
+def test_two_clips_that_were_held_out_accuse_no_run(assets, tmp_path):
+    """Of so few clips the report says that sight was not measured."""
+    train(assets, tmp_path / "run", preflight="off", **two_held_out(SimpleNamespace(folder=tmp_path)))
+    (line,) = lines(tmp_path / "run" / "controls.jsonl")
+    assert (line["clips"], line["measured_on"]) == (2, "evaluation clips")
+    assert line["gains"]["video"]["per_caption"][1] < 0, "what would be blind, were it of more clips"
+    assert not (tmp_path / "run" / "alarms.jsonl").exists()
 
 
 def test_a_trial_of_a_few_steps_is_measured_and_not_blamed(assets, tmp_path):

@@ -322,26 +322,6 @@ class AlarmRules:
         return [("waiting", Alarm(seen.step, "waiting for data", message, remedy))]
 
 
-def blind(step: int, gain: Sequence[float | None], clips: str = "evaluation clips") -> Alarm | None:
-    """The alarm of a finished run whose visual information gain (mean, low, high; nats a caption) may be 0.
-
-    Args:
-        clips: what it was measured on.
-    """
-    mean, low, high = gain
-    if mean is None or low is None or high is None or low > 0:
-        return None
-    message = (
-        f"at the end, on {clips}, another clip's video costs a caption {mean:+.3f} nats [{low:+.3f}, {high:+.3f}]: "
-        "nothing shows that the model uses the video."
-    )
-    remedy = (
-        "train longer, see whether the captions say what their clips show, and compare the gradients of projector and "
-        "resampler with those of the language model (--mm_projector_lr, --mm_vision_resampler_lr)."
-    )
-    return Alarm(step, "blind", message, remedy)
-
-
 def _mean_of_last_steps(losses: Sequence[tuple[int, float]]) -> float:
     """Of (step, mean loss since the one before) from the one that the last `LAST_STEPS` begin after."""
     spans = [(s - before, loss) for (before, _), (s, loss) in pairwise(losses)]

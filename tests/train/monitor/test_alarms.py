@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava.train.monitor.alarms import KINDS, AlarmRules, Observation, blind
+from llava.train.monitor.alarms import KINDS, AlarmRules, Observation
 
 CHANCE = math.log(1000)
 
@@ -182,13 +182,6 @@ def test_captions_left_behind_by_the_total():
     assert [k for _, k in kinds(AlarmRules(1000), observations)] == ["captions left behind"]
     level = [Observation(step=o.step, loss=o.loss, caption_loss=o.loss, other_targets=100) for o in observations]
     assert kinds(AlarmRules(1000), level) == []
-
-
-def test_a_finished_run_that_does_not_see_is_blind():
-    assert blind(9, [0.1, -0.1, 0.3]).kind == "blind"
-    assert "+0.100 nats [-0.100, +0.300]" in blind(9, [0.1, -0.1, 0.3]).message
-    assert blind(9, [0.3, 0.1, 0.5]) is None
-    assert blind(9, [0.3, None, None]) is None, "one clip says nothing"
 
 
 @pytest.mark.parametrize(
