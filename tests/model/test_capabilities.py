@@ -18,6 +18,8 @@ from llava.model.language_model.causal_lm import causal_lm_class
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
          "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+CONVOLUTIONS = {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 4, "intermediate_size": 64,
+                "block_auto_adjust_ff_dim": False, "conv_L_cache": 3}  # fmt: skip
 
 
 def tiny(kind: str, **changes):
@@ -29,7 +31,8 @@ def tiny(kind: str, **changes):
 @pytest.mark.parametrize(
     ("kind", "changes", "apart"),
     [("llama", {}, True), ("gptj", {"rotary_dim": 4}, True), ("bloom", {}, False), ("mpt", {}, False),
-     ("mamba", {"state_size": 4}, False), ("opt", {"ffn_dim": 64}, False)],
+     ("mamba", {"state_size": 4}, False), ("opt", {"ffn_dim": 64}, False), ("lfm2", CONVOLUTIONS, False),
+     ("lfm2", CONVOLUTIONS | {"conv_L_cache": 2}, False), ("lfm2", CONVOLUTIONS | {"conv_L_cache": 1}, True)],
 )  # fmt: skip
 def test_who_keeps_samples_of_a_row_apart(kind, changes, apart):
     model = tiny(kind, **changes).train()

@@ -22,9 +22,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"final_logit_softcapping": 0.1, "query_pre_attn_scalar": 8},
     "smollm3": {},
     "olmo2": {},
-}
-"""The caps are small, so that they bend the small logits of fresh weights as they bend those of trained ones."""
-LEAKING = {"opt"}
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False,
+        "initializer_range": 0.1,
+    },
+}  # fmt: skip
+"""The caps are small, so that they bend the small logits of fresh weights as they bend those of trained ones, and the
+weights of convolutions are large, so that these mix words as trained ones do."""
+LEAKING = {"opt", "lfm2"}
 """Those in which samples of a row see each other, however positions restart."""
 
 
