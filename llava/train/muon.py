@@ -86,6 +86,8 @@ def cut_of(name: str, shape: Sequence[int], module: nn.Module, config: Any) -> C
     shared = getattr(config, "num_key_value_heads", None) or heads
     if owner in ("gate_up_proj", "gate_up", "w12") and size % 2 == 0:
         return "split", out, (size // 2, size // 2)
+    if owner == "in_proj" and getattr(config, "model_type", "").endswith("lfm2") and size == 3 * shape[1 - out]:
+        return "split", out, (size // 3,) * 3  # Two gates and what they let through.
     if owner == "query_key_value" and size == 3 * heads * width:
         return "heads", 0, (heads, 3, width)
     if owner in FUSED:

@@ -105,6 +105,7 @@ def test_matrices_of_every_family_and_their_parts(family):
     cuts = muon_cuts(model, groups)
     assert len(cuts) >= 8 and all(model.get_parameter(n).ndim == 2 for n in cuts)
     fused = {n: c for n, c in cuts.items() if c is not None and len(c[2]) == 3}
+    fused = {n: c for n, c in fused.items() if not n.endswith("in_proj.weight")}
     has_fused = {"gpt2", "gpt_neox", "phi3", "gpt_bigcode", "bloom"}
     assert bool(fused) == (family in has_fused)
     ids = torch.arange(6)[None]
@@ -142,6 +143,22 @@ def _other(family, vocabulary, **changes):
     if family == "phi3":
         sizes["num_key_value_heads"] = 2
     return CONFIG_MAPPING[family](vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes, **changes)
+
+
+@pytest.mark.parametrize("prefix", ["", "llava_"])
+def test_a_short_convolution_projects_by_three_matrices(prefix):
+    config = tiny_config("lfm2", 40)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    config.model_type = f"{prefix}lfm2"
+    groups = {n: "embeddings" if "embed" in n or "lm_head" in n else "language model blocks"
+              for n, _ in model.named_parameters()}  # fmt: skip
+    cuts = {n.rpartition("layers.0.conv.")[2]: c for n, c in muon_cuts(model, groups).items() if "layers.0.conv." in n}
+    assert cuts == {"in_proj.weight": ("split", 0, (32, 32, 32)), "out_proj.weight": None}, "filters are no matrices"
+    conv, seen = model.model.layers[0].conv, torch.randn(1, 5, 32)
+    (before, after, value), taps = pieces(conv.in_proj.weight, cuts["in_proj.weight"]), conv.conv.weight[:, 0]
+    gated = nn.functional.pad((seen @ before.T) * (seen @ value.T), (0, 0, len(taps[0]) - 1, 0))
+    mixed = sum(gated[:, i : i + 5] * taps[:, i] for i in range(len(taps[0])))
+    torch.testing.assert_close(conv(seen), ((seen @ after.T) * mixed) @ conv.out_proj.weight.T)
 
 
 def test_an_unknown_layout_is_refused_by_name():
