@@ -37,8 +37,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llava.commands.config_overrides import override_problems, refused_overrides
 from llava.config.commands import parse, refuse
 from llava.config.groups import DEFAULT_SEED
+from llava.config.overrides import read_overrides
 from llava.config.ranges import COUNT, SEED, Range
 from llava.config.video import ProcessorSpec
 from llava.data.captions import without_placeholders
@@ -144,6 +146,7 @@ def make_language_network(tokenizer: PreTrainedTokenizerFast, args: LanguageFlag
     except ValueError as error:
         raise SystemExit(f"--model_type: {error}") from error
     config_class = CONFIG_MAPPING[kind]
+    names = config_class.attribute_map
     wanted = {
         "hidden_size": args.n_embd,
         "num_hidden_layers": args.n_layer,
@@ -160,24 +163,26 @@ def make_language_network(tokenizer: PreTrainedTokenizerFast, args: LanguageFlag
     }
     known = {f.name for f in fields(config_class)}
     wanted |= dict.fromkeys((name for name in known if name.endswith(("dropout", "pdrop"))), args.dropout)
-    config = config_class(**{k: v for k, v in wanted.items() if k in known | set(config_class.attribute_map)})
+    wanted = {names.get(k, k): v for k, v in wanted.items() if k in known | set(names)}
+    with refused_overrides(args.overrides, args.model_type):
+        config = config_class(**wanted | {names.get(k, k): v for k, v in args.overrides.items()})
     check_sizes(config.to_dict(), str(args.output_dir))
-    with seeded(args.seed):
+    with seeded(args.seed), refused_overrides(args.overrides, args.model_type):
         return AutoModelForCausalLM.from_config(config)
 
 
 def make_gpt2(tokenizer: PreTrainedTokenizerFast, args: LanguageFlags) -> GPT2LMHeadModel:
-    settings = gpt2_settings(args.n_layer, args.n_embd, args.n_head, args.n_positions, args.dropout)
+    settings = gpt2_settings(args.n_layer, args.n_embd, args.n_head, args.n_positions, args.dropout) | args.overrides
     check_sizes(settings | {"vocab_size": len(tokenizer)}, str(args.output_dir))
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        **settings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    with seeded(args.seed):
+    with refused_overrides(args.overrides, args.model_type):
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **{"tie_word_embeddings": True} | settings,
+        )
+    with seeded(args.seed), refused_overrides(args.overrides, args.model_type):
         return GPT2LMHeadModel(config)
 
 
@@ -229,7 +234,10 @@ def check_reusable(folder: Path, settings: dict[str, Any], exist_ok: bool) -> No
     if found is None:
         raise SystemExit(f"{folder} exists and was not made by this command: choose another folder")
     if found != settings:
-        other = [f"{k} {found.get(k)!r}, asked for {v!r}" for k, v in settings.items() if found.get(k) != v]
+        other = [
+            f"{k} {found.get(k)!r}, asked for {settings.get(k)!r}"
+            for k in settings | found if found.get(k) != settings.get(k)
+        ]  # fmt: skip
         raise SystemExit(
             f"{folder} was made with other settings ({'; '.join(other)}): choose another folder or delete it"
         )
@@ -289,11 +297,17 @@ class LanguageFlags:
     n_head: int = field(default=12, metadata={"help": "Attention heads."})
     n_positions: int = field(default=1024, metadata={"help": "Longest sequence."})
     model_type: str = field(default="gpt2", metadata={"help": "Architecture: gpt2, llama, qwen3, gemma3_text, ..."})
+    config_overrides: str | None = field(default=None, metadata={"help": "Other settings of its config, as JSON."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout of all kinds."})
     seed: int = field(default=0, metadata={"help": "Of the weights, and of what a mixture takes at random."})
     exist_ok: bool = field(default=False, metadata={"help": "Reuse folders that were made with equal settings."})
+    overrides: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.overrides = read_overrides(self.config_overrides, "--config_overrides")
+        problems = override_problems(self.overrides, self.model_type) if self.overrides else []
+        if problems:
+            raise UserError("\n  - ".join(problems))
         if bool(self.output_dir) != bool(self.data_path):
             raise UserError("--output_dir and --data_path go together")
         if self.n_embd % self.n_head:
@@ -331,6 +345,8 @@ def make_language_model(args: LanguageFlags) -> str:
     settings = {name: getattr(args, name) for name in names}
     if args.model_type != "gpt2":  # Folders of GPT-2 that were made before there were others stay reusable.
         settings["model_type"] = args.model_type
+    if args.overrides:
+        settings["config_overrides"] = args.overrides
     settings["captions_sha256"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
 
     def fill(folder: Path) -> None:

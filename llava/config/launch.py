@@ -5,6 +5,7 @@ Pure: `plan` reads no file but recipes, and starts nothing. `scripts/launch.py` 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.config.known_flags import WORDS, Known, argument_problems, given, is_on, known_flags
+from llava.config.overrides import read_overrides
 from llava.config.recipe import PACKAGED, Recipe, as_arguments, below, is_vision, load_recipe, take_recipe
 from llava.config.variables import Variables, read_variables
 from llava.errors import UserError
@@ -57,6 +59,7 @@ class LaunchSettings:
     n_positions: int = _setting(1024, "its positions, and the default of --model_max_length")
     vocab_size: int = _setting(30000, "entries of its tokenizer, which is trained on the captions")
     model_type: str = _setting("gpt2", "its architecture: gpt2, llama, qwen3, ...")
+    config_overrides: str | None = _setting(None, "other settings of its config, as a JSON object")
     demo: bool = _setting(False, "draw clips with captions where there is no DATA_PATH")
     demo_dir: str = _setting("demo", "where they are put, and a random DINOv2")
     demo_clips: int = _setting(2500, "training clips")
@@ -152,7 +155,12 @@ def _place(name: str, repository: Path) -> str:
 def _settings(recipe: Recipe, found: Variables, own: Mapping[str, Known]) -> LaunchSettings:
     values = recipe.launch | {k: v for k, v in found.values.items() if k in own}
     kinds: dict[str, Callable[[Any], Any]] = {"bool": lambda v: WORDS[str(v).lower()], "int": int}
-    return LaunchSettings(**{k: kinds.get(own[k].kind, str)(v) for k, v in values.items()})
+    return LaunchSettings(**{k: kinds.get(own[k].kind, _text)(v) for k, v in values.items()})
+
+
+def _text(value: Any) -> str:
+    """A mapping of a recipe is JSON for who reads it next."""
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
 
 
 def _contradictions(environ: Mapping[str, str], found: Variables, said: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -164,6 +172,11 @@ def _contradictions(environ: Mapping[str, str], found: Variables, said: Mapping[
     precision = found.values.get("precision", recipe.launch.get("precision", "fp32"))
     if precision not in PRECISIONS:
         problems.append(f"PRECISION={precision}; use bf16, fp16 or fp32.")
+    try:
+        overrides = found.values.get("config_overrides", recipe.launch.get("config_overrides"))
+        read_overrides(None if overrides is None else _text(overrides), "CONFIG_OVERRIDES")
+    except ValueError as error:
+        problems.append(str(error))
     text_only = said.get("text_only", found.values.get("text_only", recipe.flags.get("text_only")))
     if text_only is not None and WORDS.get(str(text_only).lower()) is False and experiment == "1":
         problems.append(f"EXP_ID=1 is text alone, and --text_only {text_only} says otherwise: leave one of them out")
@@ -318,6 +331,8 @@ class _Steps:
             "on_bad_sample": self.value("on_bad_sample") or "stop", "n_layer": s.n_layer, "n_embd": s.n_embd,
             "n_head": s.n_head, "n_positions": s.n_positions, "model_type": kind,
         })  # fmt: skip
+        if s.config_overrides:
+            steps["MAKE"] += ["--config_overrides", s.config_overrides]
 
     def _hardware(self, hardware: Hardware) -> tuple[int, str]:
         """GPUs, and the precision of the run by name."""

@@ -46,8 +46,9 @@ def max_positions(model: Any) -> int:
 def keeps_samples_apart(model: Any) -> bool:
     """Whether states depend on their own sample alone where several share a row and positions restart, with no mask.
 
-    The states of words must be the same whatever stands before them in their row, and if nothing does. True without a measurement under
-    attention that runs on some devices alone: pre-flight compares the losses of both layouts in any case.
+    The states of words must be the same whatever stands before them in their row, and if nothing does. True without a
+    measurement under attention that runs on some devices alone: pre-flight compares the losses of both layouts in any
+    case.
     """
     if model.config._attn_implementation not in PROBED:
         return True

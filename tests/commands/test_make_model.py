@@ -244,3 +244,58 @@ def test_another_architecture_has_the_same_sizes(make, kind):
 def test_an_architecture_without_a_language_model_is_refused(make):
     with pytest.raises(SystemExit, match="--model_type: model type 'vit', which transformers has no causal language"):
         make("vit", "--model_type", "vit")
+
+
+LFM2 = {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "initializer_range": 0.05,
+        "intermediate_size": 96, "block_auto_adjust_ff_dim": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("lfm2", LFM2),
+        ("gpt2", {"initializer_range": 0.05, "activation_function": "relu", "tie_word_embeddings": False}),
+    ],
+)
+def test_other_settings_of_the_config_are_taken_and_recorded(make, kind, overrides):
+    asked = ("--model_type", kind, "--config_overrides", json.dumps(overrides))
+    folder = make("made", *asked)
+    config = AutoModelForCausalLM.from_pretrained(folder).config.to_dict()
+    assert {k: config[k] for k in overrides} == overrides
+    assert json.loads((folder / "make_model.json").read_text())["config_overrides"] == overrides
+    make("made", *asked, "--exist_ok")
+    others = (json.dumps(overrides | {"initializer_range": 0.1}),), ()
+    for other in others:
+        with pytest.raises(SystemExit, match=r"config_overrides \{.*, asked for"):
+            make("made", *asked[:2], "--exist_ok", *(("--config_overrides", *other) if other else ()))
+
+
+def test_without_other_settings_nothing_is_recorded_of_them(make):
+    assert "config_overrides" not in json.loads((make("gpt2") / "make_model.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        ("gpt2", "{", "--config_overrides: a JSON object is expected, not '{'"),
+        ("gpt2", "[1]", r"--config_overrides: a JSON object is expected, not '\[1\]'"),
+        ("gpt2", '{"n_iner": 4}', "--config_overrides: n_iner: gpt2 has no such setting; did you mean n_inner"),
+        ("gpt2", '{"hidden_size": 4}', "hidden_size is said by --n_embd"),
+        ("lfm2", '{"n_layer": 4, "vocab_size": 3}', "(?s)n_layer is said by --n_layer.*vocab_size is said by --vocab"),
+        ("gpt2", '{"attn_pdrop": 0.1}', "attn_pdrop is said by --dropout"),
+        ("lfm2", '{"eos_token_id": 4}', "eos_token_id is said by the tokenizer"),
+        ("lfm2", '{"model_type": "gpt2"}', "model_type is said by --model_type"),
+    ],
+)
+def test_wrong_settings_of_the_config_name_the_flag(make, capsys, kind, overrides, message):
+    with pytest.raises(SystemExit):
+        make("made", "--model_type", kind, "--config_overrides", overrides)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_the_config_refuses_names_the_flag(make, tmp_path):
+    with pytest.raises(SystemExit, match="--config_overrides: lfm2 does not take them: .*number of `layer_types`"):
+        make("made", "--model_type", "lfm2", "--config_overrides", '{"layer_types": ["conv"]}')
+    with pytest.raises(SystemExit, match="--config_overrides: gpt2 does not take them: .*nothing"):
+        make("made", "--config_overrides", '{"activation_function": "nothing"}')
+    assert not (tmp_path / "made").exists()

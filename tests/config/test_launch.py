@@ -147,6 +147,21 @@ def test_an_argument_beats_a_variable_beats_the_recipe(parse, data, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "written", ['{"conv_L_cache": 3, "conv_bias": false}', '\'{"conv_L_cache": 3, "conv_bias": false}\'']
+)
+def test_settings_of_a_fresh_config_are_a_mapping_or_json(data, tmp_path, written):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"launch: {{model_type: lfm2, config_overrides: {written}}}\n")
+    steps = planned("--recipe", str(recipe), DATA_PATH=data).steps
+    assert steps["MAKE"][-2:] == ["--config_overrides", '{"conv_L_cache": 3, "conv_bias": false}']
+    assert "output/clips_lfm2_12x768_seed0" in steps["TRAIN"]
+    own = planned("--recipe", str(recipe), DATA_PATH=data, CONFIG_OVERRIDES='{"conv_bias": true}').steps["MAKE"]
+    assert own[-1] == '{"conv_bias": true}'
+    with pytest.raises(ValueError, match="CONFIG_OVERRIDES: a JSON object is expected, not '3'"):
+        planned("--recipe", str(recipe), DATA_PATH=data, CONFIG_OVERRIDES="3")
+
+
 def test_the_grounding_demo_is_drawn_and_scored_by_its_own_commands():
     steps = planned(RECIPE="grounding_demo").steps
     assert steps["DATA"][:2] == ["--output_dir", "demo_grounding/data"] and steps["DATA"][-1] == "--grounding"
