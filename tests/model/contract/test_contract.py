@@ -192,6 +192,16 @@ def test_left_padding_does_not_change_what_is_generated(family):
     assert together == alone
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_change_the_logits_of_words(family, side):
+    ids = torch.tensor(family.tokenizer(CAPTIONS[0])["input_ids"])[:4]
+    pad, mask = torch.full((3,), 5), torch.tensor([1] * 4 + [0] * 3)
+    row, mask = (torch.cat([pad, ids]), mask.flip(0)) if side == "left" else (torch.cat([ids, pad]), mask)
+    places = (mask.cumsum(0) - 1).clamp(min=0)
+    padded = family.model(row[None], attention_mask=mask[None], position_ids=places[None]).logits
+    torch.testing.assert_close(padded[:, mask.bool()], family.model(ids[None]).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_a_checkpoint_opens_bit_for_bit_with_its_ties(family, tmp_path):
     family.model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
