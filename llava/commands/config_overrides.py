@@ -8,10 +8,9 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING
 
 from llava.config.known_flags import unknown
-from llava.model.language_model.causal_lm import causal_lm_class, language_type
+from llava.model.language_model.causal_lm import plain_config_class
 
 SAID = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), "--n_layer"),
@@ -47,7 +46,7 @@ def override_problems(overrides: Mapping[str, Any], model_type: str) -> list[str
     Raises:
         ValueError: for a type that has no plain causal language model.
     """
-    config_class = CONFIG_MAPPING[language_type(causal_lm_class(model_type).config_class.model_type)]
+    config_class = plain_config_class(model_type)
     names = config_class.attribute_map
     said = {names.get(k, k): v for k, v in SAID.items()}
     known = {f.name for f in fields(config_class)} | set(names)

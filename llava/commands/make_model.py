@@ -27,7 +27,6 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    CONFIG_MAPPING,
     AutoModelForCausalLM,
     Dinov2Config,
     Dinov2Model,
@@ -49,7 +48,7 @@ from llava.data.records import apply_policy, load_records
 from llava.data.variables import without_coordinates
 from llava.errors import UserError, run_command
 from llava.foreign import check_sizes
-from llava.model.language_model.causal_lm import causal_lm_class, language_type
+from llava.model.language_model.causal_lm import plain_config_class
 from llava.model.permissions import follow_umask
 
 PROG = "llava-make-model"
@@ -142,10 +141,9 @@ def make_language_network(tokenizer: PreTrainedTokenizerFast, args: LanguageFlag
     if args.model_type == "gpt2":
         return make_gpt2(tokenizer, args)
     try:
-        kind = language_type(causal_lm_class(args.model_type).config_class.model_type)
+        config_class = plain_config_class(args.model_type)
     except ValueError as error:
         raise SystemExit(f"--model_type: {error}") from error
-    config_class = CONFIG_MAPPING[kind]
     names = config_class.attribute_map
     wanted = {
         "hidden_size": args.n_embd,

@@ -14,7 +14,7 @@ import re
 from functools import cache
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -42,6 +42,15 @@ def causal_lm_class(model_type: str) -> type[VisionCausalLM]:
         ValueError: for a type that transformers has no causal language model for, or one that is more than that.
     """
     return _made(language_type(model_type))
+
+
+def plain_config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The config of the language model alone that transformers has for a model type.
+
+    Raises:
+        ValueError: as `causal_lm_class`.
+    """
+    return CONFIG_MAPPING[language_type(causal_lm_class(model_type).config_class.model_type)]
 
 
 @cache

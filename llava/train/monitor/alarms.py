@@ -115,7 +115,7 @@ class AlarmRules:
         self.curve: list[tuple[float, float]] = []
         self.lowest: dict[str, float] = {}
         self.smoothed: dict[str, list[tuple[int, float]]] = {}
-        self.recent: dict[str, list[tuple[int, float]]] = {}
+        self.last_steps: dict[str, list[tuple[int, float]]] = {}
         """Losses of the last `LAST_STEPS` at least, each over the steps since the one before."""
         self.spikes = Spikes()
         self.silent: dict[tuple[str, str], int] = {}
@@ -141,7 +141,7 @@ class AlarmRules:
             "curve": self.curve,
             "lowest": self.lowest,
             "smoothed": self.smoothed,
-            "last_steps": self.recent,
+            "last_steps": self.last_steps,
             **self.spikes.state(),
             "start": self.start,
             "skipped": [self.skipped.lowest if self.skipped.lowest < math.inf else None, self.skipped.steps],
@@ -154,10 +154,10 @@ class AlarmRules:
         self.curve = [(total, captions) for total, captions in state["curve"]]
         least = state["lowest"]
         self.lowest = dict(least) if isinstance(least, Mapping) else dict.fromkeys(("captions", "text"), least)
-        self.smoothed = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("smoothed", {}).items()}
-        self.recent = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("last_steps", {}).items()}
+        self.smoothed = _losses(state, "smoothed")
+        self.last_steps = _losses(state, "last_steps")
         self.spikes.restore(state)
-        self.start = {words: [(s, loss) for s, loss in kept] for words, kept in state.get("start", {}).items()}
+        self.start = _losses(state, "start")
         lowest, self.skipped.steps = state.get("skipped", [None, []])
         self.skipped.lowest = math.inf if lowest is None else lowest
         self.sounded = set(state["sounded"])
@@ -220,7 +220,7 @@ class AlarmRules:
             last, before = curve[-1] if curve else (seen.step, loss)
             kept = SMOOTHING ** max(seen.step - last, 0)
             curve.append((seen.step, kept * before + (1 - kept) * loss))
-            recent = self.recent.setdefault(words, [])
+            recent = self.last_steps.setdefault(words, [])
             recent.append((seen.step, loss))
             while len(recent) > 2 and recent[1][0] <= seen.step - LAST_STEPS:
                 del recent[0]
@@ -280,7 +280,7 @@ class AlarmRules:
         waited = step >= FALLING_PATIENCE * patience
         if waited:
             del curve[:-1]  # What it fell from is asked no more.
-        reached = min(smoothed, _mean_of_last_steps(self.recent[words])) if is_last else smoothed
+        reached = min(smoothed, _mean_of_last_steps(self.last_steps[words])) if is_last else smoothed
         if step < patience or entropy < LEAST_ENTROPY or reached < COLLAPSE * entropy:
             return "", False
         earlier = next((value for s, value in reversed(curve) if s <= step / 2), math.inf)
@@ -320,6 +320,11 @@ class AlarmRules:
         message = f"{seen.waited:.0%} of the time goes into waiting for data."
         remedy = "raise --dataloader_num_workers, or let --feature_cache keep the vision features."
         return [("waiting", Alarm(seen.step, "waiting for data", message, remedy))]
+
+
+def _losses(state: Mapping[str, Any], name: str) -> dict[str, list[tuple[int, float]]]:
+    """The (step, loss) of a `state` by whose words they are; JSON has lists for pairs."""
+    return {words: [(step, loss) for step, loss in kept] for words, kept in state.get(name, {}).items()}
 
 
 def _mean_of_last_steps(losses: Sequence[tuple[int, float]]) -> float:
