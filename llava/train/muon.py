@@ -174,7 +174,7 @@ class MuonAdamW(torch.optim.AdamW):
         for p in weights:
             if "momentum_buffer" not in self.state[p]:
                 # AdamW, which reads all states when it is loaded, takes one without steps for an old format.
-                self.state[p] |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(p)}
+                self.state[p] |= {"step": _no_steps(p, group), "momentum_buffer": torch.zeros_like(p)}
         buffers = [self.state[p]["momentum_buffer"] for p in weights]
         torch._foreach_add_([self.state[p]["step"] for p in weights], 1)
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
@@ -201,6 +201,14 @@ class MuonAdamW(torch.optim.AdamW):
                     [_laid_out(step, view) for step, (_, view) in zip(steps, some, strict=True)],
                     alpha=scale,
                 )
+
+
+def _no_steps(parameter: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    """() fp32, the count of a parameter's steps, where AdamW keeps its own: on the CPU, which asks no kernel for it,
+    but on the parameter's device where the group is fused or capturable. A state that is loaded is moved there.
+    """
+    on_device = group["fused"] or group["capturable"]
+    return torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
 
 
 def _laid_out(step: torch.Tensor, view: torch.Tensor) -> torch.Tensor:

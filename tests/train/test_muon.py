@@ -46,6 +46,21 @@ def test_the_step_is_torchs_own(decay):
         torch.testing.assert_close(ours, w.detach(), atol=4e-3, rtol=0, msg="but for bf16 inside torch's")
 
 
+@pytest.mark.parametrize(
+    ("options", "device"), [({}, "cpu"), ({"fused": True}, "meta"), ({"capturable": True}, "meta")]
+)
+def test_steps_are_counted_where_a_loaded_state_counts_them(options, device):
+    """On a GPU a run that was never cut counted on the CPU, and one that was resumed on the device."""
+    weight = nn.Parameter(torch.ones(4, 2, device="meta"))
+    optimizer = MuonAdamW([{"params": [weight], "muon": True}], lr=0.1, **options)
+    for turn in ("made", "loaded"):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        count = optimizer.state[weight]["step"]
+        assert (count.device.type, count.dtype) == (device, torch.float32), turn
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
 def test_tall_and_wide_matrices_of_one_size_are_one_batch(monkeypatch):
     sizes, real = [], orthogonalised
     monkeypatch.setattr("llava.train.muon.orthogonalised", lambda m, n: sizes.append(tuple(m.shape)) or real(m, n))
