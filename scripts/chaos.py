@@ -107,9 +107,9 @@ def alarms(folder: Path) -> list[dict[str, Any]]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality to the bit of nested tensors, arrays and plain values."""
+    """Equality to the bit of nested tensors, arrays and plain values; tensors of two devices differ."""
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
+        return isinstance(b, torch.Tensor) and a.device == b.device and torch.equal(a, b)
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
     if isinstance(a, dict):

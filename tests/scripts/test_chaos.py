@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from scripts import chaos
@@ -36,6 +37,14 @@ def test_a_few_random_kills(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "3 of 3 kills left a run that ended as if untouched" in done.stdout
+
+
+def test_tensors_of_two_devices_differ():
+    """Where the states of a resumed run lay on the GPU and the others on the CPU, the comparison raised."""
+    state = {"step": torch.ones(2), "names": ["a"]}
+    assert chaos.same(state, {"step": torch.ones(2), "names": ["a"]})
+    for other in (torch.ones(2, device="meta"), 1.0):
+        assert not chaos.same(state, state | {"step": other})
 
 
 def test_what_differs_is_named(assets, tmp_path):
