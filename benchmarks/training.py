@@ -34,7 +34,7 @@ def packing(
         context: in which passes run, such as autocast.
     """
     rows = []
-    model = make_model(size).to(device).train()
+    model = make_model(size, device=device).train()
     for lengths in ("uniform", "short"):
         texts = make_texts(size, number, lengths)
         tokens = sum(len(t["input_ids"]) for t in texts)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import is_flash_attn_2_available
 
@@ -69,7 +70,7 @@ def in_one_row(setting: Setting, model: Any, samples: list[dict[str, Any]], way:
 def checks(setting: Setting) -> list[Check]:
     """Implementations, kernels and layouts."""
     size = setting.size
-    model = make_model(size).to(setting.device).train()
+    model = make_model(size, device=setting.device).train()
     samples = mixed_samples(size, videos=2, texts=6)
     seen = collated(setting, model, make_samples(size, 2), pack=False)
     alone, packed = (collated(setting, model, samples, pack) for pack in (False, True))
@@ -84,7 +85,7 @@ def checks(setting: Setting) -> list[Check]:
             fast = partial(by_name, setting, model, name, batch)
             found.append(Check(f"{name} against SDPA, {layout}, 16 bits", in_half, fast, KERNELS))
     # Without vision, whose resampler has a mask that not all kernels take.
-    words = make_model(size, vision=False).to(setting.device).train()
+    words = make_model(size, vision=False, device=setting.device).train()
     text = collated(setting, words, make_samples(size, 2, vision=False), pack=False)
     for kernels in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         math, fast = (partial(by_kernels, setting, words, text, k) for k in (SDPBackend.MATH, kernels))
@@ -101,6 +102,8 @@ def by_name(setting: Setting, model: Any, name: str, batch: Batch) -> Result:
     """A pass by an implementation of transformers that not every machine has."""
     if name == "flex_attention" and setting.device == "cpu":
         raise NotHereError("FlexAttention has no backward pass on CPU")
+    if name == "flex_attention" and not model._supports_flex_attn:
+        raise NotHereError(f"transformers {transformers.__version__} has none for {type(model).__name__}")
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise NotHereError("the package flash_attn is not installed")
     return passed(with_attention(model, name), batch, setting.autocast())

@@ -138,7 +138,7 @@ def accumulated(model: Any, halves: list[Batch], items: int) -> Result:
 def checks(setting: Setting) -> list[Check]:
     """What is looked at, in fp32 unless a name says otherwise."""
     size = setting.size
-    model = make_model(size).to(setting.device).train()
+    model = make_model(size, device=setting.device).train()
     samples = mixed_samples(size, videos=2, texts=6)
     packed, alone = (collated(setting, model, samples, pack) for pack in (True, False))
     seen = collated(setting, model, make_samples(size, 2), pack=False)
@@ -209,7 +209,7 @@ def waiting(setting: Setting) -> Iterator[Row]:
     if setting.device == "cpu":
         yield not_here("no wait for the device in a step", "there is none; the tests run a step on `meta`")
         return
-    model = make_model(setting.size).to(setting.device).train()
+    model = make_model(setting.size, device=setting.device).train()
     for pack in (True, False):
         batch = collated(setting, model, mixed_samples(setting.size, 2, 6), pack)
         for name, context in (("fp32", contextlib.nullcontext()), ("16 bits", setting.autocast())):

@@ -108,7 +108,7 @@ def states(setting: Setting) -> Iterator[Row]:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    model = make_model(setting.size).to(setting.device).train()
+    model = make_model(setting.size, device=setting.device).train()
     batch = collated(setting, model, make_samples(setting.size, 2), pack=False)
     pixels = pixels_of(setting.size, 2)
     looped = partial(passed, model, in_loop(model, batch, pixels))

@@ -49,7 +49,7 @@ class Step:
         context: Callable[[], Any] | None = None,
     ) -> None:
         self.setting, self.context = setting, setting.autocast if context is None else context
-        self.model = make_model(setting.size).to(setting.device).train()
+        self.model = make_model(setting.size, device=setting.device).train()
         self.call = self.model if compiled is None else compiled(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = adamw(self.model, fused=True) if made is None else made(self.model)
@@ -93,9 +93,9 @@ def timed_step(setting: Setting, number: int, seconds: float, **options: Any) ->
     return times, peak_memory(setting.device, step.run)
 
 
-def flops_of_sample(size: Size) -> float:
+def flops_of_sample(size: Size, device: str) -> float:
     """Of forward and backward of one sample, counted without computing; attention over its whole square."""
-    model = make_model(size)
+    model = make_model(size, device=device)
     batch = to_device(host_batch(size, 1, model), "meta")
     return step_flops(model.to("meta").train(), batch)
 
@@ -139,7 +139,7 @@ def step(setting: Setting) -> Iterator[Row]:
 def utilisation(setting: Setting, name: str, rate: float) -> Iterator[Row]:
     """MFU: the FLOP of a sample, counted, by its time, by what large matrix products reach here."""
     measure = f"MFU, of measured {name} products"
-    flops = flops_of_sample(setting.size)
+    flops = flops_of_sample(setting.size, setting.device)
     yield measured("FLOP of a sample, forward and backward", flops / 1e9, "GFLOP", "attention over the whole square")
     ceiling = setting.ceilings.get(name)
     if not ceiling:
@@ -163,7 +163,7 @@ def launching(setting: Setting, device: float) -> Iterator[Row]:
 
 def vision_alone(setting: Setting, number: int, whole: float) -> Iterator[Row]:
     """Projector and resampler, forward, as part of the step."""
-    model = make_model(setting.size).to(setting.device).train()
+    model = make_model(setting.size, device=setting.device).train()
     features = host_batch(setting.size, number, model)["video_features"].to(setting.device)
 
     def encode() -> None:

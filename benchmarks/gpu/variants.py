@@ -42,7 +42,7 @@ def packing(setting: Setting) -> Iterator[Row]:
 
 def in_one_row(setting: Setting) -> Iterator[Row]:
     """Videos and texts in several rows with masks, and all in one row by each way that needs none."""
-    model = make_model(setting.size).to(setting.device).train()
+    model = make_model(setting.size, device=setting.device).train()
     number = max(2, min(FEW, setting.batch) // 2)
     samples = mixed_samples(setting.size, videos=number, texts=3 * number)
     masked = collated(setting, model, samples, pack=True)
@@ -121,7 +121,7 @@ def precision(setting: Setting) -> Iterator[Row]:
 def logits(setting: Setting) -> Iterator[Row]:
     """Logits of every position against those where there are labels: time and memory of a pass."""
     number = min(FEW, setting.batch)
-    model = make_model(setting.size).to(setting.device).train()
+    model = make_model(setting.size, device=setting.device).train()
     batch = to_device(host_batch(setting.size, number, model), setting.device)
     work = partial(pass_of, model, [batch], setting.autocast)
     ours, found = vlm.supervised_loss, {}
@@ -161,21 +161,22 @@ def optimisers(setting: Setting) -> Iterator[Row]:
     yield paired("optimiser: fused AdamW against Muon", *times, "ms", "neither depends on the batch")
 
 
-def big_tower(size: Size) -> DINOv2VisionTower:
+def big_tower(size: Size, device: str) -> DINOv2VisionTower:
     """A tower of the size of dinov2-large, random, in bf16 where the device has it."""
     layers = TOWER_LAYERS if size.tower >= 1024 else 1
     config = Dinov2Config(
         hidden_size=size.tower, num_hidden_layers=layers, num_attention_heads=max(1, size.tower // 64),
         image_size=size.image,
     )  # fmt: skip
-    return DINOv2VisionTower(Dinov2Model(config), -1, "patch")
+    with torch.device(device):
+        return DINOv2VisionTower(Dinov2Model(config), -1, "patch").to(device)
 
 
 def vision(setting: Setting) -> Iterator[Row]:
     """Forward and backward from cached features, and with the tower in the loop; pixels are ready either way."""
     number = min(FEW, setting.batch)
-    model = make_model(setting.size).to(setting.device).train()
-    model.vision_tower = big_tower(setting.size).to(setting.device)
+    model = make_model(setting.size, device=setting.device).train()
+    model.vision_tower = big_tower(setting.size, setting.device)
     model.vision_tower.precision = "bf16" if setting.half == torch.bfloat16 else "fp32"
     batch = to_device(host_batch(setting.size, number, model), setting.device)
     pixels = pixels_of(setting.size, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from benchmarks.gpu import attention, equality, states
 from benchmarks.gpu.__main__ import TINY
 from benchmarks.gpu.equality import Check, error_of, passed, run_checks
-from benchmarks.gpu.parts import Setting
+from benchmarks.gpu.parts import NotHereError, Setting
+from benchmarks.gpu.variants import big_tower
 from benchmarks.models import make_model
 from llava.model import packed
+from llava.model.multimodal_encoder.dinov2_encoder import DINOv2VisionTower
 
 
 @pytest.fixture
@@ -102,3 +105,22 @@ def test_what_a_cpu_has_not_is_named_with_the_reason(setting):
     missing = {name: row["note"] for name, row in rows.items() if row["kind"] == "not here"}
     assert missing["flex_attention against SDPA, packed, 16 bits"] == "FlexAttention has no backward pass on CPU"
     assert all(missing.values()) and missing.keys() == rows.keys()
+
+
+def test_what_transformers_has_not_for_a_model_is_no_failure(setting):
+    """Its GPT-2 has no FlexAttention, and raised on a GPU."""
+    model = make_model(TINY)
+    assert not model._supports_flex_attn
+    with pytest.raises(NotHereError, match="has none for LlavaGPT2ForCausalLM"):
+        attention.by_name(replace(setting, device="cuda"), model, "flex_attention", {})
+
+
+def test_weights_are_drawn_where_they_stay(monkeypatch):
+    """All of them: `meta` in the place of a GPU, where a checksum of the tower has nothing to read."""
+    monkeypatch.setattr(DINOv2VisionTower, "checksum", lambda tower: "")
+    drawn = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: drawn.append(module) or module)
+    for made in (make_model(TINY, device="meta"), make_model(TINY, False, "meta"), big_tower(TINY, "meta")):
+        tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+        assert tensors and [name for name, tensor in tensors.items() if tensor.device.type != "meta"] == []
+    assert len(drawn) >= 3
