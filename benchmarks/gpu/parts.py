@@ -28,6 +28,8 @@ LEAST_SECONDS = 1.0
 """What a part is not begun with less than."""
 LOG_LINES = 40
 """Of what a part that failed printed, kept from its end."""
+PROBE_SECONDS = 120.0
+"""For the imports of all parts, and for a first touch of the device."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,9 @@ def trying(measure: str, work: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         yield broke(measure, error)
 
 
-def run_part(part: Part, setting: Setting, limit: float) -> Outcome:
-    """The part in a fresh process (on CPU a fork, which imports nothing again), ended with all of its own when `limit`
-    seconds are over.
+def run_part(part: Part, setting: Setting, limit: float, method: str = "fork") -> Outcome:
+    """The part in a process of its own, begun by a `method` of multiprocessing, which is ended with all of its own when
+    `limit` seconds are over.
     """
     outcome = Outcome(part.name, part.title, limit)
     if limit < LEAST_SECONDS:
@@ -147,7 +149,8 @@ def run_part(part: Part, setting: Setting, limit: float) -> Outcome:
         return outcome
     start = time.monotonic()
     log = setting.folder / f"{part.name}.log"
-    context = multiprocessing.get_context("fork" if setting.device == "cpu" else "spawn")
+    # mypy knows of the methods by their names alone.
+    context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe(duplex=False)
     # Some seconds are left for its start, which is no measurement.
     given = replace(setting, seconds=0.8 * limit)
@@ -188,15 +191,42 @@ def run_part(part: Part, setting: Setting, limit: float) -> Outcome:
     return outcome
 
 
+def method_for(parts: Sequence[Part], setting: Setting) -> str:
+    """How processes of parts are begun. On CPU they are forks, which import nothing again. What has touched a GPU
+    cannot be forked: there they are forks of a server, which imports what the parts need and leaves the device alone.
+    Where such a fork does not reach the device, each part imports everything by itself.
+    """
+    if setting.device == "cpu":
+        return "fork"
+    modules = sorted({part.work.__module__ for part in parts})
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    probe = Part("probe", "A fork that reaches the device", reach, 1)
+    outcome = run_part(probe, setting, PROBE_SECONDS, "forkserver")
+    # An import that fails in the server is passed over there.
+    imported = [name for row in outcome.rows for name in row["value"]]
+    problems = outcome.failures or [f"{name} is not imported there" for name in modules if name not in imported]
+    if not problems:
+        return "forkserver"
+    print(f"each part imports everything by itself, which takes time of it; a server of forks failed: {problems[0]}")
+    return "spawn"
+
+
+def reach(setting: Setting) -> Iterator[Row]:
+    """What was imported before it touched the device."""
+    found = sorted(sys.modules)
+    torch.zeros(1, device=setting.device)
+    yield fact("imported", found)
+
+
 def run_parts(
     parts: Sequence[Part], setting: Setting, minutes: float, tell: Callable[[Outcome], None] = lambda _: None
 ) -> list[Outcome]:
     """All parts within `minutes`: each gets its share of what is left, so that time one did not need is the others'."""
     end = time.monotonic() + 60 * minutes
-    outcomes = []
+    method, outcomes = method_for(parts, setting), []
     for i, part in enumerate(parts):
         share = part.share / sum(p.share for p in parts[i:])
-        outcome = run_part(part, setting, share * (end - time.monotonic()))
+        outcome = run_part(part, setting, share * (end - time.monotonic()), method)
         for row in outcome.rows:
             setting = replace(setting, **row.get("sets", {}))
         outcomes.append(outcome)

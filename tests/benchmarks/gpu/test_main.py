@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import runs
@@ -14,6 +16,12 @@ from benchmarks.gpu.parts import Part, Row, Setting, compared, measured
 
 QUICK = ["machine", "equality", "states", "attention", "fsdp2", "step", "profile", "variants", "loader"]
 RUNS = ["resume", "runs", "zero", "compile"]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """Of a machine that has one, too, these look at what is done without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 def rehearse(output: Path, *arguments: str) -> tuple[int, dict, str]:
@@ -77,6 +85,16 @@ def test_what_fails_is_on_the_page_and_in_the_status(tmp_path, monkeypatch, caps
     assert "| speed \\| of &lt;light> | 300,000,000 m/s |" in page
     assert "| waits | at most 1 % | 2 % | not a target of a cpu |" in page
     assert "failed: one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("device", "before", "inside"), [("cpu", "1,0", ""), ("cuda", "1,0", "1"), ("cuda", "", "0")])
+def test_parts_see_one_gpu_and_a_rehearsal_none(monkeypatch, device, before, inside):
+    """A process that touched a GPU cannot be forked to use it: the data loader of a rehearsal would try."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    with command.surroundings(device):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == inside
+        assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == before
 
 
 def test_docs_take_no_page_without_a_gpu(capsys):

@@ -7,19 +7,24 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import parts
 from benchmarks.gpu.__main__ import TINY
 from benchmarks.gpu.parts import (
     NotHereError,
+    Outcome,
     Part,
     Row,
     Setting,
     broke,
     compared,
+    fact,
     measured,
+    method_for,
     not_here,
     run_part,
     run_parts,
@@ -113,9 +118,9 @@ def test_a_part_that_hangs_is_ended_with_its_children(setting):
         yield measured("before", 1.0, "")
         signal.pause()
 
-    outcome = run_part(part(work), setting, 1.0)
+    outcome = run_part(part(work), setting, 3.0)
     assert [row["measure"] for row in outcome.rows] == ["before"]
-    assert outcome.failures == ["ended after its 1 s: give more --minutes, or it hangs"]
+    assert outcome.failures == ["ended after its 3 s: give more --minutes, or it hangs"]
     os.close(writing)
     assert select.select([reading], [], [], 60)[0], "somebody lives"
     assert os.read(reading, 1) == b""
@@ -142,6 +147,32 @@ def test_later_parts_are_told_what_earlier_ones_found(setting):
         yield measured("told", setting.batch, "")
 
     assert run_parts([part(finds), part(says)], setting, 10)[1].rows[0]["value"] == 8
+
+
+def says_its_parent(_: Setting) -> Iterator[Row]:
+    yield measured("parent", os.getppid(), "")
+
+
+def test_on_a_device_parts_are_forks_of_a_server_that_imported_all(setting, capsys):
+    """`meta` in the place of a GPU, which the server does not touch."""
+    first, second = run_parts([part(says_its_parent), part(says_its_parent)], replace(setting, device="meta"), 10)
+    assert first.failures == [] and first.rows == second.rows
+    assert first.rows[0]["value"] != os.getpid()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("probe", "problem"),
+    [
+        (None, "cuda:99 cannot be reached"),
+        (Outcome("probe", "", 1.0, rows=[fact("imported", ["torch"])]), f"{__name__} is not imported there"),
+    ],
+)
+def test_where_a_fork_does_not_reach_the_device_each_part_imports(setting, monkeypatch, capsys, probe, problem):
+    failed = Outcome("probe", "", 1.0, failures=["cuda:99 cannot be reached"])
+    monkeypatch.setattr(parts, "run_part", lambda *_: probe or failed)
+    assert method_for([part(says_its_parent)], replace(setting, device="cuda:99")) == "spawn"
+    assert problem in capsys.readouterr().out
 
 
 def test_an_error_is_named_with_its_kind():
