@@ -75,6 +75,13 @@ class VisionConfig:
     mm_coordinates_reparameterized: bool = True
     coordinate_token_ids: dict | None = None
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: layers have the names that transformers' own class knows, which releases from 5.15 to 5.17 change in other
+        people's configs (`conv` of LFM2, which their LFM2 then looks for in vain).
+        """
+        return False
+
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in transformers; PEFT asks for it before it looks for layers."""
         teach_peft(self.model_type, self.model_type.removeprefix(PREFIX))
