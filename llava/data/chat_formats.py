@@ -42,6 +42,7 @@ FORMATS = {
     "mistral_instruct": Format(marks=("[INST]", "[/INST]")),
     "gemma_instruct": Format(("<start_of_turn>", "<end_of_turn>")),
     "vicuna_v1": Format(aliases=("v1",)),
+    "lines": Format(),
     TOKENIZER: Format(),
 }
 """By LLaVA's names; beginning and end of text are the tokenizer's own."""

@@ -71,6 +71,10 @@ EXPECTED = {
         "+ Un", "+ gatto", "+.", "+</s>",
         "USER", ":", " Dove", "?", " ASSISTANT", ":", "+ Qui", "+.", "+</s>",
     ],
+    "lines": [
+        "Sii", " breve", ".", "\n", "<vid_start>", " Chi", "?", "\n", "+Un", "+ gatto", "+.", "+</s>", "\n",
+        "Dove", "?", "\n", "+Qui", "+.", "+</s>", "\n",
+    ],
 }  # fmt: skip
 
 
@@ -140,7 +144,7 @@ def test_a_token_that_straddles_the_boundary_belongs_to_the_answer():
     assert alone != ids[: len(alone)] and prompt == ids[: len(prompt)] == alone[:-1]
 
 
-@pytest.mark.parametrize("version", ["chatml", "llama_3", "gemma_instruct", "vicuna_v1"])
+@pytest.mark.parametrize("version", ["chatml", "llama_3", "gemma_instruct", "vicuna_v1", "lines"])
 def test_the_templates_own_prompt_is_that_of_training(version):
     """Which other programs ask for, with the checkpoint's template."""
     tokenizer = tokenizer_for(version)
@@ -174,8 +178,11 @@ def test_a_tokenizer_without_a_beginning_of_its_own_writes_none():
 
 @pytest.mark.parametrize(
     ("version", "end"),
-    [("chatml", "<|im_end|>"), ("llama_3", "<|eot_id|>"), ("gemma_instruct", "<end_of_turn>"), ("vicuna_v1", "</s>")],
-)
+    [
+        ("chatml", "<|im_end|>"), ("llama_3", "<|eot_id|>"), ("gemma_instruct", "<end_of_turn>"),
+        ("vicuna_v1", "</s>"), ("lines", "</s>"),
+    ],
+)  # fmt: skip
 def test_generation_stops_at_the_end_of_text_and_of_a_turn(version, end):
     tokenizer = tokenizer_for(version)
     ends = Chat.of(version, tokenizer).end_ids

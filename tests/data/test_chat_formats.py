@@ -29,7 +29,7 @@ from tests.conftest import make_tokenizer
         ("plain", "plain"), ("chatml", "chatml"), ("qwen_1_5", "chatml"), ("qwen_2", "chatml"),
         ("llama_3", "llama_3"), ("llava_llama_3", "llama_3"), ("llama_2", "llama_2"), ("llava_llama_2", "llama_2"),
         ("llama_v2", "llama_2"), ("mistral_instruct", "mistral_instruct"), ("gemma_instruct", "gemma_instruct"),
-        ("vicuna_v1", "vicuna_v1"), ("v1", "vicuna_v1"), ("tokenizer", "tokenizer"),
+        ("vicuna_v1", "vicuna_v1"), ("v1", "vicuna_v1"), ("lines", "lines"), ("tokenizer", "tokenizer"),
     ],
 )  # fmt: skip
 def test_formats_have_llavas_names(name, format):
@@ -38,7 +38,9 @@ def test_formats_have_llavas_names(name, format):
 
 @pytest.mark.parametrize("name", ["v0", "llama", "", "ChatML"])
 def test_an_unknown_format_is_an_error_that_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"use one of plain, chatml \(qwen_1_5, qwen_2\), llama_3 .*v1\), tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"use one of plain, chatml \(qwen_1_5, qwen_2\), llama_3 .*v1\), lines, tokenizer"
+    ):
         resolve(name)
 
 
