@@ -56,8 +56,8 @@ class ModelArguments:
         default="plain",
         metadata={
             "help": "Format of the text, by LLaVA's names: plain (no template, all text is learnt), or chatml, "
-            "llama_3, llama_2, mistral_instruct, gemma_instruct, vicuna_v1, tokenizer (its own template), where "
-            "answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
+            "llama_3, llama_2, mistral_instruct, gemma_instruct, vicuna_v1, lines, tokenizer (its own template), "
+            "where answers are learnt. USE_PLAIN_LM=1 in the environment decides over it."
         },
     )
     text_start: str | None = field(
@@ -88,6 +88,9 @@ class ModelArguments:
     mm_perceiver_depth: int = field(
         default=1, metadata={"help": "Cross-attention blocks of each stream; 0 is pooling alone."}
     )
+    mm_perceiver_row_std: float | None = field(
+        default=None, metadata={"help": "Standard deviation of a fresh resampler's rows; default: as word embeddings."}
+    )
     mm_perceiver_temporal_factor: int | None = field(
         default=None,
         metadata={"help": "Frames that a row of the slow stream sums up: 5 by default with stp, else always 1."},
@@ -100,9 +103,8 @@ class ModelArguments:
     )
     mm_perceiver_pretrained: str | None = field(
         default=None,
-        metadata={"help": "A .bin or .safetensors with weights of the resampler alone, by their names here or those of "
-                  "LLaVA-ST's packer."},
-    )  # fmt: skip
+        metadata={"help": "A .bin or .safetensors with the resampler's weights, named as here or in LLaVA-ST."},
+    )
     mm_coordinates: bool | None = field(
         default=None,
         metadata={

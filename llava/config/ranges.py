@@ -87,6 +87,7 @@ RANGES: dict[str, Range] = {
     "mm_perceiver_latents": LATENTS,
     "mm_perceiver_latents_fast": LATENTS,
     "mm_perceiver_depth": Range(0, 1000, whole=True),
+    "mm_perceiver_row_std": Range(0, 100, above=True),
     "mm_perceiver_temporal_factor": LATENTS,
     "mm_perceiver_width": LATENTS,
     "mm_perceiver_heads": Range(1, 1024, whole=True),

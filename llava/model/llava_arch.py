@@ -100,6 +100,7 @@ class LlavaMetaForCausalLM:
         storage: str = "reference",
         inner: int | None = None,
         heads: int | None = None,
+        row_std: float | None = None,
     ) -> None:
         """Gives a language model its eyes: writes the settings into the config, draws projector and resampler.
 
@@ -108,6 +109,7 @@ class LlavaMetaForCausalLM:
             storage: `reference` keeps the tower out of checkpoints and remembers its checksum, `checkpoint` keeps it
                 in.
             inner, heads: as `build_resampler` takes them.
+            row_std: standard deviation that rows begin with; None for that of the word embeddings.
 
         Raises:
             ValueError: for settings that do not go together, each named.
@@ -138,9 +140,11 @@ class LlavaMetaForCausalLM:
         config.mm_perceiver_width, config.mm_perceiver_heads = attention or (None, None)
         config.video_spec = spec.to_dict()
         self.build_vision_modules()
+        if row_std is None:
+            row_std = embedding_std(self) if self.row_std is None else self.row_std
         for module in self.vision_resampler.modules():
             if isinstance(module, DRAWS_ITSELF):
-                module.row_std = embedding_std(self) if self.row_std is None else self.row_std
+                module.row_std = row_std
         for module in (self.mm_projector, self.vision_resampler):
             module.apply(self._init_weights)
             module.to(self.device)

@@ -77,7 +77,7 @@ class VisionConfig:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: layers have the names that transformers' own class knows, which releases from 5.15 to 5.17 change in other
+        """No: layers have the names that transformers' own class knows, which releases 5.15 to 5.17 change in other
         people's configs (`conv` of LFM2, which their LFM2 then looks for in vain).
         """
         return False

@@ -199,9 +199,12 @@ def give_vision(model: VisionCausalLM, settings: Settings) -> None:
             model_args.mm_vision_tower_storage,
             model_args.mm_perceiver_width,
             model_args.mm_perceiver_heads,
+            model_args.mm_perceiver_row_std,
         )
     else:
         _check_same_vision(model, model_args, spec)
+        if model_args.mm_perceiver_row_std is not None:
+            logger.info("--mm_perceiver_row_std has no effect: the model brings its resampler")
         if model.vision_tower is None:
             model.attach_vision_tower(model_args.vision_tower)
         else:

@@ -6,6 +6,7 @@ import copy
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from llava.data.dataset import LazySupervisedDataset
 from llava.train import run_data, run_model, setup
@@ -97,3 +98,20 @@ def test_a_run_on_flat_rows_is_the_run_on_rows_with_a_mask(assets, tmp_path):
     assert flat == pytest.approx(masked, abs=2e-4)
     assert " in 1 rows of" in (tmp_path / "varlen" / "preflight.json").read_text()
     assert not alarms(tmp_path / "varlen")
+
+
+def test_rows_begin_as_loud_as_is_said_and_a_checkpoint_keeps_its_own(assets, tmp_path, caplog):
+    def made(**options):
+        settings = parsed(assets, tmp_path / "run", **options)
+        tokenizer = run_model.load_tokenizer(settings)
+        model = run_model.make_model(settings, tokenizer, run_data.read_splits(settings, tokenizer)[0].records).model
+        torch.manual_seed(0)
+        return model, model.encode_videos(torch.randn(1, 2, 3, 56, 56)).detach().std().item()
+
+    assert [made(mm_perceiver_row_std=std)[1] for std in (0.05, 0.8)] == pytest.approx([0.05, 0.8], rel=0.3)
+    model, std = made(mm_perceiver_row_std=0.8)
+    model.save_pretrained(tmp_path / "seen")
+    run_model.load_tokenizer(parsed(assets, tmp_path / "run")).save_pretrained(tmp_path / "seen")
+    with caplog.at_level("INFO"):
+        again = made(model_name_or_path=tmp_path / "seen", mm_perceiver_row_std=0.1)[1]
+    assert again == pytest.approx(std, rel=0.3) and "--mm_perceiver_row_std has no effect" in caplog.text
