@@ -1,6 +1,8 @@
 """The table and the picture of docs/grounding.md, from what `llava.eval.grounding` wrote into runs of several seeds.
 
-    for s in 0 1 2; do RECIPE=grounding_demo SEED=$s bash train_italian_video.sh; done
+    for s in 0 1 2; do for r in grounding_images grounding_demo; do
+        RECIPE=$r SEED=$s bash train_italian_video.sh
+    done; done
     python scripts/experiments/grounding.py output/grounding_demo_exp2_seed{0,1,2} \
         --clips demo_grounding/data/visual --picture docs/grounding.png
 
