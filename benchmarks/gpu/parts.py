@@ -169,7 +169,7 @@ def run_part(part: Part, setting: Setting, limit: float, method: str = "fork") -
                 outcome.failures.append(f"its process ended with status {process.exitcode} and without a word")
                 break
             if kind == "row":
-                outcome.rows.append(value)
+                outcome.rows.append(value | {"at": round(time.monotonic() - start, 1)})
                 continue
             if kind == "failed":
                 outcome.failures.append(value)

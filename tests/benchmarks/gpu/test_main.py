@@ -88,13 +88,21 @@ def test_what_fails_is_on_the_page_and_in_the_status(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("device", "before", "inside"), [("cpu", "1,0", ""), ("cuda", "1,0", "1"), ("cuda", "", "0")])
-def test_parts_see_one_gpu_and_a_rehearsal_none(monkeypatch, device, before, inside):
+def test_parts_see_one_gpu_and_a_rehearsal_none(monkeypatch, tmp_path, device, before, inside):
     """A process that touched a GPU cannot be forked to use it: the data loader of a rehearsal would try."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    with command.surroundings(device):
+    with command.surroundings(device, tmp_path):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == inside
         assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == before
+
+
+def test_a_part_that_is_ended_while_it_builds_leaves_no_lock(monkeypatch, tmp_path):
+    """Not in the user's cache."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/the/users")
+    with command.surroundings("cpu", tmp_path):
+        assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "extensions")
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == "/the/users"
 
 
 def test_docs_take_no_page_without_a_gpu(capsys):
