@@ -25,7 +25,7 @@ from llava.data.packing import TrainingCollator
 from llava.model.packed_attention import problem_of, take_way
 
 PACKED_WAYS = ("varlen", "flex")
-"""Of `--packed_attention`, those that need no mask of all pairs."""
+"""Of `--packed_attention`, those that need no mask of all pairs; the last one is compiled first, which takes long."""
 
 
 def with_attention(model: Any, name: str) -> Any:
@@ -91,6 +91,8 @@ def checks(setting: Setting) -> list[Check]:
         math, fast = (partial(by_kernels, setting, words, text, k) for k in (SDPBackend.MATH, kernels))
         name = f"SDPA by {kernels.name.lower()} against its plain product, 16 bits"
         found.append(Check(name, math, fast, KERNELS))
+    one_by_one, together = (partial(segments, setting, by_varlen) for by_varlen in (False, True))
+    found.append(Check("varlen_attn of torch against SDPA of each sample", one_by_one, together, KERNELS))
     for way in PACKED_WAYS:
         fast = partial(in_one_row, setting, model, samples, way)
         name = f"samples in one row by {way} against one sample a row, 16 bits"
@@ -145,5 +147,3 @@ def attention(setting: Setting) -> Iterator[Row]:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     yield from trying("attention", lambda: run_checks(checks(setting)))
-    plain, fast = (partial(segments, setting, by_varlen) for by_varlen in (False, True))
-    yield from run_checks([Check("varlen_attn of torch against SDPA of each sample", plain, fast, KERNELS)])

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.timing import now
 
@@ -23,6 +23,8 @@ ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 """Categories of a trace that are work of the device."""
 WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}
 """Calls in which the host waits for the device."""
+WORK = "what is measured"
+"""Name of the span of a trace in which waits count: a profile waits for the device itself, at its end."""
 LEAST_REPEATS = 3
 
 
@@ -94,12 +96,13 @@ def busy(intervals: Iterable[tuple[float, float]]) -> float:
 
 def read_trace(path: Path) -> dict[str, Any]:
     """What a trace of torch's profiler says: the device's `kernels` and `copies`, `span` and `busy` in seconds, from
-    its first work to its last, the host's `waits` for it, and kernels by the `time` that they took.
+    its first work to its last, the host's `waits` for it within `WORK`, and kernels by the `time` that they took.
     """
     events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("ph") == "X"]
     device = [e for e in events if e.get("cat") in ON_DEVICE]
     intervals = [(float(e["ts"]), float(e["ts"]) + float(e["dur"])) for e in device]
     span = max(end for _, end in intervals) - min(start for start, _ in intervals) if intervals else 0.0
+    inside = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("cat") == "user_annotation" and e["name"] == WORK]
     by_name: Counter[str] = Counter()
     for e in device:
         by_name[e["name"]] += e["dur"]
@@ -108,7 +111,7 @@ def read_trace(path: Path) -> dict[str, Any]:
         "copies": sum(e["cat"] != "kernel" for e in device),
         "span": span / 1e6,
         "busy": busy(intervals) / 1e6,
-        "waits": sum(e["name"] in WAITS for e in events),
+        "waits": sum(e["name"] in WAITS and any(a <= e["ts"] < b for a, b in inside) for e in events),
         "operators": sum(e.get("cat") == "cpu_op" for e in events),
         "time": {name: time / 1e6 for name, time in by_name.most_common(12)},
     }
@@ -119,7 +122,8 @@ def traced(work: Callable[[], Any], device: str, path: Path) -> dict[str, Any]:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     now()
     with profile(activities=activities) as profiler:
-        work()
+        with record_function(WORK):
+            work()
         if device == "cuda":
             torch.cuda.synchronize()
     profiler.export_chrome_trace(str(path))

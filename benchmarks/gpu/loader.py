@@ -22,11 +22,17 @@ from llava.commands import make_model
 from llava.train import run_flags
 from llava.train.setup import prepare
 
+BATCHES = 48
+"""Of the data: as many as are counted in no rate before `MOST_WORKERS` give one, and more."""
+MOST_WORKERS = 16
+WORTH = 1.1
+"""How many times as many samples more workers must bring, for still more to be tried."""
+
 
 def make_run(setting: Setting) -> list[str]:
     """Clips, records, features, tokenizer and language model; the flags of a run over them."""
     size, folder = setting.size, setting.folder / "loader"
-    clips, records, steps = (4, 32, 6) if setting.tiny else (256, max(16_384, 64 * setting.batch), 40)
+    clips, records, steps = (4, 32, 6) if setting.tiny else (128, BATCHES * setting.batch, 24)
     names = [folder / "clips" / f"{i}.mp4" for i in range(clips)]
     (folder / "clips").mkdir(parents=True)
     for name in names:
@@ -43,13 +49,13 @@ def make_run(setting: Setting) -> list[str]:
         per_device_train_batch_size=setting.batch, use_cpu=setting.device == "cpu",
         **({half: True} if setting.device == "cuda" else {}),
     )  # fmt: skip
-    fill_cache(arguments, (size.frames, (size.image // 14) ** 2, size.tower), together=min(clips, 64))
+    fill_cache(arguments, (size.frames, (size.image // 14) ** 2, size.tower), together=min(clips, 16))
     return arguments
 
 
 def workers_to_try(tiny: bool) -> tuple[int, ...]:
     cores = os.cpu_count() or 1
-    return (0, 1) if tiny else tuple(n for n in (0, 1, 2, 4, 8, 16) if n <= cores)
+    return (0, 1) if tiny else tuple(n for n in (0, 1, 2, 4, 8, MOST_WORKERS) if n <= cores)
 
 
 def rate_of(loader: Any, device: str, seconds: float, settling: int = 1) -> tuple[float, int]:
@@ -70,7 +76,9 @@ def rate_of(loader: Any, device: str, seconds: float, settling: int = 1) -> tupl
 
 
 def loader(setting: Setting) -> Iterator[Row]:
-    """The loader alone for several numbers of workers, then the trainer with the best of them."""
+    """The loader alone for several numbers of workers, until more of them bring little more; then the trainer with the
+    best of them.
+    """
     arguments = make_run(setting)
     best: tuple[float, int] = (0.0, 0)
     run = prepare(run_flags.parse_arguments(arguments))
@@ -85,7 +93,9 @@ def loader(setting: Setting) -> Iterator[Row]:
         if setting.rate:
             note += f"; {rate / setting.rate:.3g} of what the step takes"
         yield measured(f"loader, {workers} workers", rate, "samples/s", note)
-        best = max(best, (rate, workers))
+        gain, best = rate / best[0] if best[0] else WORTH, max(best, (rate, workers))
+        if gain < WORTH and workers > 1:
+            break
     yield from trying("trainer", partial(train, setting, arguments, best[1]))
 
 

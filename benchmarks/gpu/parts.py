@@ -69,12 +69,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Part:
-    """A part: its rows are made one by one by `work`; `share` is its weight in the time of all."""
+    """A part: its rows are made one by one by `work`; `share` is its weight in the time of all, `tiny` that with a tiny
+    model, where it is another.
+    """
 
     name: str
     title: str
     work: Callable[[Setting], Iterator[Row]]
     share: float
+    tiny: float | None = None
+
+    def weight(self, setting: Setting) -> float:
+        return self.tiny if setting.tiny and self.tiny is not None else self.share
 
 
 @dataclass
@@ -225,7 +231,7 @@ def run_parts(
     end = time.monotonic() + 60 * minutes
     method, outcomes = method_for(parts, setting), []
     for i, part in enumerate(parts):
-        share = part.share / sum(p.share for p in parts[i:])
+        share = part.weight(setting) / sum(p.weight(setting) for p in parts[i:])
         outcome = run_part(part, setting, share * (end - time.monotonic()), method)
         for row in outcome.rows:
             setting = replace(setting, **row.get("sets", {}))

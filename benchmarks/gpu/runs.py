@@ -192,6 +192,9 @@ def zero(setting: Setting) -> Iterator[Row]:
     """DeepSpeed's stages on one device, in a process as torchrun starts it."""
     plain_run(setting)
     as_torchrun(free_port())
+    if setting.device == "cpu":
+        # It would compile for minutes what several processes of a machine reduce by.
+        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         for name in STAGES:
             flags = {"deepspeed": ROOT / "scripts" / f"{name}.json"}

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu.clock import Marks, busy, medians, read_trace, repeated, traced
+from benchmarks.gpu.clock import WORK, Marks, busy, medians, read_trace, repeated, traced
 
 
 def test_busy_counts_what_overlaps_once():
@@ -20,10 +20,13 @@ def event(cat: str, name: str, start: float, length: float) -> dict:
 
 
 def test_a_trace_tells_kernels_gaps_and_waits(tmp_path):
-    """Microseconds: work from 100 to 200 but for 140 to 170, in which the host waits."""
+    """Microseconds: work from 100 to 200 but for 140 to 170, in which the host waits; it waits again when the work
+    is asked for, as a profile does at its end.
+    """
     events = [
         event("kernel", "gemm", 100, 30), event("kernel", "gemm", 120, 20), event("gpu_memcpy", "HtoD", 170, 30),
         event("cuda_runtime", "cudaLaunchKernel", 90, 2), event("cuda_runtime", "cudaStreamSynchronize", 141, 20),
+        event("cuda_runtime", "cudaDeviceSynchronize", 182, 20), event("user_annotation", WORK, 80, 100),
         event("cpu_op", "aten::mm", 80, 15), event("gpu_user_annotation", "Optimizer.step", 0, 1000),
         {"ph": "i", "cat": "kernel", "name": "no duration", "ts": 1},
     ]  # fmt: skip
@@ -37,6 +40,8 @@ def test_a_trace_tells_kernels_gaps_and_waits(tmp_path):
 def test_a_real_trace_is_read(tmp_path):
     found = traced(lambda: torch.ones(2) + 1, "cpu", tmp_path / "trace.json")
     assert found["kernels"] == 0 and found["operators"] >= 2
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [e["cat"] for e in events if e.get("name") == WORK] == ["user_annotation"]
 
 
 def test_marks_add_up_to_the_step():

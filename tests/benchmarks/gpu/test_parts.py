@@ -134,6 +134,13 @@ def test_parts_share_what_time_is_left(setting, monkeypatch):
     assert [outcome.limit for outcome in found] == [150.0, 200.0, 600.0]
 
 
+@pytest.mark.parametrize(("tiny", "limit"), [(True, 450.0), (False, 150.0)])
+def test_a_rehearsal_shares_time_in_its_own_way(setting, monkeypatch, tiny, limit):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    first = Part("a", "A part", sound, 1, tiny=9)
+    assert run_parts([first, part(sound, 3)], replace(setting, tiny=tiny), 10)[0].limit == limit
+
+
 def test_without_time_a_part_is_not_begun(setting):
     outcome = run_part(part(sound), setting, 0.5)
     assert outcome.rows == [] and outcome.failures == ["not begun: no time was left; give more --minutes"]
