@@ -67,8 +67,9 @@ DESCRIBED = 0.3
 TOLD = ("REC", "TVG", "STVG", "SVG")
 """Tasks whose question says what is meant; in the others the answer does."""
 BY_ONE = 0.5
-"""Share of the questions in training that call a thing by its shape alone, or colour, if no other thing is meant then:
-so each word means something by itself, and pairs are not learnt as one.
+"""Share of the scenes' things in training for which is drawn how they are called: by their shape, by their colour
+(where no other thing is meant then), or by both as all others. So each word means something by itself, and pairs are
+not learnt as one.
 """
 PER_CLIP = 2
 """Images to train on for each clip, which takes as much time as ten of them."""
