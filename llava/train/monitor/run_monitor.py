@@ -228,7 +228,9 @@ class RunMonitor(TrainerCallback):
         return found
 
     def _observe(self, step: int) -> Observation:
-        sums = dict(zip(_SUMS, self.reduce(self.sums).tolist(), strict=True))
+        # Losses are those since the last observation; gradients are this step's, and so is what could give them.
+        both = torch.stack([self.sums, torch.stack(self.step_sums).sum(0)])
+        sums, shown = (dict(zip(_SUMS, row, strict=True)) for row in self.reduce(both).tolist())
         self.sums = None
         for name, value in sums.items():
             self.logged[name] += value
@@ -243,8 +245,8 @@ class RunMonitor(TrainerCallback):
             text_loss=_ratio(sums["text_nats"], sums["text_tokens"]),
             visual_targets=int(sums["visual_tokens"]),
             other_targets=int(tokens - sums["caption_tokens"]),
-            videos=int(sums["videos"]),
-            images=int(sums["images"]),
+            videos=int(shown["videos"]),
+            images=int(shown["images"]),
             grad_norms=self.norms,
             update_ratios=self.ratios,
             learning_rates=self.rates,

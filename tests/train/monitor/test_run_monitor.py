@@ -94,6 +94,31 @@ def test_a_lost_stream_sounds_an_alarm_within_the_first_steps(assets, tmp_path, 
     assert "alarm/text_summary" in events.Tags()["tensors"]
 
 
+def test_steps_of_images_alone_say_nothing_of_the_stream_of_videos(tmp_path, build):
+    """Batches of one modality: gradients are those of the step at which they are measured, not of those before it."""
+    monitor = RunMonitor(build(), tmp_path, lambda sums: sums, lambda tag, text, step: None)
+    args = SimpleNamespace(device=torch.device("cpu"), get_warmup_steps=lambda steps: 0)
+    state = SimpleNamespace(max_steps=100, logging_steps=2, global_step=0)
+    monitor.on_train_begin(args, state, None)
+    row = {"input_ids": torch.tensor([[3, 4]]), "labels": torch.tensor([[-100, 4]]),
+           "attention_mask": torch.ones(1, 2)}  # fmt: skip
+
+    def steps(number, is_image, norm):
+        for step in range(state.global_step + 1, state.global_step + number + 1):
+            monitor.on_step_begin(args, state, None)
+            image = int(is_image(step))
+            shown = {"num_videos": torch.tensor([1 - image]), "num_images": torch.tensor([image])}
+            monitor.add_batch(torch.tensor([[1.0]]), row | shown)
+            monitor.norms = {"resampler fast": 0.0 if image else norm}
+            state.global_step = step
+            monitor.on_step_end(args, state, None)
+
+    steps(40, lambda step: step % 2 == 0, 1.0)
+    assert monitor.alarms == []
+    steps(8, lambda step: False, 0.0)
+    assert [alarm.kind for alarm in monitor.alarms] == ["zero gradient"]
+
+
 def test_unmasked_labels_sound_at_the_first_step(assets, tmp_path):
     train(assets, tmp_path / "run", preflight="off", experiment_faults="unmasked_labels",
           experiment_faults_confirmed=True)  # fmt: skip
