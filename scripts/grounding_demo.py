@@ -7,129 +7,75 @@ and is for the final table; `validation` has others, for choosing a design.
 
 | file | holds |
 | --- | --- |
-| `train_images.json` | questions about images, which come first |
-| `train.json` | questions about clips, and some about images, so that places are not forgotten |
-| `validation.json`, `test.json`, `*_images.json` | questions that are scored; those about images alone |
+| `train.json`, `validation.json`, `test.json` | records of the trainer, as `llava.data.grounding` makes them |
 | `validation_gains.json` | questions of the validation clips, one a record, for the controls of a run |
 | `*_benchmark.json` | the same clips in the format of ST-Align's benchmark |
 | `visual/clips`, `visual/images` | MP4 and PNG; records name them from `visual` |
 
-A question ends with what it asks about, so that this stands directly before the answer (docs/grounding.md says why). A
-training record of a clip asks about everything in it, one thing a turn, so that its frames are read once; one of an
-image asks one question, since which of two things is meant must be told of the first alone. The same settings give the
-same files, whatever the number of processes.
+A training record asks about everything in its clip or image, one thing a turn, so that the frames are read once;
+records for scoring ask one question each. The same settings give the same files, whatever the number of processes.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grounding_scenes import (
-    FPS,
-    FRAMES,
-    SIDE,
-    Scene,
-    enough,
-    event_text,
-    file_of,
-    phrase,
-    plan_split,
-    split_pairs,
-    write_scene,
-)
+from grounding_scenes import FPS, FRAMES, SIDE, Scene, event_text, file_of, phrase, plan_split, split_pairs, write_scene
 from make_demo_data import on_processes, plan_hash, read_manifest, write_json
 
 from llava.data.grounding.annotation import Annotation, Event
-from llava.data.grounding.tasks import asked_as
+from llava.data.grounding.tasks import records_of
 
-QUESTIONS = {
-    "REC": ("Dove si trova {event}", "Dov'è {event}", "Indica {event}"),
-    "REG": ("Che cosa si trova in {box}", "Che cosa c'è in {box}"),
-    "DGC": ("Descrivi l'immagine", "Che cosa si vede"),
-    "TVG": ("Quando {event}", "In che momento {event}"),
-    "STVG": ("Quando e dove {event}", "In che momento e in che punto {event}"),
-    "SVG": ("Tra {span} dove {event}", "In che punto tra {span} {event}"),
-    "TR": ("Che cosa succede tra {span}", "Che cosa si vede tra {span}"),
-    "ELC": ("Da {start} che cosa succede in {box}", "Che cosa comincia a {start} in {box}"),
-}
-IMAGE_TASKS = {"REC": 0.85, "REG": 0.15}
-CLIP_TASKS = {"TVG": 0.5, "STVG": 0.25, "SVG": 0.07, "TR": 0.1, "ELC": 0.08}
+IMAGE_TASKS = {"REC": 0.8, "REG": 0.2}
+CLIP_TASKS = {"STVG": 0.4, "TVG": 0.25, "SVG": 0.1, "TR": 0.15, "ELC": 0.1}
 """How often a thing in training is asked about in each way."""
-DESCRIBED = 0.3
-"""Share of the training images that are described besides (DGC): each thing is named, and then it is told where it is.
-"""
-TOLD = ("REC", "TVG", "STVG", "SVG")
-"""Tasks whose question says what is meant; in the others the answer does."""
-BY_ONE = 0.5
-"""Share of the scenes' things in training for which is drawn how they are called: by their shape, by their colour
-(where no other thing is meant then), or by both as all others. So each word means something by itself, and pairs are
-not learnt as one.
+DESCRIBED = 0.5
+"""Share of the training images that are described instead (DGC): each thing is named, and then it is told where it is.
 """
 PER_CLIP = 2
-"""Images to train on for each clip, which takes as much time as ten of them."""
-BESIDE = 0.5
-"""Questions about images beside a clip in `train.json`, so that places are not forgotten."""
+"""Images to train on for each clip, which takes as much time as five of them."""
 SIZES = {"validation": 100, "test": 150}
 """Clips of the other splits, and as many images."""
 LANGUAGE = "it"
-FORM = 2
-"""Counts how records are asked and answered: records of another count are made anew."""
 GAINS = ("REC", "TVG", "STVG")
 
 
-def annotation_of(scene: Scene, by: Sequence[str] = ()) -> Annotation:
-    """What is where and when in a scene, exactly; `by` what each thing is called, by default by both."""
+def annotation_of(scene: Scene) -> Annotation:
+    """What is where and when in a scene, exactly."""
     clip = scene.frames > 1
     last = max(scene.frames - 1, 1)
     events = [
         Event(
-            text=event_text(thing, called) if clip else phrase(thing, called),
+            text=event_text(thing) if clip else phrase(thing),
             span=(thing.first / last, thing.last / last) if clip else None,
             boxes={frame / last: box for frame, box in thing.boxes().items()},
         )
-        for thing, called in zip(scene.things, by or ["both"] * len(scene.things), strict=True)
+        for thing in scene.things
     ]
     place = {"video": f"clips/{scene.path}", "num_frames": scene.frames} if clip else {"image": f"images/{scene.path}"}
     return Annotation(id=scene.id, width=SIDE, height=SIDE, events=events, **place)  # type: ignore[arg-type]
 
 
-def asked_about(annotation: Annotation, task: str, number: int, rng: random.Random) -> dict[str, Any]:
-    """The record of a task about the thing with a number; of DGC, about all of them."""
-    one = annotation if task == "DGC" else replace(annotation, events=[annotation.events[number]])
-    record = asked_as(one, task, LANGUAGE, rng.choice(QUESTIONS[task]))
-    return record | {"id": f"{annotation.id}_{task.lower()}_{number}"}
-
-
 def scored_records(scene: Scene, rng: random.Random) -> list[dict[str, Any]]:
     """Every task about every thing of a scene, one question a record."""
-    annotation = annotation_of(scene)
-    tasks = CLIP_TASKS if scene.frames > 1 else IMAGE_TASKS
-    found = [asked_about(annotation, task, i, rng) for task in tasks for i in range(len(scene.things))]
-    return found if scene.frames > 1 else [*found, asked_about(annotation, "DGC", 0, rng)]
+    tasks = list(CLIP_TASKS) if scene.frames > 1 else [*IMAGE_TASKS, "DGC"]
+    return records_of(annotation_of(scene), tasks, LANGUAGE, rng)
 
 
-def training_records(scene: Scene, rng: random.Random) -> list[dict[str, Any]]:
-    """Each thing of a scene is asked about once, in an order that is drawn: of a clip in one record, of an image in a
-    record for each, and some images are described besides.
-    """
-    by = [rng.choice(enough(scene, thing)) if rng.random() < BY_ONE else "both" for thing in scene.things]
-    told, annotation, clip = annotation_of(scene, by), annotation_of(scene), scene.frames > 1
-    weights = CLIP_TASKS if clip else IMAGE_TASKS
-    found = []
-    for i in rng.sample(range(len(scene.things)), len(scene.things)):
-        task = rng.choices(list(weights), list(weights.values()))[0]
-        found.append(asked_about(told if task in TOLD else annotation, task, i, rng))
-    if clip:
-        return [joined(found, scene.id)]
-    if rng.random() < DESCRIBED:
-        found.append(asked_about(annotation, "DGC", 0, rng))
-    return [joined([record], record["id"]) for record in found]
+def training_record(scene: Scene, rng: random.Random) -> dict[str, Any]:
+    """One record about all things of a scene in an order that is drawn, each asked about once."""
+    weights = CLIP_TASKS if scene.frames > 1 else IMAGE_TASKS
+    found = {(r["meta"]["task"], r["meta"].get("event")): r for r in scored_records(scene, rng)}
+    if scene.frames == 1 and rng.random() < DESCRIBED:
+        return joined([found["DGC", None]], scene.id)
+    events = [event.text for event in annotation_of(scene).events]
+    rng.shuffle(events)
+    tasks = [rng.choices(list(weights), list(weights.values()))[0] for _ in events]
+    return joined([found[task, event] for task, event in zip(tasks, events, strict=True)], scene.id)
 
 
 def joined(records: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -196,9 +142,7 @@ def make(folder: Path, seed: int, num_train: int, num_workers: int) -> None:
     digest = {
         split: {"clips": len(scenes), "plan_sha256": plan_hash(scenes)} for split, scenes in sorted(splits.items())
     }
-    manifest = read_manifest(
-        folder, {"grounding": True, "seed": seed, "format": [SIDE, FRAMES, FPS, FORM], "splits": digest}
-    )
+    manifest = read_manifest(folder, {"grounding": True, "seed": seed, "format": [SIDE, FRAMES, FPS], "splits": digest})
     visual = folder / "visual"
     scenes = [scene for each in splits.values() for scene in each]
     missing = [scene for scene in scenes if not file_of(scene, visual).exists()]
@@ -210,13 +154,10 @@ def make(folder: Path, seed: int, num_train: int, num_workers: int) -> None:
     write_scenes(missing, visual, num_workers)
     for split, each in splits.items():
         rng = random.Random(f"{seed}/{split}/questions")
-        asked = training_records if split == "train" else scored_records
-        records = [record for scene in each for record in asked(scene, rng)]
-        images = [record for record in records if "image" in record]
-        write_json(folder / f"{split}_images.json", images)
         if split == "train":
-            clips = [record for record in records if "video" in record]
-            records = [*clips, *rng.sample(images, min(len(images), math.ceil(BESIDE * len(clips))))]
+            records = [training_record(scene, rng) for scene in each]
+        else:
+            records = [record for scene in each for record in scored_records(scene, rng)]
         write_json(folder / f"{split}.json", records)
         if split == "validation":
             write_json(folder / f"{split}_gains.json", [r for r in records if r["meta"]["task"] in GAINS])

@@ -232,25 +232,12 @@ def write_scene(scene: Scene, folder: Path) -> None:
     temporary.replace(path)
 
 
-def phrase(thing: Thing, by: str = "both") -> str:
-    """What it is called, in agreement: `la stella gialla`; by its `shape` alone `la stella`, by its `colour` `quella
-    gialla`.
-    """
+def phrase(thing: Thing) -> str:
+    """Article, noun and colour in agreement: `la stella gialla`."""
     gender = GENDERS[thing.shape]
-    colour = ADJECTIVES[thing.colour][gender]
-    if by == "colour":
-        return f"{'quello' if gender == 'm' else 'quella'} {colour}"
-    noun = f"{'il' if gender == 'm' else 'la'} {thing.shape}"
-    return noun if by == "shape" else f"{noun} {colour}"
+    return f"{'il' if gender == 'm' else 'la'} {thing.shape} {ADJECTIVES[thing.colour][gender]}"
 
 
-def enough(scene: Scene, thing: Thing) -> list[str]:
-    """By what a thing can be called so that no other one of its scene is meant: `shape`, `colour`, `both`."""
-    others = [other for other in scene.things if other is not thing]
-    alone = [by for by in ("shape", "colour") if all(getattr(thing, by) != getattr(o, by) for o in others)]
-    return [*alone, "both"]
-
-
-def event_text(thing: Thing, by: str = "both") -> str:
-    """What it does: `appare la stella gialla`."""
-    return f"{'appare' if thing.event == 'appear' else 'si muove'} {phrase(thing, by)}"
+def event_text(thing: Thing) -> str:
+    """What it does: `la stella gialla appare`."""
+    return f"{phrase(thing)} {'appare' if thing.event == 'appear' else 'si muove'}"

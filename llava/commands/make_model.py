@@ -45,7 +45,7 @@ from llava.config.video import ProcessorSpec
 from llava.data.captions import without_placeholders
 from llava.data.prompt import join_turns, reserved_tokens
 from llava.data.records import apply_policy, load_records
-from llava.data.variables import between_coordinates
+from llava.data.variables import without_coordinates
 from llava.errors import UserError, run_command
 from llava.foreign import check_sizes
 from llava.model.language_model.causal_lm import plain_config_class
@@ -72,9 +72,8 @@ def read_captions(paths: Sequence[str | Path], on_bad_sample: str = "stop", seed
         records, problems = load_records(path, reserved=reserved, allow_absolute_paths=True, seed=seed)
         for record in apply_policy(records, problems, on_bad_sample):
             text = without_placeholders(join_turns(record.conversations), " ")
-            # Coordinates are tokens of their own, whatever the vocabulary; the brackets before them are text.
-            parts = (" ".join(part.split()) for part in between_coordinates(text))
-            captions.append("\n".join(part for part in parts if part))
+            text = without_coordinates(text)  # They are tokens of their own, whatever the vocabulary.
+            captions.append(" ".join(text.split()))
     return captions
 
 

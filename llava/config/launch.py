@@ -64,8 +64,6 @@ class LaunchSettings:
     demo_dir: str = _setting("demo", "where they are put, and a random DINOv2")
     demo_clips: int = _setting(2500, "training clips")
     grounding: bool = _setting(False, "draw the demo about where and when instead (docs/grounding.md)")
-    grounding_images: bool = _setting(False, "train on its questions about images, which come first")
-    goes_on_from: str | None = _setting(None, "the recipe whose run of this seed it goes on from without MODEL_PATH")
     vision_hidden_size: int = _setting(192, "width of the random DINOv2")
     vision_layers: int = _setting(1, "its layers")
     vision_heads: int = _setting(3, "its heads")
@@ -301,9 +299,8 @@ class _Steps:
         if self.text_only:
             raise UserError(f"{self.file} asks where and when, which no text alone can tell: leave EXP_ID=1 out")
         steps["DATA"].append("--grounding")
-        images = "_images" * self.settings.grounding_images
-        self.default("data_path", f"{data}/train{images}.json", pending=True)
-        self.default("eval_data_path", f"{data}/validation{images or '_gains'}.json", pending=True)
+        self.default("data_path", f"{data}/train.json", pending=True)
+        self.default("eval_data_path", f"{data}/validation_gains.json", pending=True)
         for folder in ("video_folder", "image_folder"):
             self.default(folder, f"{data}/visual", pending=True)
 
@@ -325,19 +322,8 @@ class _Steps:
         """A fresh model, where none is named."""
         if self.value("model_name_or_path") is not None:
             return
-        s, kind = self.settings, self.settings.model_type
-        if s.goes_on_from and not self.text_only:
-            folder = f"{s.output_root}/{s.goes_on_from}_exp2_seed{self.value('seed')}"
-            if self.is_first and not Path(folder, "config.json").is_file():
-                raise UserError(
-                    f"{self.file} goes on from {folder}, where no model is: run RECIPE={s.goes_on_from} with the same "
-                    "seed first, or name a model as MODEL_PATH"
-                )
-            self.default("model_name_or_path", folder)
-            return
         self._refuse_adapters()
-        if s.grounding and path == f"{s.demo_dir}/data/train_images.json":
-            path = f"{s.demo_dir}/data/train.json"  # Whose words the run about clips needs too.
+        s, kind = self.settings, self.settings.model_type
         folder = f"{s.output_root}/{name}_{kind}_{s.n_layer}x{s.n_embd}_seed{self.value('seed')}"
         self.default("model_name_or_path", folder, pending=True)
         steps["MAKE"] += as_arguments({
@@ -386,8 +372,7 @@ class _Steps:
 
     def _score_grounding(self, data: str) -> list[str]:
         """The arguments of scoring where and when after training, on pairs that were never trained on."""
-        test = f"{data}/test{'_images' * self.settings.grounding_images}.json"
-        words = [str(self.value("output_dir")), "--data_path", test, "--batch_size", "64"]
+        words = [str(self.value("output_dir")), "--data_path", f"{data}/test.json", "--batch_size", "64"]
         return words + as_arguments({
             name: self.value(name) for name in ("video_folder", "image_folder", "feature_cache") if self.value(name)
         })  # fmt: skip

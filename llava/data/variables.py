@@ -54,11 +54,6 @@ def without_coordinates(text: str) -> str:
     return _BRACKETS.sub(" ", _WORD.sub(" ", text))
 
 
-def between_coordinates(text: str) -> list[str]:
-    """What stands before, between and behind the coordinate tokens and placeholders of a text."""
-    return _WORD.split(text) if "<" in text else [text]
-
-
 def axis_of(placeholder: str) -> str:
     """`TEMP`, `HEIGHT` or `WIDTH`."""
     return placeholder[1:].partition("-")[0]

@@ -1,10 +1,7 @@
 """The table and the picture of docs/grounding.md, from what `llava.eval.grounding` wrote into runs of several seeds.
 
-    for s in 0 1 2; do for r in grounding_images grounding_demo; do
-        RECIPE=$r SEED=$s bash train_italian_video.sh
-    done; done
-    python scripts/experiments/grounding.py output/grounding_demo_exp2_seed{0,1,2} \
-        --clips demo_grounding/data/visual --picture docs/grounding.png
+    for s in 0 1 2; do RECIPE=grounding_demo SEED=$s bash train_italian_video.sh; done
+    python scripts/experiments/grounding.py output/grounding_demo_exp2_seed{0,1,2} --picture docs/grounding.png
 
 The table has the median of the seeds, each seed's figure, and the same with another clip's video and by the best
 constant answer. The picture has answers of the first run: of each task the best, the median and the worst one.
@@ -76,9 +73,9 @@ def frames_of(path: Path) -> list[Image.Image]:
         return [f.to_image().resize((SIDE, SIDE)) for f in container.decode(video=0)]
 
 
-def strip(example: dict[str, Any], clips: Path) -> Image.Image:
+def strip(example: dict[str, Any]) -> Image.Image:
     """The frames of an example with the true boxes and the answered ones, and both spans below."""
-    frames, last = frames_of(clips / example["path"]), 99
+    frames, last = frames_of(Path(example["path"])), 99
     width = len(frames) * (SIDE + GAP) - GAP
     picture = Image.new("RGB", (width, SIDE + (0 if example["is_image"] else 3 * GAP)), "white")
     pen = ImageDraw.Draw(picture)
@@ -101,10 +98,10 @@ def strip(example: dict[str, Any], clips: Path) -> Image.Image:
     return picture
 
 
-def picture(run: dict[str, Any], clips: Path) -> Image.Image:
+def picture(run: dict[str, Any]) -> Image.Image:
     """Answers to REC side by side, and to STVG one below the other."""
     chosen = {task: [e for e in run["examples"] if e["task"] == task] for task in ("REC", "STVG")}
-    rows = [[strip(e, clips) for e in chosen["REC"]], *([strip(e, clips)] for e in chosen["STVG"])]
+    rows = [[strip(e) for e in chosen["REC"]], *([strip(e)] for e in chosen["STVG"])]
     widths = [sum(p.width + GAP for p in row) for row in rows]
     heights = [max(p.height for p in row) + 2 * GAP for row in rows]
     whole = Image.new("RGB", (max(widths), sum(heights)), "white")
@@ -121,15 +118,12 @@ def picture(run: dict[str, Any], clips: Path) -> Image.Image:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="folders of runs")
-    parser.add_argument("--clips", type=Path, help="the demo's folder of clips and images")
-    parser.add_argument("--picture", type=Path, help="a PNG to write")
+    parser.add_argument("--picture", type=Path, help="a PNG to write, from the folder in which the runs were scored")
     args = parser.parse_args(argv)
     runs = [read(run) for run in args.runs]
     print(table(runs))
     if args.picture:
-        if args.clips is None:
-            parser.error("--picture needs --clips")
-        picture(runs[0], args.clips).save(args.picture, optimize=True)
+        picture(runs[0]).save(args.picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_captions_come_without_placeholders(script, data, tmp_path):
     numbers = {"temporal_output_locations": [0.1, 0.5]}
     with lines.open("a") as file:
         file.write(json.dumps({"id": "y", "conversations": placed, "variables": numbers}) + "\n")
-    assert script.read_captions([data, lines]) == [*CAPTIONS, "Che cosa vedi? Un gatto.", "Dove? Qui: {\n}"]
+    assert script.read_captions([data, lines]) == [*CAPTIONS, "Che cosa vedi? Un gatto.", "Dove? Qui:"]
 
 
 def test_bad_records_stop_or_are_left_out_as_in_training(script, data):
@@ -299,16 +299,3 @@ def test_what_the_config_refuses_names_the_flag(make, tmp_path):
     with pytest.raises(SystemExit, match="--config_overrides: gpt2 does not take them: .*nothing"):
         make("made", "--config_overrides", '{"activation_function": "nothing"}')
     assert not (tmp_path / "made").exists()
-
-
-def test_brackets_of_boxes_have_tokens_and_coordinates_none(script, tmp_path):
-    path = tmp_path / "data.json"
-    box = "[<WIDTH-OUTPUT><HEIGHT-OUTPUT><WIDTH-OUTPUT><HEIGHT-OUTPUT>]"
-    turns = [{"from": "human", "value": "<image>\nDove?"}, {"from": "gpt", "value": f"un gatto {box} e un cane {box}"}]
-    numbers = {f"spatial_{axis}_output_locations": [0.1] * 4 for axis in ("width", "height")}
-    record = {"image": "a.png", "conversations": turns, "variables": numbers}
-    path.write_text(json.dumps([{"id": str(i), **record} for i in range(4)]))
-    texts = script.read_captions([path])
-    assert texts[0] == "Dove? un gatto [\n] e un cane [\n]"
-    tokens = script.train_tokenizer(texts, 300, 64).tokenize("un gatto [")
-    assert tokens[-1] == "\u0120[", tokens

@@ -162,37 +162,19 @@ def test_settings_of_a_fresh_config_are_a_mapping_or_json(data, tmp_path, writte
         planned("--recipe", str(recipe), DATA_PATH=data, CONFIG_OVERRIDES="3")
 
 
-def test_the_grounding_demo_is_drawn_and_scored_by_its_own_commands(tmp_path, monkeypatch):
-    steps = planned(RECIPE="grounding_images", SEED="1").steps
+def test_the_grounding_demo_is_drawn_and_scored_by_its_own_commands():
+    steps = planned(RECIPE="grounding_demo").steps
     assert steps["DATA"][:2] == ["--output_dir", "demo_grounding/data"] and steps["DATA"][-1] == "--grounding"
     train = dict(zip(steps["TRAIN"][::2], steps["TRAIN"][1::2], strict=True))
-    assert train["--data_path"] == "demo_grounding/data/train_images.json"
-    assert train["--eval_data_path"] == "demo_grounding/data/validation_images.json"
-    assert train["--video_folder"] == train["--image_folder"] == "demo_grounding/data/visual"
-    words = dict(zip(steps["MAKE"][::2], steps["MAKE"][1::2], strict=True))
-    assert words["--data_path"] == "demo_grounding/data/train.json", "the words about clips are to be known"
-    assert steps["SCORE"] == [] and planned().steps["GROUND"] == []
-    assert steps["GROUND"][:3] == [train["--output_dir"], "--data_path", "demo_grounding/data/test_images.json"]
-    assert "output/feature_cache" in steps["GROUND"]
-    with pytest.raises(ValueError, match="which no text alone can tell"):
-        planned(RECIPE="grounding_images", EXP_ID="1")
-
-
-def test_the_clips_of_the_grounding_demo_go_on_from_its_images(tmp_path):
-    folders = {"RECIPE": "grounding_demo", "OUTPUT_ROOT": str(tmp_path)}
-    with pytest.raises(ValueError, match=r"goes on from .*grounding_images_exp2_seed3, where no model is: run RECIPE="):
-        planned(**folders, SEED="3")
-    first = tmp_path / "grounding_images_exp2_seed3"
-    first.mkdir()
-    (first / "config.json").write_text("{}")
-    steps = planned(**folders, SEED="3").steps
-    train = dict(zip(steps["TRAIN"][::2], steps["TRAIN"][1::2], strict=True))
-    assert train["--model_name_or_path"] == str(first) and "--n_layer" not in steps["MAKE"]
     assert train["--data_path"] == "demo_grounding/data/train.json"
     assert train["--eval_data_path"] == "demo_grounding/data/validation_gains.json"
-    assert steps["GROUND"][2] == "demo_grounding/data/test.json"
-    other = planned(**folders, SEED="3", MODEL_PATH="mine").steps["TRAIN"]
-    assert other[other.index("--model_name_or_path") + 1] == "mine"
+    assert train["--video_folder"] == train["--image_folder"] == "demo_grounding/data/visual"
+    assert steps["SCORE"] == [] and planned().steps["GROUND"] == []
+    run = train["--output_dir"]
+    assert steps["GROUND"][:3] == [run, "--data_path", "demo_grounding/data/test.json"]
+    assert "output/feature_cache" in steps["GROUND"]
+    with pytest.raises(ValueError, match="which no text alone can tell"):
+        planned(RECIPE="grounding_demo", EXP_ID="1")
 
 
 def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):

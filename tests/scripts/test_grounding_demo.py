@@ -121,21 +121,15 @@ def test_what_is_drawn_is_where_it_is_planned(modules):
 
 def test_a_small_demo(modules, folder):
     train = records(folder, "train")
-    assert sum("video" in r for r in train) == len({r["video"] for r in train if "video" in r}) == 8
-    assert sum("image" in r for r in train) == 4
-    images = records(folder, "train_images")
-    assert len({r["image"] for r in images}) == 16 and all(len(r["conversations"]) == 2 for r in images)
+    assert [sum(kind in r for r in train) for kind in ("video", "image")] == [8, 16]
     for split in ("validation", "test"):
         found = records(folder, split)
         assert {r["meta"]["task"] for r in found} == {"REC", "REG", "DGC", "STVG", "TVG", "SVG", "TR", "ELC"}
         assert all(len(r["conversations"]) == 2 for r in found)
         assert len({r["id"] for r in found}) == len(found)
-        for record in found:
-            if record["meta"]["task"] in ("REC", "TVG", "STVG", "SVG"):
-                assert record["conversations"][0]["value"].endswith(record["meta"]["event"])
     gains = records(folder, "validation_gains")
     assert {r["meta"]["task"] for r in gains} == {"REC", "TVG", "STVG"}
-    for record in [*train, *images]:
+    for record in records(folder, "train"):
         turns = record["conversations"]
         assert [t["value"].count("\n") for t in turns[::2]] == [1, *[0] * (len(turns) // 2 - 1)]
         assert len(record["meta"]["tasks"]) == len(turns) // 2 <= 2
@@ -144,19 +138,6 @@ def test_a_small_demo(modules, folder):
         words = "".join(t["value"] for t in turns)
         numbers = sum(map(len, record["variables"].values()))
         assert numbers == words.count("-OUTPUT>") + words.count("-INPUT>") > 0
-
-
-def test_a_thing_is_called_by_what_tells_it_from_the_others(modules):
-    scenes, _, _ = modules
-    pairs = [(shape, colour) for shape in ("croce", "stella", "cerchio") for colour in ("rosso", "viola")]
-    called = set()
-    for scene in scenes.plan_split(0, "images", "train", 60, pairs):
-        for thing in scene.things:
-            for by in scenes.enough(scene, thing):
-                same = [t for t in scene.things if scenes.phrase(t, by) == scenes.phrase(thing, by)]
-                assert same == [thing]
-                called.add(scenes.phrase(thing, by))
-    assert {"la croce", "quella viola", "quello rosso", "il cerchio rosso"} < called
 
 
 def test_the_truth_of_a_record_is_what_its_file_shows(folder):
@@ -214,7 +195,8 @@ def result_of(folder: Path, value: float) -> dict:
     for r in chosen:
         truth = {"box": None, "span": None, "boxes": {}} | r["meta"]["truth"]
         examples.append({
-            "task": r["meta"]["task"], "path": r.get("image") or r["video"], "is_image": "image" in r,
+            "task": r["meta"]["task"], "path": str(folder / "visual" / (r.get("image") or r["video"])),
+            "is_image": "image" in r,
             "truth": truth, "said": truth,
         })  # fmt: skip
     floors = {"another clip's video": [0.1, 0.0, 0.2], "best constant answer": [0.2, 0.1, 0.3]}
@@ -231,7 +213,7 @@ def test_the_page_s_table_and_picture_are_made_of_the_runs_results(folder, tmp_p
         tests.mkdir(parents=True)
         (tests / "grounding.json").write_text(json.dumps(result_of(folder, value)))
         runs.append(str(tmp_path / str(seed)))
-    script.main([*runs, "--clips", str(folder / "visual"), "--picture", str(tmp_path / "page.png")])
+    script.main([*runs, "--picture", str(tmp_path / "page.png")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == [f"| REC | {name} | .70 | .90 / .50 / .70 | .10 | .20 |" for name in ("mean IoU", "IoU ≥ 0.5")]
     with Image.open(tmp_path / "page.png") as picture:
