@@ -119,6 +119,11 @@ JOINERS = "\u200c\u200d"
 """Zero-width characters that spell words (Persian, Hindi) and join emoji."""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things as a sentence has it: "1 clip", "2,400 clips"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def show(text: object, keep: str = "") -> str:
     """Foreign text (a name, an id, a caption, a path) as one line that can stand in a message, a log or a page.
 

@@ -11,7 +11,7 @@ from llava.data.json_records import CONVERT
 from llava.data.keys import UNREAD
 from llava.data.paths import OUTSIDE
 from llava.data.variables import COORDINATES
-from llava.errors import show
+from llava.errors import counted, show
 
 REMEDIES = {
     "not JSON": "mend or delete the line",
@@ -60,7 +60,7 @@ def format_problems(problems: Sequence[Problem], limit: int | None = 20, noun: s
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
     sources = len({p.source for p in problems})
-    lines = [f"{_count(len(problems), noun)} in {_count(sources, 'record')}"]
+    lines = [f"{counted(len(problems), noun)} in {counted(sources, 'record')}"]
     share = len(problems) if limit is None else limit // max(len(kinds), 1)
     for kind, group in kinds.items():
         remedy = f" ({REMEDIES[kind]})" if kind in REMEDIES else ""
@@ -71,7 +71,3 @@ def format_problems(problems: Sequence[Problem], limit: int | None = 20, noun: s
         if len(group) > share > 0:
             lines.append(f"    ... and {len(group) - share} more")
     return "\n".join(lines)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -77,18 +77,23 @@ def trained_share(model_path: str | Path, path: str, records: Sequence[Record] =
         if not records:
             return 0.0
         folders = [flags.get(f) and os.path.join(start, flags[f]) for f in ("image_folder", "video_folder")]
-        sides: list[set[str]] = []
         held_out = [run / HELD_OUT_FILE for run in (home, home.parent) if (recorded.get("split") or {}).get("held_out")]
-        for files in (
+        sides = (
             [os.path.join(start, p) for p in split_paths(flags["data_path"])],
             [str(f) for f in held_out if f.is_file()][:1],
-        ):
-            read = [r for file in files for r in load_records(file, *folders, allow_absolute_paths=True)[0]]
-            sides.append({key for r in read for key in _shown(r)})
+        )
+        given, kept_out = (_shown_by(tuple(files), *folders) for files in sides)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return math.nan
-    trained = sides[0] - sides[1]
+    trained = given - kept_out
     return sum(not trained.isdisjoint(_shown(r)) for r in records) / len(records)
+
+
+@functools.lru_cache(2)
+def _shown_by(files: tuple[str, ...], image_folder: str | None, video_folder: str | None) -> frozenset[str]:
+    """`_shown` of all records of files; kept, since a run may be asked about several files that are scored."""
+    read = (load_records(file, image_folder, video_folder, allow_absolute_paths=True)[0] for file in files)
+    return frozenset(key for records in read for r in records for key in _shown(r))
 
 
 def share_label(share: float) -> str:

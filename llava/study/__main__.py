@@ -22,7 +22,7 @@ from llava.config.hardware import hardware
 from llava.config.known_flags import given, known_flags
 from llava.config.ranges import COUNT, Range, out_of_range
 from llava.config.recipe import as_arguments
-from llava.errors import FLAGS, UserError, run_command, show
+from llava.errors import FLAGS, UserError, counted, run_command, show
 from llava.eval.data import held_out_of
 from llava.study import finish
 from llava.study.answer import CAPTIONS
@@ -236,7 +236,7 @@ class Study:
         rest = [run for run in self.runs if state_of(run.folder).kind != FINISHED]
         hours = sum(of[run.arm] * (steps - state_of(run.folder).step) for run in rest) / 3600
         say(
-            f"{count(len(rest), 'run')} of {steps:,} steps left: {about(hours)} of training (measured on {how}; "
+            f"{counted(len(rest), 'run')} of {steps:,} steps left: {about(hours)} of training (measured on {how}; "
             "starts, checks and evaluation come on top)"
         )
 
@@ -246,7 +246,7 @@ class Study:
         task = self.environ.get("SLURM_ARRAY_TASK_ID") if flags.only is None else None
         mine = chosen(self.runs, flags.only, task)
         say(
-            f"{len(self.runs)} runs in {flags.output}: {count(self.seeds, 'seed')} of {', '.join(flags.listed)}"
+            f"{len(self.runs)} runs in {flags.output}: {counted(self.seeds, 'seed')} of {', '.join(flags.listed)}"
             + ("" if len(mine) == len(self.runs) else f"; this command makes {len(mine)} of them")
         )
         if len(mine) == len(self.runs) and any(state_of(run.folder).kind != FINISHED for run in mine):
@@ -279,10 +279,6 @@ def about(hours: float) -> str:
     if hours < 1.65:
         return f"about {max(round(hours * 60), 1)} min"
     return f"about {hours:,.0f} hours" if hours >= 10 else f"about {hours:.1f} hours"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llava.errors import counted
 from llava.eval.power import detectable, seeds_needed
 from llava.report.intervals import Intervals, draw_intervals
 from llava.report.plots import Panel, Series
@@ -119,11 +120,7 @@ def _naming(primary: str, named: str | None) -> str:
 def _family(number: int) -> str:
     if not number:
         return "No p is given for the others: there is none, or too few seeds for one."
-    return f"Of the others, classes and slopes {_counted(number, 'test')} have a p, adjusted for all of them (Holm)."
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"Of the others, classes and slopes {counted(number, 'test')} have a p, adjusted for all of them (Holm)."
 
 
 def _classes(measured: Measured) -> Section | None:
@@ -189,7 +186,7 @@ def _costs(measured: Measured) -> Section | None:
         "What having any video does: M − T",
         ["M is trained as V is but on wrong videos; T on text alone. The difference is that of the layout: fewer "
          "captions seen as text, positions, noise that regularises. V − T would mix it with seeing, and is not given. "
-         f"p is adjusted for {_counted(len(measured.costs), 'test')}."],
+         f"p is adjusted for {counted(len(measured.costs), 'test')}."],
         COMPARED,
         [row(r) for r in measured.costs],
         [*forest("M − T, blind", measured.costs, NATS), *forest("M − T, minimal pairs", measured.costs, CORRECT)],

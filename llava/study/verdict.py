@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from llava.errors import show
+from llava.errors import counted, show
 from llava.eval.power import POWER, detectable, seeds_needed
 from llava.eval.two_way import Estimate, Spread
 from llava.study.measure import Measured, Result
@@ -121,11 +121,7 @@ def judge(
 def _over(result: Result, unit: Unit) -> str:
     what = unit.name if result.unit == CORRECT else "nats a blind word"
     items = "pairs" if result.unit == CORRECT else "captions" if result.test == "captions" else "lines"
-    return f"{what}, {_count(result.two_way.seeds, 'seed')}, {result.items:,} {items}"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
+    return f"{what}, {counted(result.two_way.seeds, 'seed')}, {result.items:,} {items}"
 
 
 def _reasons(measured: Measured, blind_share: float | None) -> list[str]:
@@ -141,7 +137,7 @@ def _reasons(measured: Measured, blind_share: float | None) -> list[str]:
         reasons.append(f"{unknown}; train at least {FEWEST_SEEDS}, better five to eight")
     if estimate.clusters < FEWEST_CLUSTERS:
         reasons.append(
-            f"what was held out is {_count(estimate.clusters, 'clip')} (or items of pairs), which cannot speak for "
+            f"what was held out is {counted(estimate.clusters, 'clip')} (or items of pairs), which cannot speak for "
             f"others; hold out at least {FEWEST_CLUSTERS}"
         )
     if blind_share is None:
@@ -177,7 +173,7 @@ def _facts(measured: Measured, unit: Unit, smallest: float, answered: bool) -> l
         return sentences
     if estimate.seeds < CLAIM_SEEDS and answered:
         pilot = "a pilot" if estimate.seeds >= PILOT_SEEDS else f"less than a pilot, which takes {PILOT_SEEDS}"
-        sentences.append(f"{_count(estimate.seeds, 'seed')} are {pilot}; a claim takes {CLAIM_SEEDS} or more.")
+        sentences.append(f"{counted(estimate.seeds, 'seed')} are {pilot}; a claim takes {CLAIM_SEEDS} or more.")
     sentences.append(f"For these items alone (Student's t over seeds): {interval(alone, unit)}.")
     if estimate.spread is not None and estimate.standard_error > 0:
         sentences.append(_power(estimate, estimate.spread, unit, smallest, places))
@@ -197,7 +193,7 @@ def _facts(measured: Measured, unit: Unit, smallest: float, answered: bool) -> l
 def _power(estimate: Estimate, spread: Spread, unit: Unit, smallest: float, places: int) -> str:
     sees = detectable(estimate.seeds, spread) * unit.scale
     text = (
-        f"With this spread {_count(estimate.seeds, 'seed')} see an effect of {sees:.{places}f} {unit.name} or more in "
+        f"With this spread {counted(estimate.seeds, 'seed')} see an effect of {sees:.{places}f} {unit.name} or more in "
         f"{POWER:.0%} of studies"
     ).replace("%", " %")
     needed = seeds_needed(smallest, spread)

@@ -92,9 +92,10 @@ def _json(path: Path, asked: Asked, encoding: str) -> Opened:
     with open_source(path) as file:
         first_lines = [line for line in islice(decode_lines(path, file, encoding), 10) if line.strip()][:2]
     first: Any = None
-    with suppress(ValueError, RecursionError):
-        first = json.loads(first_lines[0])
-    if isinstance(first, dict) and len(first_lines) == 2 and first_lines[1].lstrip().startswith("{"):
+    if len(first_lines) == 2 and first_lines[1].lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            first = json.loads(first_lines[0])
+    if isinstance(first, dict):
         return _objects(path, "JSON lines", first, tables.json_lines(path, encoding), asked)
     content, names = load_json(read_text(path, encoding))
     if isinstance(content, NotJSON):

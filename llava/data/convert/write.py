@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from llava.data.convert.build import Tally
 from llava.data.json_records import DatasetError
-from llava.errors import show
+from llava.errors import counted, show
 
 
 def part_path(output: Path, split: str) -> Path:
@@ -63,7 +63,9 @@ def write_lists(output: Path, tally: Tally) -> list[str]:
     """Writes what was left out beside the output, and says where; lists of an earlier conversion go."""
     lines = []
     lists = {
-        "missing": [f"{show(clip)}\t{show(why)}\t{n} captions" for clip, (why, n) in sorted(tally.missing.items())],
+        "missing": [
+            f"{show(clip)}\t{show(why)}\t{counted(n, 'caption')}" for clip, (why, n) in sorted(tally.missing.items())
+        ],
         "left_out": [str(fault) for fault in tally.faults],
     }
     for name, content in lists.items():

@@ -154,7 +154,7 @@ def test_refcoco_as_it_is_distributed(convert: Convert, tmp_path: Path, capsys: 
     assert spelled(train[0], tmp_path)[1] == "[<W.10><H.10><W.30><H.30>]"
     assert spelled(test[0], tmp_path)[1] == "[<W.50><H.50><W1.00><H1.00>]"
     assert not (tmp_path / "ref_val.json").exists()
-    assert (tmp_path / "ref.missing.txt").read_text() == "gone.jpg\tno such file\t1 captions\n"
+    assert (tmp_path / "ref.missing.txt").read_text() == "gone.jpg\tno such file\t1 caption\n"
     # From JSON lines, with the boxes elsewhere; sentences as people wrote them where nobody has cleaned them.
     (tmp_path / "instances.json").rename(tmp_path / "boxes.json")
     raw = ref(2, "val", "the dog")
@@ -412,4 +412,4 @@ def test_what_else_is_refused(convert: Convert, tmp_path: Path, capsys: pytest.C
     )
     refused("AO8RW 0.5 1.0##\nAO8RW 0.5\n")
     refused({"other": HC_STVG["1_a.mp4"]})
-    assert (tmp_path / "out.missing.txt").read_text() == "other\tno such file\t1 captions\n"
+    assert (tmp_path / "out.missing.txt").read_text() == "other\tno such file\t1 caption\n"

@@ -86,7 +86,7 @@ def test_webvid_with_quotes_line_breaks_and_a_mark(
     for line in ("duplicate: 1", "empty caption: 1", "row without clip: 1", "unreadable row: 1"):
         assert line in out
     assert out.splitlines()[-1].startswith("next: python -m llava.data.check --data_path ")
-    assert (tmp_path / "out.missing.txt").read_text() == "999\tno such file\t1 captions\n"
+    assert (tmp_path / "out.missing.txt").read_text() == "999\tno such file\t1 caption\n"
     left_out = (tmp_path / "out.left_out.txt").read_text()
     assert "captions.csv:10: unreadable row: 6 columns where there are 5" in left_out
     assert "captions.csv:6: duplicate" in left_out
