@@ -41,7 +41,7 @@ from llava.eval.clip_gains import clips_that_help_less
 from llava.eval.coordinate_gains import CoordinateNats, format_coordinates
 from llava.eval.data import device_of, read_for_evaluation
 from llava.eval.loss import coordinate_targets, token_losses
-from llava.eval.statistics import bootstrap_ratio
+from llava.eval.statistics import LEAST_CLUSTERS, bootstrap_ratio
 from llava.model.builder import load_pretrained_model
 from llava.model.capabilities import max_positions
 
@@ -302,8 +302,10 @@ def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def format_controls(summary: Mapping[str, Any]) -> str:
     """Losses and gains of a summary as aligned text."""
     where = f" ({summary['measured_on']})" if summary.get("measured_on") else ""
+    few = "; too few to tell a gain from chance" if summary["clips"] < LEAST_CLUSTERS else ""
+    of = f"{summary['captions']} captions of {summary['clips']} clips{where}{few}"
     lines = [
-        f"controls on {summary['captions']} captions of {summary['clips']} clips{where}, nats a caption (a token):",
+        f"controls on {of}, nats a caption (a token):",
         f"  {'condition':<10}{'loss':>18}  {'gain over it, 95 % interval':>32}",
     ]
     names = {condition: gain for gain, condition in GAINS.items()}

@@ -198,9 +198,9 @@ def did_it_see(run: Run) -> Answer:
 
 
 def too_few(line: Mapping[str, Any]) -> str:
-    """Why a line of controls of held-out clips tells nothing of others, where it is of fewer than `LEAST_CLUSTERS`."""
+    """Why a line of controls cannot tell a gain from chance, where it is of fewer than `LEAST_CLUSTERS` clips."""
     clips = line.get("clips")
-    if line.get("measured_on") == TRAINING or not isinstance(clips, int) or clips >= LEAST_CLUSTERS:
+    if not isinstance(clips, int) or clips >= LEAST_CLUSTERS:
         return ""
     return (
         f"{clips} clips are too few to tell: by chance each of them is helped by its own video once in {2**clips} "

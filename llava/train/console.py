@@ -210,7 +210,7 @@ def _sight(history: Sequence[Mapping[str, Any]], controls: Path) -> str:
                     of = f" [{low:+.3g}, {high:+.3g}] nats more with another clip's video ({clips} {where}"
                 except (OSError, ValueError, LookupError, TypeError):
                     return f"a caption costs {gain:+.3g} nats more with another clip's video ({where})"
-                few = ", too few to tell" if prefix == "eval" and clips < LEAST_CLUSTERS else ""
+                few = ", too few to tell" if clips < LEAST_CLUSTERS else ""
                 return f"a caption costs {gain:+.3g}{of}{few})"
     return "not measured"
 

@@ -190,6 +190,9 @@ def test_a_clip_that_helps_less_cannot_forge_a_line():
     listed = [{"path": "a\nno problem\x1b[2J.mp4", "ids": ["v\nno problem"], "gain": -1.0}]
     less = {"less": 1, "clips": 2, "listed": listed}
     text = format_controls({"captions": 2, "clips": 2, "losses": {}, "gains": {}, "help_less": less})
+    assert "2 clips; too few to tell a gain from chance, nats a caption (a token):" in text
+    many = format_controls({"captions": 6, "clips": 6, "losses": {}, "gains": {}, "help_less": less})
+    assert "6 clips, nats a caption (a token):" in many
     assert "a\\nno problem" in text and text.count("\n") == 3 and "\x1b" not in text
 
 

@@ -209,11 +209,14 @@ def test_a_small_gain_is_not_written_as_none():
 def test_sight_of_fewer_than_six_clips_is_not_measured(clips, interval):
     """Of a run that sees nothing both of two gains are above 0 every fourth time."""
     ended = [{"step": 9, "train_runtime": 1.0, "loss": 1.0}]
-    line = control_line(9, interval) | ON_NEW | {"clips": clips}
-    run = run_of(ended, preflight=PASSED, record=record(), controls=[line])
+    line = control_line(9, interval) | {"clips": clips}
+    trained = did_it_see(
+        run_of(ended, preflight=PASSED, record=record(), controls=[line | {"measured_on": "training clips"}])
+    )
+    run = run_of(ended, preflight=PASSED, record=record(), controls=[line | ON_NEW])
     answer, wrong = did_it_see(run), is_anything_wrong(run)
     few = f"{clips} clips are too few to tell: by chance each of them is helped by its own video once in {2**clips}"
-    assert (answer.short == "Not measured") == (few in answer.text) == (clips < 6)
+    assert (answer.short == "Not measured") == (few in answer.text) == (clips < 6) == (few in trained.text)
     assert (f"Sight was not measured: {few}" in wrong.text) == (clips < 6)
     assert clips == 6 or wrong.short == "Not all was measured"
 

@@ -93,6 +93,10 @@ def test_the_end_says_what_came_of_it_and_what_was_not_measured(tmp_path):
         (tmp_path / "controls.jsonl").write_text(f"{{}}\n{json.dumps(line)}\n")
         wanted = f"{sight} [+0.125, +0.5] nats more with another clip's video ({clips} held-out clips{few})"
         assert wanted in closing(tmp_path, state, 1.0, sees=True)
+    (tmp_path / "controls.jsonl").write_text(json.dumps(line | {"clips": 4}) + "\n")
+    state.log_history[-1] = {"train_gain_video": 0.25, "step": 4}
+    wanted = "(4 training clips, which shows less, too few to tell)"
+    assert wanted in closing(tmp_path, state, 1.0, sees=True)
 
 
 def test_the_question_that_is_repeated_is_one_that_the_cli_takes():
