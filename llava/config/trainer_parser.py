@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
+
+from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import OptimizerNames
 
 from llava.config import llava_st
 from llava.config.commands import Parser, unknown_flags
-from llava.config.flags import DataArguments, ModelArguments, TrainingArguments
+from llava.config.flags import MUON, DataArguments, ModelArguments, TrainingArguments
 from llava.errors import UserError
 
 TITLES = {"Model": "model", "Data": "data"}
@@ -38,6 +43,12 @@ GROUPS: dict[str, str] = {
 }
 """Flags of `TrainingArguments` as `--help` shows them; those that no group names come last."""
 REST = "transformers' other flags"
+CHOICES: dict[str, list[str]] = {
+    "optim": [MUON, *(choice.value for choice in OptimizerNames)],
+    "eval_strategy": ["auto", *(choice.value for choice in IntervalStrategy)],
+}
+"""Words that flags take whose parser takes any; transformers' message for another word does not name the flag."""
+LISTED = 12
 
 
 class TrainerParser(Parser):
@@ -78,6 +89,25 @@ class TrainerParser(Parser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(re.sub(r"^argument (--\w+)[^:]*", r"\1", message))
+
+
+def unknown_choices(values: Mapping[str, Any]) -> dict[str, str]:
+    """The flags of `CHOICES` whose value is none of theirs, each with its message."""
+    found = {}
+    for name, known in CHOICES.items():
+        value = values[name]
+        if value in known:
+            continue
+        begun = [choice for choice in known if value and choice.startswith(str(value))]
+        close = begun[:3] or difflib.get_close_matches(str(value), known, 3)
+        if len(known) <= LISTED:
+            remedy = f"use {', '.join(known)}"
+        elif close:
+            remedy = f"did you mean {' or '.join(close)}?"
+        else:
+            remedy = f"use {', '.join(known[:LISTED])} or another that transformers knows"
+        found[name] = f"--{name} {value}: there is no such choice; {remedy}"
+    return found
 
 
 def regroup(parser: Any) -> None:

@@ -26,7 +26,7 @@ from llava.config.known_flags import given
 from llava.config.ranges import out_of_range
 from llava.config.recipe import as_arguments, with_recipe
 from llava.config.stages import take_stage
-from llava.config.trainer_parser import TrainerParser
+from llava.config.trainer_parser import TrainerParser, unknown_choices
 from llava.data import arms
 from llava.data.chat_formats import PLAIN, resolve
 from llava.data.features.store import TOLERANCES
@@ -75,6 +75,10 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
     taken = llava_st.take(vars(values), parser.added, {name: parser.get_default(name) for name in vars(values)})
     problems += taken.problems
     vars(values).update(taken.values)
+    unknown = unknown_choices(vars(values))
+    problems += unknown.values()
+    for name in unknown:
+        setattr(values, name, parser.get_default(name))
     for name in TrainingArguments._VALID_DICT_FIELDS:
         problem = settings_problem(getattr(values, name))
         if problem:

@@ -99,7 +99,10 @@ def test_a_number_out_of_range_is_one_message(assets, tmp_path, name, value, all
         ({"learning_rate": "high"}, "--learning_rate.*: invalid float value: 'high'"),
         ({"report_to": "nothing_known"}, r"--report_to nothing_known: not installed here, or unknown"),
         ({"optim": "adamw_bnb_8bit"}, "--optim adamw_bnb_8bit: .*pip install -U bitsandbytes"),
-        ({"optim": "adam_of_nobody"}, "adam_of_nobody is not a valid OptimizerNames"),
+        ({"optim": "adamw_torc_fused"}, "--optim adamw_torc_fused: there is no such choice; did you mean adamw"),
+        ({"optim": "adamw"}, "--optim adamw: there is no such choice; did you mean adamw_torch or "),
+        ({"optim": "x"}, "--optim x: there is no such choice; use muon, adamw_torch, .* or another"),
+        ({"eval_strategy": "never"}, "--eval_strategy never: there is no such choice; use auto, no, steps, epoch"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "--lr_scheduler_type cosine_with_min_lr: .*min_lr"),
         ({"lr_scheduler_kwargs": "{min_lr"}, r"--lr_scheduler_kwargs {min_lr: not JSON"),
         ({"deepspeed": "/no.json"}, "--deepspeed /no.json: no such file"),
@@ -116,9 +119,10 @@ def test_what_libraries_say_of_flags_is_a_message(assets, tmp_path, options, mes
 
 
 def test_all_is_said_at_once(assets, tmp_path):
+    wrong = {"seed": -1, "save_steps": 2.5, "video_folder": "/nowhere", "num_frame": 3, "optim": "x"}
     with pytest.raises(ValueError) as error:
-        parse_arguments(flags(assets, tmp_path, 1, seed=-1, save_steps=2.5, video_folder="/nowhere", num_frame=3))
-    assert len(str(error.value).splitlines()) == 5
+        parse_arguments(flags(assets, tmp_path, 1, **wrong))
+    assert len(str(error.value).splitlines()) == 6
 
 
 def test_the_timeout_between_processes_on_cpu_is_the_flags(assets, tmp_path):
