@@ -49,6 +49,18 @@ def test_the_same_clips_in_another_file(run: Path) -> None:
     assert share(run, ["2", "3"], run / "checkpoint-4") == 1.0
 
 
+def test_what_a_run_trained_on_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(path: str, *args: object, **options: bool) -> object:
+        read.append(Path(path).name)
+        return load_records(path, *args, **options)
+
+    monkeypatch.setattr("llava.eval.data.load_records", counted)
+    assert share(run, ["1"]) == 0.0 and share(run, ["2"]) == share(run, ["3"]) == 1.0
+    assert read == ["clips.json", "held_out.json"]
+
+
 def test_a_file_that_was_named_from_another_folder(run: Path) -> None:
     assert trained_on(run, str(run.parent / "clips.json")) and trained_on(run, "../clips.json")
     assert not trained_on(run, str(run / "held_out.json"))
