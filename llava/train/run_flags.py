@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -67,23 +67,20 @@ def parse_arguments(argv: Sequence[str] | None, pending: Collection[str] = ()) -
     stage = take_stage(given(words))
     values, problems = parser.read([*as_arguments(stage.values), *words])
     problems += [stage.problem] if stage.problem else []
-    outside = out_of_range(vars(values))
-    problems += outside.values()
-    for name in outside:
-        # The rest is looked at as if this one were right, so that all is said at once.
-        setattr(values, name, parser.get_default(name))
+
+    def refuse(found: Mapping[str, str]) -> None:
+        """Has the rest be looked at as if these flags were right, so that all is said at once."""
+        problems.extend(found.values())
+        for name in found:
+            setattr(values, name, parser.get_default(name))
+
+    refuse(out_of_range(vars(values)))
     taken = llava_st.take(vars(values), parser.added, {name: parser.get_default(name) for name in vars(values)})
     problems += taken.problems
     vars(values).update(taken.values)
-    unknown = unknown_choices(vars(values))
-    problems += unknown.values()
-    for name in unknown:
-        setattr(values, name, parser.get_default(name))
-    for name in TrainingArguments._VALID_DICT_FIELDS:
-        problem = settings_problem(getattr(values, name))
-        if problem:
-            problems.append(f"--{name} {getattr(values, name)}: {problem}")
-            setattr(values, name, parser.get_default(name))
+    refuse(unknown_choices(vars(values)))
+    settings = {name: getattr(values, name) for name in TrainingArguments._VALID_DICT_FIELDS}
+    refuse({name: f"--{name} {value}: {said}" for name, value in settings.items() if (said := settings_problem(value))})
     if values.fp16 and values.bf16:
         problems.append("--fp16 True --bf16 True: one of them, or neither")
         values.fp16 = False
